@@ -1,0 +1,32 @@
+.PHONY: demo test fidelity clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m fxshap.demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+fidelity: $(VENV)/.test
+	$(BIN)/python -m benchmarks.fidelity
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	touch $@
+
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -e '.[$*]'
+	touch $@

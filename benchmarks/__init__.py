@@ -1,0 +1,1 @@
+"""Measurements of fxshap: how exact, how close to Shapley values, how fast."""

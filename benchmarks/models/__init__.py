@@ -1,0 +1,48 @@
+"""Small networks written the many ways people write them, ten input features each.
+
+``NETWORKS`` maps the name of every network to its :class:`Network`.
+
+Examples
+--------
+>>> from benchmarks.models import NETWORKS
+>>> network = NETWORKS["gelu_by_erf"]
+>>> network.build()(*network.inputs(4)).shape
+torch.Size([4, 3])
+"""
+
+from benchmarks.models import (
+    activations,
+    attention,
+    gelu,
+    generic,
+    images,
+    layouts,
+    logic,
+    normalisation,
+    pooling,
+    products,
+    recurrent,
+    softmax,
+)
+from benchmarks.models.network import Network
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for family in (
+        activations,
+        gelu,
+        products,
+        normalisation,
+        softmax,
+        pooling,
+        attention,
+        recurrent,
+        logic,
+        layouts,
+        images,
+        generic,
+    )
+    for network in family.NETWORKS
+}
+
+__all__ = ["NETWORKS", "Network"]

@@ -1,0 +1,62 @@
+"""Differentiable operations that have no closed multiplier rule."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models.mlp import MLP, Between
+from benchmarks.models.network import Network
+
+network = partial(Network, family="generic")
+
+
+def _sorted(h: Tensor) -> Tensor:
+    return torch.cat([h.sort(dim=1).values, 2 * torch.topk(h, 4, dim=1).values], dim=1)
+
+
+def _gathered(h: Tensor) -> Tensor:
+    scores, values = h.reshape(-1, 2, 6).unbind(1)
+    return values.gather(1, scores.argsort(dim=1)[:, :4]).tanh()
+
+
+def _products(h: Tensor) -> Tensor:
+    factors = 1.0 + 0.5 * h.reshape(-1, 4, 3)
+    return torch.cat([factors.prod(dim=2), torch.cumprod(factors, dim=1).flatten(1)], dim=1)
+
+
+def _cumulative_smooth_maximum(h: Tensor) -> Tensor:
+    return torch.logcumsumexp(2 * h, dim=1)
+
+
+def _singular_values(h: Tensor) -> Tensor:
+    return torch.linalg.svdvals(h.reshape(-1, 4, 3))
+
+
+def _spectrum(h: Tensor) -> Tensor:
+    return torch.fft.rfft(h, dim=1).abs()
+
+
+class RadialBasis(nn.Module):
+    """Gaussian radial basis functions of the distances to learned centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(6, 2))
+        self.head = nn.Linear(30, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Measure the distances of the points to the centres."""
+        distances = torch.cdist(x, self.centres.expand(x.shape[0], -1, -1))
+        return self.head(torch.exp(-0.3 * distances).flatten(1))
+
+
+NETWORKS = [
+    network("sort_topk", architecture=lambda: Between(_sorted)),
+    network("gather_argsort", architecture=lambda: Between(_gathered)),
+    network("prod_cumprod", architecture=lambda: Between(_products)),
+    network("logcumsumexp", architecture=lambda: MLP(_cumulative_smooth_maximum, torch.tanh)),
+    network("singular_values", architecture=lambda: Between(_singular_values)),
+    network("fourier_magnitude", architecture=lambda: Between(_spectrum)),
+    network("cdist_radial_basis", architecture=RadialBasis, shapes=((5, 2),)),
+]

@@ -1,0 +1,89 @@
+"""Exact Shapley values by evaluating every coalition of features."""
+
+from collections.abc import Callable
+from math import factorial
+
+import torch
+from torch import Tensor
+
+
+def coalitions(players: int) -> Tensor:
+    """Return every subset of the players.
+
+    Parameters
+    ----------
+    players : int
+        The number of players.
+
+    Returns
+    -------
+    Tensor
+        Booleans of shape (2 ** players, players). Row k holds player j if bit j of k is set.
+    """
+    numbers = torch.arange(2**players).unsqueeze(1)
+    return (numbers >> torch.arange(players)) % 2 == 1
+
+
+def shapley_weights(players: int) -> Tensor:
+    """Return the matrix that takes the values of all coalitions to the Shapley values.
+
+    A player's Shapley value is the average over all orders of what it adds to those before
+    it. A coalition S that the player is in counts (|S| - 1)! (n - |S|)! / n!, and one that it
+    is not in counts -|S|! (n - |S| - 1)! / n!.
+
+    Parameters
+    ----------
+    players : int
+        The number of players, n.
+
+    Returns
+    -------
+    Tensor
+        Float64 weights of shape (players, 2 ** players).
+    """
+    orders = factorial(players)
+    joined = [0.0] + [
+        factorial(size - 1) * factorial(players - size) / orders for size in range(1, players + 1)
+    ]
+    absent = [-weight for weight in joined[1:]] + [0.0]
+    members = coalitions(players)
+    sizes = members.sum(dim=1)
+    joined_weights = torch.tensor(joined, dtype=torch.float64)[sizes]
+    absent_weights = torch.tensor(absent, dtype=torch.float64)[sizes]
+    return torch.where(members.T, joined_weights, absent_weights)
+
+
+def shapley_values(
+    function: Callable[[Tensor], Tensor], sample: Tensor, reference: Tensor
+) -> Tensor:
+    """Return the exact Shapley values of a function between two points.
+
+    The players are the features. A coalition's value is the function at the hybrid point that
+    has the coalition's features from the sample and the others from the reference. All of the
+    2 ** features hybrids are evaluated in one call.
+
+    Parameters
+    ----------
+    function : callable
+        Maps a (batch, features) tensor to a (batch, outputs) tensor, row by row.
+    sample, reference : Tensor
+        One point each, of shape (features,). Use float64.
+
+    Returns
+    -------
+    Tensor
+        The values, of shape (features, outputs). Each column sums to the difference between
+        the function at the sample and at the reference.
+
+    Examples
+    --------
+    >>> product = lambda x: x.prod(dim=1, keepdim=True)
+    >>> x, r = torch.tensor([[2.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> shapley_values(product, x, r).squeeze(1)
+    tensor([4., 2.], dtype=torch.float64)
+    """
+    features = sample.numel()
+    hybrids = torch.where(coalitions(features), sample, reference)
+    with torch.no_grad():
+        values = function(hybrids)
+    return shapley_weights(features).to(values.dtype) @ values

@@ -1,0 +1,238 @@
+"""A pass: booleans that depend on the input become 0/1 floats.
+
+A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets a
+floating-point twin, a step of the difference; logic and integer arithmetic on twins become their
+floating-point counterparts; ``where`` and ``masked_fill`` become `select` on the twin. Masks that do
+not depend on the input, and integers used as indices, stay what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxshap.rules.table import find_rule
+
+aten = torch.ops.aten
+ours = torch.ops.fxshap
+
+#: What stands for -inf where it may or may not be filled in: far below any logit, and finite.
+FAR_BELOW = -1e30
+
+COMPARISONS = {
+    getattr(aten, name): relation
+    for relation, names in {
+        "gt": ("gt", "greater"),
+        "ge": ("ge", "greater_equal"),
+        "lt": ("lt", "less"),
+        "le": ("le", "less_equal"),
+        "eq": ("eq",),
+        "ne": ("ne", "not_equal"),
+    }.items()
+    for name in names
+}
+
+CASTS = (aten._to_copy, aten.to, aten.type_as)
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Say whether a node gives one floating-point tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+class Twins:
+    """The floating-point twins of boolean and integer nodes, built in graph order."""
+
+    def __init__(self, graph: fx.Graph, dtype: torch.dtype) -> None:
+        self.graph = graph
+        self.dtype = dtype
+        self.twin: dict[fx.Node, fx.Node] = {}
+
+    def call(self, like: fx.Node, target: Callable[..., Any], *args: Any, **kw: Any) -> fx.Node:
+        """Add a floating-point node with the shape and the origin of `like`."""
+        node = self.graph.call_function(target, args, kw)
+        floats = [a.meta["val"].dtype for a in node.all_input_nodes if is_floating(a)]
+        node.meta = dict(like.meta)
+        node.meta["val"] = like.meta["val"].to(kw.get("dtype", floats[0] if floats else self.dtype))
+        node.meta["varying"] = any(a.meta.get("varying", False) for a in node.all_input_nodes)
+        return node
+
+    def number(self, value: float, like: fx.Node) -> fx.Node:
+        """Add a constant scalar tensor."""
+        value = FAR_BELOW if value == -math.inf else value
+        node = self.graph.call_function(
+            aten.full.default, ([], value), {"dtype": self.dtype, "device": like.meta["val"].device}
+        )
+        node.meta = {"varying": False, "val": like.meta["val"].new_empty([], dtype=self.dtype)}
+        return node
+
+    def as_float(self, value: Any, like: fx.Node) -> fx.Node | None:
+        """Return a floating-point node for a node or a number; ``None`` if there is none."""
+        if not isinstance(value, fx.Node):
+            return self.number(float(value), like)
+        if value in self.twin:
+            return self.twin[value]
+        if is_floating(value):
+            return value
+        if value.meta.get("varying", False):
+            return None
+        return self.call(value, aten._to_copy.default, value, dtype=self.dtype)
+
+
+def booleans_to_floats(graph: fx.Graph, dtype: torch.dtype) -> fx.Graph:
+    """Give every boolean that depends on the input a floating-point twin, and use it.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        A functional ATen graph whose nodes say in ``meta["varying"]`` whether they depend on the
+        input. Changed in place.
+    dtype : torch.dtype
+        Floating-point type of the twins.
+    """
+    twins = Twins(graph, dtype)
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not node.meta.get("varying", False):
+            continue
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        with graph.inserting_before(node.next):
+            twin = floating_form(twins, node)
+        if twin is None:
+            continue
+        if is_floating(node):
+            node.replace_all_uses_with(twin, delete_user_cb=lambda user, t=twin: user is not t)
+        else:
+            twins.twin[node] = twin
+    graph.eliminate_dead_code()
+    return graph
+
+
+def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Return the floating-point form of one node, or ``None`` where it needs or has none."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in COMPARISONS:
+        return compare(twins, node, COMPARISONS[packet])
+    if not any(argument in twins.twin for argument in node.all_input_nodes):
+        return None
+    if packet in FORMS:
+        return FORMS[packet](twins, node)
+    if packet in CASTS:
+        return cast(twins, node)
+    rule = find_rule(node.target)
+    if rule is None or not rule.closed or node.target is operator.getitem:
+        return None
+    args = fx.map_arg(node.args, lambda a: twins.twin.get(a, a))
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "dtype"}
+    return twins.call(node, node.target, *args, **kwargs)
+
+
+def cast(twins: Twins, node: fx.Node) -> fx.Node:
+    """Cast a twin to no narrower a type than its own, which would round its gradients."""
+    source = twins.twin[node.args[0]]
+    if not is_floating(node):
+        return source
+    dtype = torch.promote_types(node.meta["val"].dtype, source.meta["val"].dtype)
+    return twins.call(node, aten._to_copy.default, source, dtype=dtype)
+
+
+def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
+    """U > v is a step of u - v."""
+    u, v = (twins.as_float(value, node) for value in node.args[:2])
+    if u is None or v is None:
+        return None
+    return twins.call(node, ours.step.default, twins.call(node, aten.sub.Tensor, u, v), relation)
+
+
+def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.Node | None:
+    """Select between two branches by a twin."""
+    parts = [twins.as_float(value, node) for value in (condition, a, b)]
+    if condition not in twins.twin or None in parts:
+        return None
+    return twins.call(node, ours.select.default, *parts)
+
+
+def where(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """where(c, a, b)."""
+    return choose(twins, node, *node.args[:3]) if len(node.args) >= 3 else None
+
+
+def masked_fill(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """masked_fill(x, mask, value)."""
+    x, mask, value = node.args
+    return choose(twins, node, mask, value, x)
+
+
+def logic(formula: Callable[..., fx.Node]) -> Callable[[Twins, fx.Node], fx.Node | None]:
+    """Turn a formula on 0/1 floats into the form of a logical operation."""
+
+    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+        parts = [twins.as_float(value, node) for value in node.args]
+        if None in parts or node.meta["val"].dtype != torch.bool:
+            return None
+        return formula(lambda target, *args: twins.call(node, target, *args), *parts)
+
+    return form
+
+
+Call = Callable[..., fx.Node]
+
+
+def both(call: Call, a: fx.Node, b: fx.Node) -> fx.Node:
+    """A and b = a b."""
+    return call(aten.mul.Tensor, a, b)
+
+
+def either(call: Call, a: fx.Node, b: fx.Node) -> fx.Node:
+    """A or b = a + b - a b."""
+    return call(aten.sub.Tensor, call(aten.add.Tensor, a, b), call(aten.mul.Tensor, a, b))
+
+
+def one_of(call: Call, a: fx.Node, b: fx.Node) -> fx.Node:
+    """A xor b = a + b - 2 a b."""
+    return call(
+        aten.sub.Tensor,
+        call(aten.add.Tensor, a, b),
+        call(aten.mul.Tensor, call(aten.mul.Tensor, a, b), 2.0),
+    )
+
+
+def negation(call: Call, a: fx.Node) -> fx.Node:
+    """Not a = 1 - a."""
+    return call(aten.rsub.Scalar, a, 1.0)
+
+
+def reduction(target: Callable[..., Any]) -> Callable[[Twins, fx.Node], fx.Node | None]:
+    """`any` is a maximum of 0/1 floats, `all` a minimum."""
+
+    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+        source, *rest = node.args
+        dims = rest[:1] or [[]]
+        dims = [[dims[0]] if isinstance(dims[0], int) else dims[0]]
+        return twins.call(node, target, twins.twin[source], *dims, *rest[1:])
+
+    return form
+
+
+FORMS: dict[Any, Callable[[Twins, fx.Node], fx.Node | None]] = {
+    aten.where: where,
+    aten.masked_fill: masked_fill,
+    aten.logical_and: logic(both),
+    aten.bitwise_and: logic(both),
+    aten.__and__: logic(both),
+    aten.logical_or: logic(either),
+    aten.bitwise_or: logic(either),
+    aten.__or__: logic(either),
+    aten.logical_xor: logic(one_of),
+    aten.bitwise_xor: logic(one_of),
+    aten.logical_not: logic(negation),
+    aten.bitwise_not: logic(negation),
+    aten.any: reduction(aten.amax.default),
+    aten.all: reduction(aten.amin.default),
+}

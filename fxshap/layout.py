@@ -1,0 +1,98 @@
+"""Where the batch lies in every tap, so that one sample row can stand for many.
+
+All sample rows of a SHAP call are copies of one row. Running `observe` on that row alone is enough
+if each tap of the copies is the row's own tap repeated. A probe with two different rows tells, and
+finds models in which the rows of a batch influence each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxshap.errors import BatchMixingError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How taps depend on the number of rows.
+
+    Attributes
+    ----------
+    dims : tuple of (int or None)
+        For every tap the dimension in which rows lie one after another; ``None`` without one.
+    tile : bool
+        Whether some tap is not a repetition, so that the one row must be run as many.
+    """
+
+    dims: tuple[int | None, ...]
+    tile: bool
+
+    def spread(self, taps: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Make the taps of one row broadcast against those of `rows` rows."""
+        return [
+            tap if dim is None or tap.shape[dim] == 1 else repeat(tap, dim, rows)
+            for tap, dim in zip(taps, self.dims, strict=True)
+        ]
+
+
+def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
+    """Repeat a tap as a block along its batch dimension."""
+    return torch.cat([tap] * rows, dim)
+
+
+@torch.no_grad()
+def probe_layout(observe: fx.GraphModule, inputs: Sequence[Tensor]) -> Layout:
+    """Compare two rows run together with each run alone.
+
+    Parameters
+    ----------
+    observe : fx.GraphModule
+        ``observe(*inputs) -> (output, taps)``.
+    inputs : sequence of Tensor
+        Rows to probe with; the first and the last are used.
+
+    Raises
+    ------
+    BatchMixingError
+        If a row of the output depends on another row of the input.
+    """
+    first = [x[:1] for x in inputs]
+    second = [different_row(x) for x in inputs]
+    out, taps = observe(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
+    (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
+    if not alike(out, torch.cat([out_1, out_2])):
+        raise BatchMixingError(
+            "the rows of a batch influence each other in this model (as in batch norm in training "
+            "mode, or a softmax over dimension 0), so a row has no attributions of its own; call "
+            "model.eval(), or reduce over the features instead of the batch"
+        )
+    found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
+    return Layout(tuple(None if dim == -1 else dim for dim in found), tile=-1 in found)
+
+
+def different_row(x: Tensor) -> Tensor:
+    """Return a second row: the last, or if it is the same the first one rolled by one place."""
+    last = x[-1:]
+    return x[:1].flatten(1).roll(1, 1).reshape(last.shape) if torch.equal(last, x[:1]) else last
+
+
+def row_dim(both: Tensor, first: Tensor, second: Tensor) -> int | None:
+    """Return the dimension along which two taps join; ``None`` without one, -1 if they do not."""
+    dims = [d for d in range(both.dim()) if both.shape[d] != first.shape[d]]
+    if not dims:
+        return None if alike(both, first) and alike(both, second) else -1
+    return dims[0] if alike(both, torch.cat([first, second], dims[0])) else -1
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors are the same up to the rounding of other batch sizes."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    a, b = (value.nan_to_num(0.0, 0.0, 0.0) for value in (a, b))
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    tolerance = torch.finfo(a.dtype).eps ** 0.5 * max(scale, torch.finfo(a.dtype).tiny)
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance)

@@ -1,0 +1,76 @@
+"""Picking the tensor to explain from what a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxshap.errors import OutputError
+
+Selector = str | int | Callable[[Any], Tensor] | None
+
+
+def select_output(result: Any, output: Selector) -> Tensor:
+    """Return the 2-d floating-point tensor that `output` picks from a model's result.
+
+    Parameters
+    ----------
+    result : Tensor, dict, dataclass or tuple
+        What the model returned.
+    output : str, int, callable or None
+        A key or attribute name, an index, or a function of `result`.
+
+    Raises
+    ------
+    OutputError
+        If there is no such output, or it is not a 2-d floating-point tensor.
+    """
+    picked = pick(result, output)
+    if not isinstance(picked, Tensor):
+        raise OutputError(
+            f"the model returns {describe(picked)}, not one tensor; choose the tensor to explain "
+            "with make_explainable(model, output=...), a key, an index or a function"
+        )
+    if not picked.is_floating_point():
+        raise OutputError(
+            f"the model returns a tensor of {picked.dtype}, which has no attributions; choose a "
+            "floating-point output, such as the logits, with make_explainable(model, output=...)"
+        )
+    if picked.dim() != 2:
+        raise OutputError(
+            f"the model returns a tensor of shape {tuple(picked.shape)}; SHAP explains outputs of "
+            "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
+            "example output=lambda y: y.reshape(len(y), -1)"
+        )
+    return picked
+
+
+def pick(result: Any, output: Selector) -> Any:
+    """Apply a key, an attribute name, an index or a function."""
+    if output is None:
+        return result
+    if callable(output):
+        return output(result)
+    try:
+        if isinstance(output, str) and not isinstance(result, dict):
+            return getattr(result, output)
+        return result[output]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise OutputError(
+            f"output={output!r} is not in the model's result, {describe(result)}"
+        ) from error
+
+
+def describe(result: Any) -> str:
+    """Say what a result is, with its keys if it has any."""
+    kind = type(result).__name__
+    if isinstance(result, dict):
+        return f"a {kind} with keys {list(result)}"
+    if isinstance(result, tuple | list):
+        return f"a {kind} of {len(result)} ({', '.join(type(item).__name__ for item in result)})"
+    return f"a {kind} of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else (
+        f"a {kind}"
+    )

@@ -1,0 +1,221 @@
+"""Rewrite: from one captured graph to two, `observe` and `attribute`.
+
+- ``observe(*inputs) -> (output, taps)`` is the captured graph, returning as well what every
+  nonlinear node that depends on the input receives (its *taps*).
+- ``attribute(ends, *inputs) -> output`` is the captured graph in which every such node is a
+  :func:`fxshap.rescale.rescale`.
+
+Nodes that are linear in what depends on the input stay themselves: autograd is right for them.
+Each pass is a function from graph to graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxshap.booleans import booleans_to_floats
+from fxshap.capture import Captured, user_module
+from fxshap.errors import CaptureError
+from fxshap.rescale import rescale
+from fxshap.rules.table import find_rule
+
+aten = torch.ops.aten
+
+#: Identities in a functional graph.
+IDENTITIES = (aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.contiguous)
+#: Views need matching strides, and a rule may return others.
+RESHAPES = (aten.view, aten._unsafe_view)
+#: Operations that take only the shape of their arguments.
+SHAPE_ONLY = (
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
+    aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The two rewritten graphs and the names of the taps that pass between them."""
+
+    observe: fx.GraphModule
+    attribute: fx.GraphModule
+    taps: tuple[str, ...]
+
+
+def rewrite(captured: Captured) -> Rewritten:
+    """Build the two graphs of a captured model."""
+    graph = fx.Graph()
+    output = graph.graph_copy(captured.module.graph, {})
+    graph.output(output)
+    for step in (drop_identities, reshape_views, mark_varying):
+        graph = step(graph)
+    graph = booleans_to_floats(graph, input_dtype(graph))
+    refuse_randomness(graph)
+
+    attribute, taps = insert_rescale(graph)
+    observe = return_taps(graph, taps)
+    return Rewritten(
+        fx.GraphModule(captured.module, observe, "Observe"),
+        fx.GraphModule(captured.module, attribute, "Attribute"),
+        taps,
+    )
+
+
+def packet(node: fx.Node) -> Any:
+    """Return the operator packet of a node, such as ``aten.relu`` of ``aten.relu.default``."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def calls(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Iterate over the operations of a graph, which may change under way."""
+    return (node for node in list(graph.nodes) if node.op == "call_function")
+
+
+def input_dtype(graph: fx.Graph) -> torch.dtype:
+    """Return the floating-point type of the first input that has one."""
+    values = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    return next((v.dtype for v in values if v.is_floating_point()), torch.get_default_dtype())
+
+
+# --- passes -------------------------------------------------------------------------------------
+
+
+def drop_identities(graph: fx.Graph) -> fx.Graph:
+    """Remove copies, detachments and assertions, which change nothing in a functional graph."""
+    for node in calls(graph):
+        if packet(node) is aten.copy:  # copy(old, new) is new in the shape and the type of old
+            old, new, *_ = node.args
+            node.target, node.args = aten.expand_as.default, (new, old)
+        if packet(node) in IDENTITIES:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        elif "assert" in str(node.target) and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def reshape_views(graph: fx.Graph) -> fx.Graph:
+    """Turn ``view`` into ``reshape``."""
+    for node in calls(graph):
+        if packet(node) in RESHAPES:
+            node.target = aten.reshape.default
+    return graph
+
+
+def mark_varying(graph: fx.Graph) -> fx.Graph:
+    """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
+    for node in graph.nodes:
+        depends = node.op == "placeholder" or (
+            packet(node) not in SHAPE_ONLY
+            and any(source.meta.get("varying", False) for source in node.all_input_nodes)
+        )
+        node.meta["varying"] = depends
+    return graph
+
+
+def refuse_randomness(graph: fx.Graph) -> None:
+    """Raise if what depends on the input is mixed with random numbers."""
+    for node in calls(graph):
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and find_rule(node.target) is None:
+            raise CaptureError(
+                f"the model draws random numbers in {user_module(node) or 'its forward'} "
+                f"({node.target}), so it has no single output to explain; call model.eval(), or "
+                "turn the sampling off"
+            )
+
+
+def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
+    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps."""
+    attribute = fx.Graph()
+    ends = attribute.placeholder("ends")
+    copies: dict[fx.Node, fx.Node] = {}
+    taps: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            attribute.output(copies[node.args[0]])
+        elif node.op == "call_function" and needs_rule(node):
+            places = varying_places(node)
+            taps.update(dict.fromkeys(places.values()))
+            sources = [source for _, source in varying_arguments(node)]
+            rows = tuple(batch_dim(source) for source in (*sources, node))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+            copies[node] = attribute.call_function(
+                rescale, (ends, node.name, places, rows, node.target, *args), kwargs
+            )
+            copies[node].meta = dict(node.meta)
+        else:
+            copies[node] = attribute.node_copy(node, copies.__getitem__)
+    return attribute, tuple(taps)
+
+
+def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
+    """Copy a graph, returning the output and the tapped values."""
+    observe = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = observe.graph_copy(graph, copies)
+    named = {node.name: copy for node, copy in copies.items()}
+    observe.output((output, tuple(named[tap] for tap in taps)))
+    return observe
+
+
+# --- what a node is -----------------------------------------------------------------------------
+
+
+def needs_rule(node: fx.Node) -> bool:
+    """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
+    if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
+        return False
+    rule = find_rule(node.target)
+    places = {place for place, _ in varying_arguments(node)}
+    return rule is None or not rule.is_linear(places)
+
+
+def gives_floats(node: fx.Node) -> bool:
+    """Say whether any output of a node is floating point."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(v, Tensor) and v.is_floating_point() or is_complex(v) for v in values)
+
+
+def is_complex(value: Any) -> bool:
+    """Say whether a value is a complex tensor."""
+    return isinstance(value, Tensor) and value.is_complex()
+
+
+def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
+    """Return (argument position, node) for every argument that depends on the input."""
+    found = [(place, n) for place, arg in enumerate(node.args) for n in nodes_in(arg)]
+    names = [argument.name for argument in getattr(node.target, "_schema").arguments]
+    found += [(names.index(key), n) for key, arg in node.kwargs.items() for n in nodes_in(arg)]
+    return [(place, n) for place, n in found if n.meta["varying"]]
+
+
+def nodes_in(argument: Any) -> list[fx.Node]:
+    """Return the nodes in an argument, which may be a list."""
+    return [leaf for leaf in pytree.tree_leaves(argument) if isinstance(leaf, fx.Node)]
+
+
+def varying_places(node: fx.Node) -> dict[int, str]:
+    """Return {place among the flattened arguments: tap} of what depends on the input."""
+    flat = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    return {
+        place: leaf.name
+        for place, leaf in enumerate(flat)
+        if isinstance(leaf, fx.Node) and leaf.meta["varying"]
+    }
+
+
+def batch_dim(node: fx.Node) -> int:
+    """Return the dimension of a node's (first) output that grows with the batch; 0 if unknown."""
+    value = next((v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)), None)
+    sizes = [] if value is None else list(value.shape)
+    return next((d for d, size in enumerate(sizes) if isinstance(size, torch.SymInt)), 0)

@@ -1,0 +1,392 @@
+"""Univariate functions: the multiplier is the secant slope, in a form without cancellation.
+
+For one input the only multiplier that adds up is the secant (f(x) - f(r)) / (x - r), the rescale
+rule of DeepLIFT (Shrikumar et al. 2017, eq. 11). Taken as a quotient it is noise where x and r are
+close, so every function here uses the best form it has: a closed divided difference, the exact
+secant of a piecewise-linear function, or the mean of the derivative wherever the quotient's own
+rounding noise is larger than the difference between the two.
+
+A slope is a pure function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fxshap.rules.generic import GAUSS_LEGENDRE, generic
+from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.table import Slope, Target, Tensors, rule
+
+aten = torch.ops.aten
+
+
+def elementwise(*targets: Target, slope: Slope | None = None) -> None:
+    """Declare univariate functions of their first argument.
+
+    Parameters
+    ----------
+    *targets : operator
+        ATen operators that map every element by itself.
+    slope : callable, optional
+        ``slope(operation, r, x)``; the default, :func:`smooth`, serves any function.
+    """
+    used = slope or smooth
+
+    @rule(*targets, name=f"elementwise ({used.__name__})")
+    def secant_rule(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        if operation.slots != (0,) or reference[0].is_complex():
+            return generic(operation, reference, sample, grad)
+        (r,), (x,) = reference, sample
+        return (scale(grad, used(operation, r, x)).sum_to_size(r.shape),)
+
+
+def scale(grad: Tensor, slope: Tensor) -> Tensor:
+    """Multiply, with 0 * inf = 0: an unbounded slope that nobody asks about stays silent."""
+    product = grad * slope
+    return product if product.isfinite().all() else product.masked_fill_(grad == 0, 0.0)
+
+
+def derivative(operation: Operation, point: Tensor) -> Tensor:
+    """f'(point) of a univariate operation, by autograd."""
+    (result,) = vjp(operation, (point,), torch.ones_like(point))
+    assert result is not None
+    return result
+
+
+# --- any function -----------------------------------------------------------------------------
+
+
+def smooth(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant of any function, smooth or kinked, without the noise of the quotient.
+
+    The 3-point Gauss-Legendre mean of f' replaces the quotient wherever the two differ by less
+    than the quotient's own rounding error, so it can never cost more than that error; where the
+    mean is wrong (at a kink, or far apart) it differs by more and the quotient stays.
+    """
+    x, r = torch.broadcast_tensors(x, r)
+    d = x - r
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    quotient = (f_x - f_r) / d
+    mean = sum(weight * derivative(operation, torch.lerp(r, x, t)) for t, weight in GAUSS_LEGENDRE)
+    assert isinstance(mean, Tensor)
+    # f is rounded at both ends, and so are x and r themselves.
+    noise = f_x.abs() + f_r.abs() + mean.abs() * (x.abs() + r.abs())
+    close = (mean - quotient).abs() * d.abs() <= 4 * torch.finfo(d.dtype).eps * noise
+    return torch.where(close | (d == 0), mean, quotient)
+
+
+def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant at every d != 0, for functions whose values are exact near their kinks."""
+    d = x - r
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    same = d == 0
+    slope = (f_x - f_r) / d
+    if same.any():
+        slope = torch.where(same, derivative(operation, r), slope)
+    return slope
+
+
+def piecewise_linear(*kinks: Callable[[Operation], float]) -> Slope:
+    """Slope of a function with straight pieces between `kinks`: exact within one piece."""
+
+    def straight(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        slope = kinked(operation, r, x)
+        same_piece = torch.ones_like(slope, dtype=torch.bool)
+        for kink in kinks:
+            at = kink(operation)
+            same_piece &= (x > at) == (r > at)
+        return torch.where(same_piece, derivative(operation, r.expand_as(slope)), slope)
+
+    return straight
+
+
+# --- exponentials and logarithms --------------------------------------------------------------
+
+
+def exp_slope(r: Tensor, x: Tensor) -> Tensor:
+    """(e^x - e^r) / (x - r) = e^max (1 - e^-|d|) / |d|; 0 where both are -inf."""
+    gap = (x - r).abs()
+    mean = -torch.expm1(-gap) / gap
+    mean = torch.where(gap == 0, 1.0, mean)
+    top = torch.maximum(x, r)
+    return torch.where(top == -math.inf, 0.0, top.exp() * mean)
+
+
+def log_slope(r: Tensor, x: Tensor) -> Tensor:
+    """(log x - log r) / (x - r) = log1p((hi - lo) / lo) / (hi - lo)."""
+    lo, hi = torch.minimum(x, r), torch.maximum(x, r)
+    gap = hi - lo
+    ratio = gap / lo
+    change = torch.where(ratio.isinf(), hi.log() - lo.log(), torch.log1p(ratio))
+    return torch.where(gap == 0, lo.reciprocal(), change / gap)
+
+
+def sigmoid_slope(r: Tensor, x: Tensor) -> Tensor:
+    """(s(x) - s(r)) / (x - r) = s(hi) s(-lo) (1 - e^-(hi - lo)) / (hi - lo)."""
+    lo, hi = torch.minimum(x, r), torch.maximum(x, r)
+    gap = hi - lo
+    mean = torch.where(gap == 0, 1.0, -torch.expm1(-gap) / gap)
+    return torch.sigmoid(hi) * torch.sigmoid(-lo) * mean
+
+
+def tanh_slope(r: Tensor, x: Tensor) -> Tensor:
+    """tanh z = 2 s(2z) - 1, so its secant is 4 times that of s at doubled ends."""
+    return 4 * sigmoid_slope(2 * r, 2 * x)
+
+
+def softplus_slope(r: Tensor, x: Tensor) -> Tensor:
+    """log((1 + e^hi) / (1 + e^lo)) = log1p(s(lo) (e^(hi - lo) - 1)), over hi - lo."""
+    lo, hi = torch.minimum(x, r), torch.maximum(x, r)
+    gap = hi - lo
+    near = torch.log1p(torch.sigmoid(lo) * torch.expm1(gap.clamp(max=1)))
+    zero = torch.zeros_like(hi)
+    far = torch.logaddexp(hi, zero) - torch.logaddexp(lo, zero)
+    return torch.where(gap == 0, torch.sigmoid(lo), torch.where(gap < 1, near, far) / gap)
+
+
+def logarithm(base: float = math.e, shift: float = 0.0) -> Slope:
+    """Secant of log_base(x + shift)."""
+
+    def log(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        return log_slope(r + shift, x + shift) / math.log(base)
+
+    return log
+
+
+def exponential(base: Callable[[Operation], float]) -> Slope:
+    """Secant of base^x; a base that is not positive has no logarithm and is left to `smooth`."""
+
+    def exp(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        if base(operation) <= 0:
+            return smooth(operation, r, x)
+        log_base = math.log(base(operation))
+        return log_base * exp_slope(log_base * r, log_base * x)
+
+    return exp
+
+
+# --- activations ------------------------------------------------------------------------------
+
+
+def sigmoid(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant of 1 / (1 + e^-x)."""
+    return sigmoid_slope(r, x)
+
+
+def tanh(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant of tanh x."""
+    return tanh_slope(r, x)
+
+
+def silu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """x s(x): mean(s) + mean(x) ds/dx."""
+    s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
+    return s + (x + r) / 2 * sigmoid_slope(r, x)
+
+
+def log_sigmoid(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """log s(x) = -softplus(-x)."""
+    return softplus_slope(-r, -x)
+
+
+def softplus(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """log(1 + e^(beta x)) / beta; beyond `threshold` torch returns x itself, which jumps a little.
+
+    An end beyond the threshold therefore takes the quotient of what torch computes.
+    """
+    beta, threshold = operation["beta"], operation["threshold"]
+    straight = torch.maximum(x, r) * beta > threshold
+    slope = softplus_slope(beta * r, beta * x)
+    return torch.where(straight, kinked(operation, r, x), slope) if straight.any() else slope
+
+
+def exponential_unit(
+    parameters: Callable[[Operation], tuple[float, float, float]],
+) -> Slope:
+    """Secant of ELU and its kin: `above` * x for x > 0, else `height` * (e^(rate x) - 1)."""
+
+    def elu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        above, height, rate = parameters(operation)
+        below = height * rate * exp_slope((rate * r).clamp(max=0), (rate * x).clamp(max=0))
+        lo, hi = torch.minimum(x, r), torch.maximum(x, r)
+        across = kinked(operation, r, x)
+        return torch.where(lo > 0, above, torch.where(hi <= 0, below, across))
+
+    return elu
+
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+
+def elu_parameters(operation: Operation) -> tuple[float, float, float]:
+    """(above, height, rate) of ``aten.elu``."""
+    above = operation["scale"]
+    return above, operation["alpha"] * above, operation["input_scale"]
+
+
+def mish(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """x tanh(softplus(x)), as a chain of its parts."""
+    zero = torch.zeros_like(r)
+    s_r, s_x = torch.logaddexp(r, zero), torch.logaddexp(x, zero[: x.shape[0]])
+    t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
+    return t + (x + r) / 2 * tanh_slope(s_r, s_x) * softplus_slope(r, x)
+
+
+# --- powers -----------------------------------------------------------------------------------
+
+
+def sqrt_slope(r: Tensor, x: Tensor) -> Tensor:
+    """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite."""
+    total = x.sqrt() + r.sqrt()
+    return torch.where(total == 0, 0.0, total.reciprocal())
+
+
+def rsqrt_slope(r: Tensor, x: Tensor) -> Tensor:
+    """-v_x^2 v_r^2 / (v_x + v_r) with v = s^(-1/2)."""
+    v_x, v_r = x.rsqrt(), r.rsqrt()
+    return -(v_x * v_r) / (x.sqrt() + r.sqrt())
+
+
+def sqrt(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant of the square root."""
+    return sqrt_slope(r, x)
+
+
+def rsqrt(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Secant of x^(-1/2)."""
+    return rsqrt_slope(r, x)
+
+
+def reciprocal(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """(1/x - 1/r) / (x - r) = -1 / (x r)."""
+    return -(x.reciprocal() * r.reciprocal())
+
+
+def square(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """(x^2 - r^2) / (x - r) = x + r."""
+    return x + r
+
+
+def power(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """x^n: the sum of x^i r^(n-1-i) for a small whole n, closed forms for -2, -1, -1/2 and 1/2."""
+    n = operation["exponent"]
+    if isinstance(n, Tensor):
+        return smooth(operation, r, x)
+    if n in POWERS:
+        return POWERS[n](r, x)
+    if n == int(n) and 0 < n <= 8:
+        slope = torch.ones_like(r)
+        x_power = torch.ones_like(x)
+        for _ in range(int(n) - 1):
+            x_power = x_power * x
+            slope = slope * r + x_power
+        return slope
+    return smooth(operation, r, x)
+
+
+POWERS: dict[float, Callable[[Tensor, Tensor], Tensor]] = {
+    2: lambda r, x: x + r,
+    0.5: sqrt_slope,
+    -0.5: rsqrt_slope,
+    -1: lambda r, x: -(x.reciprocal() * r.reciprocal()),
+    -2: lambda r, x: -(x + r) * (x * r).square().reciprocal(),
+}
+
+
+# --- trigonometry -----------------------------------------------------------------------------
+
+
+def half_sinc(d: Tensor) -> Tensor:
+    """sin(d/2) / (d/2)."""
+    return torch.sinc(d / (2 * math.pi))
+
+
+def sin(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """sin x - sin r = 2 cos((x + r)/2) sin(d/2)."""
+    return torch.cos((x + r) / 2) * half_sinc(x - r)
+
+
+def cos(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """cos x - cos r = -2 sin((x + r)/2) sin(d/2)."""
+    return -torch.sin((x + r) / 2) * half_sinc(x - r)
+
+
+def zero(operation: Operation) -> float:
+    """Return the kink of the ReLU family."""
+    return 0.0
+
+
+elementwise(aten.exp, aten.expm1, slope=exponential(lambda op: math.e))
+elementwise(aten.exp2, aten.special_exp2, slope=exponential(lambda op: 2.0))
+elementwise(aten.log, slope=logarithm())
+elementwise(aten.log2, slope=logarithm(base=2.0))
+elementwise(aten.log10, slope=logarithm(base=10.0))
+elementwise(aten.log1p, slope=logarithm(shift=1.0))
+elementwise(aten.sigmoid, aten.special_expit, slope=sigmoid)
+elementwise(aten.tanh, slope=tanh)
+elementwise(aten.silu, slope=silu)
+elementwise(aten.mish, slope=mish)
+elementwise(aten.softplus, slope=softplus)
+elementwise(aten.log_sigmoid, slope=log_sigmoid)
+elementwise(aten.elu, slope=exponential_unit(elu_parameters))
+elementwise(
+    aten.selu, slope=exponential_unit(lambda op: (SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0))
+)
+elementwise(
+    aten.celu, slope=exponential_unit(lambda op: (1.0, op["alpha"], 1 / op["alpha"]))
+)
+elementwise(aten.sqrt, slope=sqrt)
+elementwise(aten.rsqrt, slope=rsqrt)
+elementwise(aten.reciprocal, slope=reciprocal)
+elementwise(aten.square, slope=square)
+elementwise(aten.pow.Tensor_Scalar, slope=power)
+elementwise(aten.sin, slope=sin)
+elementwise(aten.cos, slope=cos)
+
+elementwise(
+    aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min,
+    aten.clamp_max, aten.threshold, aten.hardshrink, aten.softshrink, aten.sign, aten.sgn,
+    aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.frac, aten.nan_to_num,
+    aten.heaviside,
+    slope=kinked,
+)  # fmt: skip
+elementwise(aten.leaky_relu, aten.prelu, aten._prelu_kernel, aten.rrelu,
+            slope=piecewise_linear(zero))  # fmt: skip
+
+elementwise(
+    aten.hardswish, aten.hardsigmoid, aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh,
+    aten.cosh, aten.asinh, aten.acosh, aten.atanh, aten.erfinv, aten.lgamma,
+    aten.digamma, aten.special_digamma, aten.special_gammaln, aten.logit, aten.special_logit,
+    aten.special_log1p, aten.special_expm1, aten.sinc, aten.special_sinc,
+    aten.special_entr, aten.special_i0, aten.i0, aten.special_i0e, aten.special_i1,
+    aten.special_i1e, aten.special_ndtri, aten.special_log_ndtr, aten.special_erfcx,
+    aten.deg2rad, aten.rad2deg,
+)  # fmt: skip
+
+
+@rule(aten.abs)
+def absolute(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """|x| - |r| = Re(conj(x + r) (x - r)) / (|x| + |r|), for real and for complex numbers."""
+    (r,), (x,) = reference, sample
+    return (grad * (x + r) / (x.abs() + r.abs()).clamp_min(torch.finfo(grad.dtype).tiny),)
+
+
+@rule(aten.pow.Scalar)
+def power_of_constant(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """c^x for a number c: e^(x log c)."""
+    (r,), (x,) = reference, sample
+    return (scale(grad, exponential(lambda op: op["self"])(operation, r, x)),)
+
+

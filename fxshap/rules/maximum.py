@@ -1,0 +1,271 @@
+"""Maxima: the exact Shapley value of the max game.
+
+Among the elements of one window let w = max(x, r), t0 = max_j min(x_j, r_j), and sort w downwards.
+Between two neighbouring levels above t0, p elements are there only in the sample and q only in the
+reference. A coalition S (elements taken from the sample) is above the level when it holds one of the
+p or lacks one of the q, so that slice of the level is worth
+
+    +q! (p-1)! / (p+q)!  to each of the p,      -p! (q-1)! / (p+q)!  to each of the q
+
+(Shapley 1953). Below t0 every coalition is above the level and nothing is owed. The multipliers,
+shares over differences, lie in [0, 1]. Minima are maxima of the negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxshap.rules.operation import Operation
+from fxshap.rules.table import Tensors, rule
+
+aten = torch.ops.aten
+
+
+def max_multiplier(r: Tensor, x: Tensor) -> Tensor:
+    """Multipliers of max over the last dimension, in [0, 1]."""
+    r, x = torch.broadcast_tensors(r, x)
+    d = x - r
+    level, order = torch.maximum(x, r).sort(dim=-1, descending=True)
+    floor = torch.minimum(x, r).amax(-1, keepdim=True)
+    below = torch.cat([level[..., 1:], floor], -1)
+    slices = (torch.maximum(level, floor) - torch.maximum(below, floor)).nan_to_num(0.0)
+    gains = (d > 0).gather(-1, order)
+    p, q = gains.cumsum(-1), (~gains).cumsum(-1)
+    # An element is present in its own slice and in every slice below it. The share of the q is
+    # negative, as are their differences: the ratio is positive for both.
+    gain = slices * slice_share(p, q, d.dtype)
+    loss = slices * slice_share(q, p, d.dtype)
+    owed = torch.where(gains, from_here_down(gain), from_here_down(loss))
+    owed = torch.zeros_like(owed).scatter(-1, order, owed)
+    still_top = (d == 0) & (x == level[..., :1])
+    tie = still_top.to(d.dtype) / still_top.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(d == 0, tie, torch.where(owed > 0, owed / d.abs(), 0.0))
+
+
+def from_here_down(value: Tensor) -> Tensor:
+    """Sum over this and all later places of the last dimension."""
+    return value.flip(-1).cumsum(-1).flip(-1)
+
+
+def slice_share(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
+    """q! (p-1)! / (p+q)!, 0 where p = 0, for whole p and q up to the size of a window."""
+    size = p.shape[-1]
+    if size <= 128:
+        table = share_table(size).to(device=p.device, dtype=dtype)
+        return table[p * (size + 1) + q]
+    p, q = p.double(), q.double()
+    log_share = torch.lgamma(q + 1) + torch.lgamma(p.clamp(min=1)) - torch.lgamma(p + q + 1)
+    return torch.where(p > 0, log_share.exp(), 0.0).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def share_table(size: int) -> Tensor:
+    """Every q! (p-1)! / (p+q)! = 1 / (p C(p+q, p)), at index p * (size + 1) + q."""
+    rows = [
+        [1 / (p * math.comb(p + q, p)) if p else 0.0 for q in range(size + 1)]
+        for p in range(size + 1)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).flatten()
+
+
+# --- over whole dimensions ----------------------------------------------------------------------
+
+
+def over_dims(r: Tensor, x: Tensor, grad: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    """Multiply through a maximum over `dims`."""
+    dims = sorted(dim % r.dim() for dim in dims)
+    if not keepdim:
+        for dim in dims:
+            grad = grad.unsqueeze(dim)
+    last = list(range(r.dim() - len(dims), r.dim()))
+    ends = [value.movedim(dims, last) for value in (r, x)]
+    multiplier = max_multiplier(*(value.flatten(last[0]) for value in ends))
+    return multiplier.reshape(ends[0].shape).movedim(last, dims) * grad
+
+
+def extremum(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, sign: int) -> Tensor:
+    """Maximum (sign 1) or minimum (-1) over the operation's dimensions, all by default."""
+    dim = operation.get("dim")
+    dims = [dim] if isinstance(dim, int) else list(dim or range(r.dim()))
+    return over_dims(sign * r, sign * x, grad, dims, bool(operation.get("keepdim", False)))
+
+
+def values_grad(grad: Any) -> Tensor:
+    """Return the cotangent of the values, the first output of operations that also give indices."""
+    found: Tensor = grad if isinstance(grad, Tensor) else grad[0]
+    return found
+
+
+@rule(aten.amax, aten.max.dim, aten.max.default)
+def amax(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -> tuple[Tensor]:
+    """Maximum over dimensions."""
+    return (extremum(operation, reference[0], sample[0], values_grad(grad), 1),)
+
+
+@rule(aten.amin, aten.min.dim, aten.min.default)
+def amin(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -> tuple[Tensor]:
+    """Minimum over dimensions."""
+    return (extremum(operation, reference[0], sample[0], values_grad(grad), -1),)
+
+
+# --- of two tensors -----------------------------------------------------------------------------
+
+
+def of_two(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor, sign: int
+) -> tuple[Tensor, ...]:
+    """Larger (sign 1) or smaller (-1) of two tensors, either of which may be constant."""
+    constant = operation["other" if operation.slots[0] == 0 else "self"]
+    r, x = (
+        list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample)
+    )
+    shape = grad.shape
+    ends = (
+        sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x)
+    )
+    multiplier = max_multiplier(*ends) * grad.unsqueeze(-1)
+    return tuple(
+        multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference)
+    )
+
+
+@rule(aten.maximum, aten.max.other, aten.fmax)
+def maximum(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Elementwise maximum of two tensors."""
+    return of_two(operation, reference, sample, grad, 1)
+
+
+@rule(aten.minimum, aten.min.other, aten.fmin)
+def minimum(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Elementwise minimum of two tensors."""
+    return of_two(operation, reference, sample, grad, -1)
+
+
+# --- pooling ------------------------------------------------------------------------------------
+
+
+def over_windows(r: Tensor, x: Tensor, grad: Tensor, windows: Tensor, dims: int) -> Tensor:
+    """Multiply through max pooling over the last `dims` dimensions.
+
+    Parameters
+    ----------
+    r, x : Tensor
+        Reference and sample.
+    grad : Tensor
+        Cotangent of the pooled values.
+    windows : Tensor
+        For every output place (rows) the places it pools in the flattened input; places outside
+        the input are numbered one past its end.
+    dims : int
+        Number of pooled dimensions.
+    """
+    flat_r, flat_x = (
+        torch.nn.functional.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x)
+    )
+    multiplier = max_multiplier(flat_r[..., windows], flat_x[..., windows])
+    shares = multiplier * grad.flatten(-dims).unsqueeze(-1)
+    out = torch.zeros_like(flat_r).index_add_(-1, windows.flatten(), shares.flatten(-2))
+    return out[..., :-1].reshape(r.shape)
+
+
+@lru_cache(maxsize=256)
+def pooling_windows(
+    sizes: tuple[int, ...],
+    outputs: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """Flattened places of every sliding window: shape (number of outputs, window size)."""
+    places = [
+        torch.arange(out)[:, None] * s - p + torch.arange(k) * d
+        for out, k, s, p, d in zip(outputs, kernel, stride, padding, dilation, strict=True)
+    ]
+    return flat_places(sizes, places)
+
+
+@lru_cache(maxsize=256)
+def adaptive_windows(sizes: tuple[int, ...], outputs: tuple[int, ...]) -> Tensor:
+    """Flattened places of adaptive pooling: window i spans floor(i n/m) to ceil((i+1) n/m)."""
+    places = []
+    for n, m in zip(sizes, outputs, strict=True):
+        starts = [i * n // m for i in range(m)]
+        ends = [-((i + 1) * n // -m) for i in range(m)]
+        width = max(e - s for s, e in zip(starts, ends, strict=True))
+        places.append(
+            torch.tensor(
+                [[s + j if s + j < e else n for j in range(width)]
+                 for s, e in zip(starts, ends, strict=True)]
+            )
+        )  # fmt: skip
+    return flat_places(sizes, places)
+
+
+def flat_places(sizes: tuple[int, ...], places: list[Tensor]) -> Tensor:
+    """Combine each dimension's (outputs, window) places into places of the flattened input."""
+    index = torch.zeros(1, 1, dtype=torch.long)
+    inside = torch.ones(1, 1, dtype=torch.bool)
+    for size, place in zip(sizes, places, strict=True):
+        valid = (place >= 0) & (place < size)
+        index = (index[:, None, :, None] * size + place[None, :, None, :]).flatten(2).flatten(0, 1)
+        inside = (inside[:, None, :, None] & valid[None, :, None, :]).flatten(2).flatten(0, 1)
+    return torch.where(inside, index, math.prod(sizes))
+
+
+def tuple_of(value: int | Sequence[int], length: int) -> tuple[int, ...]:
+    """Repeat one number for every pooled dimension."""
+    values = [value] if isinstance(value, int) else list(value)
+    return tuple(values * length if len(values) == 1 else values)
+
+
+def max_pool_rule(dims: int, *targets: Any) -> None:
+    """Declare max pooling over `dims` dimensions, with or without indices."""
+
+    @rule(*targets, name="max_pool")
+    def max_pool(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor]:
+        (r,), (x,) = reference, sample
+        grad = values_grad(grad)
+        kernel = tuple_of(operation["kernel_size"], dims)
+        windows = pooling_windows(
+            tuple(r.shape[-dims:]),
+            tuple(grad.shape[-dims:]),
+            kernel,
+            tuple_of(operation["stride"] or kernel, dims),
+            tuple_of(operation["padding"], dims),
+            tuple_of(operation["dilation"], dims),
+        ).to(r.device)
+        return (over_windows(r, x, grad, windows, dims),)
+
+
+def adaptive_max_pool_rule(dims: int, *targets: Any) -> None:
+    """Declare adaptive max pooling over `dims` dimensions."""
+
+    @rule(*targets, name="adaptive_max_pool")
+    def adaptive_max_pool(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor]:
+        (r,), (x,) = reference, sample
+        grad = values_grad(grad)
+        windows = adaptive_windows(tuple(r.shape[-dims:]), tuple(grad.shape[-dims:]))
+        return (over_windows(r, x, grad, windows.to(r.device), dims),)
+
+
+max_pool_rule(1, aten.max_pool1d, aten.max_pool1d_with_indices)
+max_pool_rule(2, aten.max_pool2d, aten.max_pool2d_with_indices, aten.mkldnn_max_pool2d)
+max_pool_rule(3, aten.max_pool3d, aten.max_pool3d_with_indices, aten.mkldnn_max_pool3d)
+adaptive_max_pool_rule(1, aten.adaptive_max_pool1d)
+adaptive_max_pool_rule(2, aten.adaptive_max_pool2d)
+adaptive_max_pool_rule(3, aten.adaptive_max_pool3d)

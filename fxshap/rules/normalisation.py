@@ -1,0 +1,177 @@
+"""Layer, group, instance and RMS norms, variances and vector norms.
+
+Each is a chain of centring (linear), mean square (a square), v = s^(-1/2) and a product. With a bar
+for the mean of the two ends, and dv/ds = -v_x^2 v_r^2 / (v_x + v_r), the closed multiplier of
+y = c v, c = a - mean(a), s = mean(c^2) + eps, is
+
+    grad_c = g v_bar + 2 c_bar / n * (dv/ds) * sum(g c_bar)
+    grad_a = grad_c - mean(grad_c)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxshap.rules.elementwise import rsqrt_slope, sqrt_slope
+from fxshap.rules.generic import generic
+from fxshap.rules.operation import Operation
+from fxshap.rules.table import Tensors, rule
+
+aten = torch.ops.aten
+
+
+def standardise(r: Tensor, x: Tensor, grad: Tensor, eps: float, *, centred: bool = True) -> Tensor:
+    """Multiply through c / sqrt(mean(c^2) + eps) over the last dimension."""
+    if centred:
+        r, x = r - r.mean(-1, keepdim=True), x - x.mean(-1, keepdim=True)
+    s_r, s_x = (c.square().mean(-1, keepdim=True) + eps for c in (r, x))
+    middle = (x + r) / 2
+    along = (grad * middle).sum(-1, keepdim=True) * rsqrt_slope(s_r, s_x)
+    out = grad * ((s_r.rsqrt() + s_x.rsqrt()) / 2) + middle * (along * (2 / r.shape[-1]))
+    return out - out.mean(-1, keepdim=True) if centred else out
+
+
+def flat_groups(value: Tensor, groups: int) -> Tensor:
+    """View (N, C, ...) as (N, groups, everything else)."""
+    return value.reshape(value.shape[0], groups, -1)
+
+
+def per_channel(weight: Tensor | None, like: Tensor) -> Tensor | float:
+    """View a channel weight so that it broadcasts against (N, C, ...)."""
+    return 1.0 if weight is None else weight.reshape([-1] + [1] * (like.dim() - 2))
+
+
+@rule(aten.layer_norm, aten.rms_norm)
+def layer_norm(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Layer norm (Ba et al. 2016) and, without centring, RMS norm (Zhang and Sennrich 2019)."""
+    if operation.slots != (0,):
+        return generic(operation, reference, sample, grad)
+    (r,), (x,) = reference, sample
+    centred = operation.get("bias", "rms") != "rms"
+    last = len(operation["normalized_shape"])
+    weight, eps = operation["weight"], operation["eps"]
+    eps = torch.finfo(r.dtype).eps if eps is None else eps
+    grad = grad if weight is None else grad * weight
+    ends = (value.flatten(-last) for value in (r, x, grad))
+    return (standardise(*ends, eps, centred=centred).reshape(r.shape),)
+
+
+@rule(aten.group_norm)
+def group_norm(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Group norm (Wu and He 2018)."""
+    if operation.slots != (0,):
+        return generic(operation, reference, sample, grad)
+    (r,), (x,) = reference, sample
+    grad = grad * per_channel(operation["weight"], r)
+    ends = (flat_groups(value, operation["num_groups"]) for value in (r, x, grad))
+    return (standardise(*ends, operation["eps"]).reshape(r.shape),)
+
+
+@rule(aten.instance_norm)
+def instance_norm(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Instance norm (Ulyanov et al. 2016); with running statistics it is linear."""
+    if operation.slots != (0,) or not operation["use_input_stats"]:
+        return generic(operation, reference, sample, grad)
+    (r,), (x,) = reference, sample
+    grad = grad * per_channel(operation["weight"], r)
+    ends = (flat_groups(value, r.shape[1]) for value in (r, x, grad))
+    return (standardise(*ends, operation["eps"]).reshape(r.shape),)
+
+
+# --- variances --------------------------------------------------------------------------------
+
+
+def reduced_dims(operation: Operation, value: Tensor) -> list[int]:
+    """Return the dimensions a reduction runs over; all of them by default."""
+    dim = operation.get("dim")
+    dims = [dim] if isinstance(dim, int) else list(dim or range(value.dim()))
+    return [d % value.dim() for d in dims]
+
+
+def restore_dims(operation: Operation, grad: Tensor, dims: list[int]) -> Tensor:
+    """Put reduced dimensions back as ones."""
+    if operation.get("keepdim", False):
+        return grad
+    for dim in sorted(dims):
+        grad = grad.unsqueeze(dim)
+    return grad
+
+
+def spread(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, *, root: bool) -> Tensor:
+    """Variance, or its square root: centre, square, sum, divide by n - correction."""
+    dims = reduced_dims(operation, r)
+    grad = restore_dims(operation, grad, dims)
+    correction = operation.get("correction", 1 if operation.get("unbiased", True) else 0)
+    count = math.prod(r.shape[dim] for dim in dims) - (1 if correction is None else correction)
+    c_r, c_x = (value - value.mean(dims, keepdim=True) for value in (r, x))
+    if root:
+        grad = grad * sqrt_slope(
+            *(c.square().sum(dims, keepdim=True) / count for c in (c_r, c_x))
+        )
+    out = grad * (c_x + c_r) / count
+    return out - out.mean(dims, keepdim=True)
+
+
+@rule(aten.var)
+def var(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor]:
+    """Variance over dimensions."""
+    return (spread(operation, reference[0], sample[0], grad, root=False),)
+
+
+@rule(aten.std)
+def std(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor]:
+    """Standard deviation over dimensions."""
+    return (spread(operation, reference[0], sample[0], grad, root=True),)
+
+
+@rule(aten.var_mean, aten.std_mean)
+def spread_and_mean(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor]:
+    """Variance or standard deviation, and the mean."""
+    (r,), (x,) = reference, sample
+    root = "std" in str(operation.target)
+    g_spread, g_mean = grad
+    total = torch.zeros_like(r)
+    if g_spread is not None:
+        total = total + spread(operation, r, x, g_spread, root=root)
+    if g_mean is not None:
+        dims = reduced_dims(operation, r)
+        count = math.prod(r.shape[dim] for dim in dims)
+        total = total + restore_dims(operation, g_mean, dims) / count
+    return (total,)
+
+
+# --- vector norms -----------------------------------------------------------------------------
+
+
+@rule(aten.linalg_vector_norm, aten.norm)
+def vector_norm(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """(sum |a|^p)^(1/p) for p = 1 and 2; other orders take the generic rule."""
+    (r,), (x,) = reference, sample
+    order = operation.get("ord", operation.get("p", 2))
+    if order not in (1, 2, None):
+        return generic(operation, reference, sample, grad)
+    dims = reduced_dims(operation, r)
+    grad = restore_dims(operation, grad, dims)
+    if order == 1:
+        d = x - r
+        return (grad * torch.where(d == 0, r.sgn(), (x.abs() - r.abs()) / d),)
+    s_r, s_x = (value.square().sum(dims, keepdim=True) for value in (r, x))
+    return (grad * sqrt_slope(s_r, s_x) * (x + r),)

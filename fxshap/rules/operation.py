@@ -1,0 +1,128 @@
+"""An operation with its constant arguments bound, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Output = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A function of its *varying* arguments: those that depend on the model's input.
+
+    Attributes
+    ----------
+    target : callable
+        The ATen operator, for example ``torch.ops.aten.softmax.int``.
+    arguments : tuple
+        Positional arguments, flattened, with ``None`` where a varying tensor goes.
+    structure : TreeSpec
+        How to unflatten `arguments` into ``(args, kwargs)``.
+    slots : tuple of int
+        Places of the varying tensors in `arguments`.
+    name : str
+        The node's name in the graph, for messages.
+    rows : tuple of int
+        The batch dimension of every varying tensor and, last, of the output.
+    """
+
+    target: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    structure: pytree.TreeSpec
+    slots: tuple[int, ...]
+    name: str = ""
+    rows: tuple[int, ...] = field(default=())
+
+    @classmethod
+    def bind(
+        cls,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        slots: Sequence[int] = (0,),
+        name: str = "",
+        rows: Sequence[int] = (),
+    ) -> tuple[Operation, tuple[Tensor, ...]]:
+        """Split a call into the operation and the values of its varying tensors."""
+        flat, structure = pytree.tree_flatten((tuple(args), kwargs or {}))
+        varying = tuple(flat[slot] for slot in slots)
+        for slot in slots:
+            flat[slot] = None
+        rows = tuple(rows) or (0,) * (len(slots) + 1)
+        return cls(target, tuple(flat), structure, tuple(slots), name, rows), varying
+
+    def __call__(self, *varying: Tensor) -> Output:
+        """Run the operation at these values of its varying arguments."""
+        flat = list(self.arguments)
+        for slot, value in zip(self.slots, varying, strict=True):
+            flat[slot] = value
+        args, kwargs = pytree.tree_unflatten(flat, self.structure)
+        output: Output = self.target(*args, **kwargs)
+        return tuple(output) if isinstance(output, list) else output
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the constant argument `name` of the operator's schema, or its default."""
+        args, kwargs = pytree.tree_unflatten(list(self.arguments), self.structure)
+        if name in kwargs:
+            return kwargs[name]
+        for position, argument in enumerate(self.schema):
+            if argument.name == name:
+                return args[position] if position < len(args) else argument.default_value
+        raise KeyError(f"{self.target} has no argument {name!r}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the constant argument `name`, or `default` if the operator has none."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    @property
+    def schema(self) -> Sequence[Any]:
+        """The arguments of the operator's schema; empty for a plain function."""
+        return getattr(getattr(self.target, "_schema", None), "arguments", ())
+
+
+def vjp(
+    operation: Operation, point: Sequence[Tensor], grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian product of `operation` at `point`, for floating-point arguments.
+
+    Parameters
+    ----------
+    operation : Operation
+    point : sequence of Tensor
+        Values of the varying arguments; those that are not floating point get ``None``.
+    grad : Tensor or tuple of (Tensor or None)
+        Cotangent of the output.
+    """
+    with torch.enable_grad():
+        leaves = [value.detach().requires_grad_(differentiable(value)) for value in point]
+        output = operation(*leaves)
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    grads = [grad] if isinstance(output, Tensor) else list(grad)
+    pairs = [
+        (o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad
+    ]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    if not pairs or not wanted:
+        return tuple(torch.zeros_like(leaf) if leaf.requires_grad else None for leaf in leaves)
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], materialize_grads=True
+        )
+    )
+    return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def differentiable(value: Tensor) -> bool:
+    """Say whether autograd can follow a tensor of this dtype."""
+    return value.is_floating_point() or value.is_complex()

@@ -1,0 +1,119 @@
+"""Products and quotients of two computed tensors: the derivative at the midpoint.
+
+For a bilinear y = a * b the vector-Jacobian product at ((a_x + a_r)/2, (b_x + b_r)/2) restores
+y_x - y_r exactly and is the Shapley value of the two-player game (a, b).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxshap.rules.elementwise import scale
+from fxshap.rules.generic import generic
+from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.table import Multiply, Target, Tensors, rule
+
+aten = torch.ops.aten
+
+
+def bilinear(
+    *targets: Target, factors: tuple[int, int] = (0, 1), others: tuple[int, ...] = ()
+) -> None:
+    """Declare operations linear in each of two factors, and in `others` beside either.
+
+    Parameters
+    ----------
+    *targets : operator
+    factors : pair of int
+        Argument positions of the two factors.
+    others : tuple of int
+        Positions of arguments that are added, such as a bias.
+    """
+    first, second = factors
+    rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(midpoint)
+
+
+def midpoint(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian product at the midpoint, exact for operations of degree two."""
+    middle = [torch.lerp(r, x.expand_as(r), 0.5) for r, x in zip(reference, sample, strict=True)]
+    return vjp(operation, middle, grad)
+
+
+def factors(*targets: Target) -> Any:
+    """Declare a bilinear operation of two tensors with its own vector-Jacobian product."""
+
+    def declare(product: Any) -> Multiply:
+        def multiply(
+            operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+        ) -> tuple[Tensor | None, ...]:
+            a, b = (x.add(r).mul_(0.5) for r, x in zip(reference, sample, strict=True))
+            return product(a, b, grad)
+
+        rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)
+        return multiply
+
+    return declare
+
+
+@factors(aten.mul)
+def mul(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """y = a * b, broadcast."""
+    return (grad * b.conj()).sum_to_size(a.shape), (grad * a.conj()).sum_to_size(b.shape)
+
+
+@factors(aten.bmm)
+def bmm(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """y = a @ b, one matrix a batch entry."""
+    return torch.bmm(grad, b.mH), torch.bmm(a.mH, grad)
+
+
+bilinear(aten.matmul, aten.mm, aten.mv, aten.dot, aten.vdot, aten.inner, aten.outer, aten.ger,
+         aten.kron, aten.cross, aten.linalg_cross, aten.linalg_matmul, aten.linalg_vecdot,
+         aten.tensordot, aten.multiply)  # fmt: skip
+bilinear(aten.linear, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution,
+         aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, others=(2,))  # fmt: skip
+bilinear(aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm, aten.addr, aten.addcmul,
+         factors=(1, 2), others=(0,))  # fmt: skip
+bilinear(aten.bilinear, others=(3,))
+
+
+@rule(aten.einsum, linear_in=(), name="product")
+def einsum(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Midpoint for one or two computed operands; more are beyond degree two."""
+    few = len(reference) <= 2
+    return (midpoint if few else generic)(operation, reference, sample, grad)
+
+
+@rule(aten.lerp, linear_in=((0, 1), (2,)))
+def lerp(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """a + w (b - a): bilinear in w and (a, b)."""
+    return midpoint(operation, reference, sample, grad)
+
+
+@rule(aten.div, aten.divide, aten.true_divide, linear_in=((0,),))
+def div(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """a / b is the product of a and 1/b, whose secant is -1 / (b_x b_r)."""
+    if operation.get("rounding_mode") is not None or grad.is_complex():
+        return generic(operation, reference, sample, grad)
+    b_r, b_x = reference[-1], sample[-1]
+    grads: list[Tensor] = []
+    if operation.slots[0] == 0:
+        a_r, a_x = reference[0], sample[0]
+        grads.append(scale(grad, (b_r.reciprocal() + b_x.reciprocal()) / 2).sum_to_size(a_r.shape))
+        numerator = (a_r + a_x) / 2
+    else:
+        numerator = operation["self"]
+    slope = -numerator * (b_r.reciprocal() * b_x.reciprocal())
+    grads.append(scale(grad, slope).sum_to_size(b_r.shape))
+    return tuple(grads)

@@ -1,0 +1,287 @@
+"""LSTM, GRU and RNN: their gates' products and activations, walked back through time.
+
+Every step is a chain of the other rules: secants for the gates (:mod:`.elementwise`), midpoints for
+their products (:mod:`.products`), matrices for the rest. The slopes of a whole sequence are taken
+at once; only the recursion itself runs step by step.
+
+A cell is a pair of pure functions over one layer and one direction, with time first:
+
+    run(sequence, state, weights)                    -> outputs, final state, trace
+    walk(trace_r, trace_x, grad, grad_state, weights) -> grad of sequence, grad of initial state
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxshap.rules.elementwise import sigmoid_slope, tanh_slope
+from fxshap.rules.generic import generic
+from fxshap.rules.operation import Operation
+from fxshap.rules.table import Multiply, Tensors, rule
+
+aten = torch.ops.aten
+State = tuple[Tensor, ...]
+Trace = dict[str, Tensor]
+
+
+class Weights(NamedTuple):
+    """The weights of one layer in one direction; absent ones are ``None``."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+
+class Cell(NamedTuple):
+    """A recurrent cell: how to run it and how to walk it back."""
+
+    run: Callable[[Tensor, State, Weights], tuple[Tensor, State, Trace]]
+    walk: Callable[[Trace, Trace, Tensor, State, Weights], tuple[Tensor, State]]
+
+
+def mean(a: Tensor, b: Tensor) -> Tensor:
+    """Midpoint of the two ends."""
+    return (a + b) / 2
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Affine map of the last dimension."""
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+# --- LSTM (Hochreiter and Schmidhuber 1997) ---------------------------------------------------
+
+
+def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
+    """i, f, o = s(z), g = tanh(z), c' = f c + i g, h = o tanh(c')."""
+    h, c = state
+    inputs = linear(sequence, weights.w_ih, weights.b_ih)
+    gates, cells, outputs = [], [c], []
+    for step in inputs:
+        z = step + linear(h, weights.w_hh, weights.b_hh)
+        i, f, g, o = z.chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        h = h if weights.w_hr is None else linear(h, weights.w_hr, None)
+        gates.append(z)
+        cells.append(c)
+        outputs.append(h)
+    trace = {"z": torch.stack(gates), "c": torch.stack(cells)}
+    return torch.stack(outputs), (h, c), trace
+
+
+def walk_lstm(
+    r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
+) -> tuple[Tensor, State]:
+    """Walk an LSTM layer back through time."""
+    (zi_r, zf_r, zg_r, zo_r), (zi_x, zf_x, zg_x, zo_x) = (t["z"].chunk(4, -1) for t in (r, x))
+    i, f, o = (
+        mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zf_r, zf_x), (zo_r, zo_x))
+    )
+    g = mean(zg_r.tanh(), zg_x.tanh())
+    before, after = mean(r["c"][:-1], x["c"][:-1]), mean(r["c"][1:].tanh(), x["c"][1:].tanh())
+    to_cell = o * tanh_slope(r["c"][1:], x["c"][1:])
+    # How each gate's pre-activation moves c' (i, f, g) or h (o).
+    from_cell = torch.cat(
+        [g * sigmoid_slope(zi_r, zi_x), before * sigmoid_slope(zf_r, zf_x),
+         i * tanh_slope(zg_r, zg_x)], -1)  # fmt: skip
+    from_output = after * sigmoid_slope(zo_r, zo_x)
+    grad_h, grad_c = grad_state
+    grads = []
+    for t in reversed(range(len(grad))):
+        grad_h = grad_h + grad[t]
+        grad_y = grad_h if weights.w_hr is None else grad_h @ weights.w_hr
+        grad_c = grad_c + grad_y * to_cell[t]
+        grad_z = torch.cat([grad_c.repeat(1, 3) * from_cell[t], grad_y * from_output[t]], -1)
+        grads.append(grad_z)
+        grad_h, grad_c = grad_z @ weights.w_hh, grad_c * f[t]
+    return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h, grad_c)
+
+
+# --- GRU (Cho et al. 2014) --------------------------------------------------------------------
+
+
+def run_gru(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
+    """a, z = s(.), n = tanh(input + a * hidden), h' = n + z (h - n)."""
+    (h,) = state
+    inputs = linear(sequence, weights.w_ih, weights.b_ih)
+    gates, hiddens, states = [], [], [h]
+    for step in inputs:
+        hidden = linear(h, weights.w_hh, weights.b_hh)
+        (a_i, z_i, n_i), (a_h, z_h, n_h) = step.chunk(3, -1), hidden.chunk(3, -1)
+        a, z = a_i + a_h, z_i + z_h
+        n = n_i + a.sigmoid() * n_h
+        h = n.tanh() + z.sigmoid() * (h - n.tanh())
+        gates.append(torch.cat([a, z, n], -1))
+        hiddens.append(n_h)
+        states.append(h)
+    h_all = torch.stack(states)
+    return h_all[1:], (h,), {"z": torch.stack(gates), "n_h": torch.stack(hiddens), "h": h_all}
+
+
+def walk_gru(
+    r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
+) -> tuple[Tensor, State]:
+    """Walk a GRU layer back through time."""
+    (a_r, z_r, n_r), (a_x, z_x, n_x) = (t["z"].chunk(3, -1) for t in (r, x))
+    keep = mean(z_r.sigmoid(), z_x.sigmoid())
+    to_n = (1 - keep) * tanh_slope(n_r, n_x)
+    to_z = (mean(r["h"][:-1], x["h"][:-1]) - mean(n_r.tanh(), n_x.tanh())) * sigmoid_slope(z_r, z_x)
+    to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(a_r, a_x)
+    to_n_hidden = to_n * mean(a_r.sigmoid(), a_x.sigmoid())
+    from_input, from_hidden = (torch.cat([to_a, to_z, n], -1) for n in (to_n, to_n_hidden))
+    (grad_h,) = grad_state
+    grads = []
+    for t in reversed(range(len(grad))):
+        grad_h = grad_h + grad[t]
+        repeated = grad_h.repeat(1, 3)
+        grads.append(repeated * from_input[t])
+        grad_h = grad_h * keep[t] + (repeated * from_hidden[t]) @ weights.w_hh
+    return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h,)
+
+
+# --- RNN (Elman 1990) -------------------------------------------------------------------------
+
+
+def relu_slope(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of max(0, z)."""
+    d = x - r
+    return torch.where(d == 0, (r > 0).to(d.dtype), (x.relu() - r.relu()) / d)
+
+
+def plain_cell(activation: Callable[[Tensor], Tensor], slope: Callable[..., Tensor]) -> Cell:
+    """h' = activation(W x + U h)."""
+
+    def run(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
+        (h,) = state
+        before, outputs = [], []
+        for step in linear(sequence, weights.w_ih, weights.b_ih):
+            z = step + linear(h, weights.w_hh, weights.b_hh)
+            h = activation(z)
+            before.append(z)
+            outputs.append(h)
+        return torch.stack(outputs), (h,), {"z": torch.stack(before)}
+
+    def walk(
+        r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
+    ) -> tuple[Tensor, State]:
+        slopes = slope(r["z"], x["z"])
+        (grad_h,) = grad_state
+        grads = []
+        for t in reversed(range(len(grad))):
+            grads.append((grad_h + grad[t]) * slopes[t])
+            grad_h = grads[-1] @ weights.w_hh
+        return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h,)
+
+    return Cell(run, walk)
+
+
+# --- stacks of layers and directions ----------------------------------------------------------
+
+
+def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
+    """Declare a recurrent operation: layers and directions of one cell with `states` states."""
+
+    @rule(target, name="recurrent")
+    def walk_stack(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor | None, ...]:
+        if any(slot > states for slot in operation.slots):  # a computed weight
+            return generic(operation, reference, sample, grad)
+        rows = sample[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
+        end_r, end_x = (arguments(operation, end, states) for end in (reference, sample))
+        end_x = (end_x[0][:, :rows], tuple(state[:, :rows] for state in end_x[1]))
+        layers = layer_weights(operation)
+        reverse = (False, True) if operation["bidirectional"] else (False,)
+
+        traces_r, traces_x = (run_stack(cell, layers, reverse, *end) for end in (end_r, end_x))
+        grad_out, *grad_states = grad
+        if grad_out is not None and operation["batch_first"]:
+            grad_out = grad_out.transpose(0, 1)
+        grad_out = traces_r[1].new_zeros(traces_r[1].shape) if grad_out is None else grad_out
+        grad_last = [
+            torch.zeros_like(final) if g is None else g
+            for g, final in zip(grad_states, traces_r[2], strict=True)
+        ]
+        grad_first = [torch.zeros_like(state) for state in grad_last]
+
+        for layer in reversed(range(len(layers) // len(reverse))):
+            pieces = grad_out.chunk(len(reverse), -1)
+            grad_out = torch.zeros(())
+            for direction, backwards in enumerate(reverse):
+                index = layer * len(reverse) + direction
+                piece = pieces[direction].flip(0) if backwards else pieces[direction]
+                walked, firsts = cell.walk(
+                    traces_r[0][index], traces_x[0][index], piece,
+                    tuple(state[index] for state in grad_last), layers[index],
+                )  # fmt: skip
+                grad_out = grad_out + (walked.flip(0) if backwards else walked)
+                for whole, first in zip(grad_first, firsts, strict=True):
+                    whole[index] = first
+        grads = [grad_out.transpose(0, 1) if operation["batch_first"] else grad_out, *grad_first]
+        return tuple(grads[slot] for slot in operation.slots)
+
+    return walk_stack
+
+
+def arguments(operation: Operation, end: Tensors, states: int) -> tuple[Tensor, State]:
+    """Return the sequence, time first, and the initial states at one end."""
+    flat = list(operation.arguments)
+    for slot, value in zip(operation.slots, end, strict=True):
+        flat[slot] = value
+    (sequence, initial, *_), _ = pytree.tree_unflatten(flat, operation.structure)
+    sequence = sequence.transpose(0, 1) if operation["batch_first"] else sequence
+    return sequence, tuple(initial) if states > 1 else (initial,)
+
+
+def layer_weights(operation: Operation) -> list[Weights]:
+    """Group the flat list of parameters by layer and direction."""
+    params = operation["params"]
+    directions = 2 if operation["bidirectional"] else 1
+    size = len(params) // (operation["num_layers"] * directions)
+    biased = operation["has_biases"]
+    groups = [params[i : i + size] for i in range(0, len(params), size)]
+    return [
+        Weights(
+            group[0],
+            group[1],
+            group[2] if biased else None,
+            group[3] if biased else None,
+            group[-1] if size in (3, 5) else None,
+        )
+        for group in groups
+    ]
+
+
+def run_stack(
+    cell: Cell, layers: list[Weights], reverse: tuple[bool, ...], sequence: Tensor, state: State
+) -> tuple[list[Trace], Tensor, State]:
+    """Run all layers; return their traces, the last outputs and the final states."""
+    traces: list[Trace] = []
+    finals: list[State] = []
+    for layer in range(len(layers) // len(reverse)):
+        outputs = []
+        for direction, backwards in enumerate(reverse):
+            index = layer * len(reverse) + direction
+            initial = tuple(s[index] for s in state)
+            steps = sequence.flip(0) if backwards else sequence
+            out, final, trace = cell.run(steps, initial, layers[index])
+            outputs.append(out.flip(0) if backwards else out)
+            traces.append(trace)
+            finals.append(final)
+        sequence = torch.cat(outputs, -1)
+    stacked = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+    return traces, sequence, stacked
+
+
+recurrent(aten.lstm.input, Cell(run_lstm, walk_lstm), states=2)
+recurrent(aten.gru.input, Cell(run_gru, walk_gru), states=1)
+recurrent(aten.rnn_tanh.input, plain_cell(torch.tanh, tanh_slope), states=1)
+recurrent(aten.rnn_relu.input, plain_cell(torch.relu, relu_slope), states=1)

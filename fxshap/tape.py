@@ -1,0 +1,79 @@
+"""The reference tape: the references' autograd graph, recorded once and walked for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+
+from fxshap.rescale import Ends
+
+
+class Tape:
+    """The recorded graph of `attribute` on the references.
+
+    The values on it are the references'; the multipliers of a walk come from both ends, which the
+    rules read at backward time. The same tape therefore serves every sample and every output.
+
+    Parameters
+    ----------
+    attribute : fx.GraphModule
+        ``attribute(ends, *inputs) -> output``.
+    references : sequence of Tensor
+        One tensor an input, of shape (references, ...).
+    """
+
+    def __init__(self, attribute: fx.GraphModule, references: Sequence[Tensor]) -> None:
+        self.ends = Ends()
+        self.leaves = [reference.detach().clone().requires_grad_() for reference in references]
+        with torch.enable_grad():
+            self.output: Tensor = attribute(self.ends, *self.leaves)
+
+    def walk(self, sample: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
+        """Return the multipliers of every reference row towards the sample, times `grad`.
+
+        Parameters
+        ----------
+        sample : dict of str to Tensor
+            The sample's taps, of one row or of as many as there are references.
+        grad : Tensor
+            Cotangent of the output, of shape (references, outputs).
+        """
+        if not self.output.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        self.ends.sample = sample
+        try:
+            found = torch.autograd.grad(
+                self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
+            )
+        finally:
+            self.ends.sample = {}
+        return list(found)
+
+
+Walk = Callable[[Tensor], list[Tensor]]
+
+
+class _Explained(torch.autograd.Function):
+    """Return a known output for rows of samples and references, with a walk for a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: Walk, output: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.walk = walk
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Give both rows of a pair the pair's multipliers."""
+        multipliers = ctx.walk(grad[len(grad) // 2 :])
+        return (None, None, *[torch.cat([m, m]) for m in multipliers])
+
+
+def explained(walk: Walk, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """Return `output` as a function of `inputs` whose derivative is `walk`."""
+    result: Tensor = _Explained.apply(walk, output, *inputs)
+    return result
