@@ -36,13 +36,13 @@ class Captured:
         Placeholders are the model's inputs, ``get_attr`` nodes its weights.
     weights : dict of str to str
         For each weight of the graph, its qualified name in the user's model.
-    any_rows : bool
-        Whether the graph runs on any number of rows, or only on the captured one.
+    rows : int or None
+        The only number of rows the graph runs on; ``None`` if any will do.
     """
 
     module: fx.GraphModule
     weights: dict[str, str]
-    any_rows: bool
+    rows: int | None
 
 
 class _Selected(nn.Module):
@@ -65,7 +65,8 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
     model : nn.Module
         The user's model, in the mode to capture; it is not changed.
     inputs : sequence of Tensor
-        Example inputs with the batch first; their values do not matter.
+        Example inputs with the batch first; their values do not matter. A model that fixes its
+        number of rows in Python, as ``len(x)`` does, is captured for as many rows as these have.
     output : str, int, callable or None
         Which output to explain.
 
@@ -80,32 +81,35 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
     OutputError
         If the output is not a 2-d floating-point tensor.
     """
-    # Contiguous clones of at least two rows: strides and single rows would be specialised on.
-    examples = tuple(at_least_two_rows(x.detach()).contiguous().clone() for x in inputs)
+    selected = _Selected(model, output)
+    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]))
+    if captured.rows not in (None, len(inputs[0])):
+        captured = unlift(export(selected, [x.detach() for x in inputs]))
+    return captured
+
+
+def two_rows(x: Tensor) -> Tensor:
+    """Return the first two rows, or the only row twice: a single row would be specialised on."""
+    return x[:2] if len(x) > 1 else torch.cat([x, x])
+
+
+def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
+    """Export with a symbolic batch dimension and decompose the composite operations."""
+    # Contiguous clones: other strides would be specialised on.
+    examples = tuple(x.contiguous().clone() for x in inputs)
+    batch = (tuple({0: Dim.AUTO} for _ in examples),)
     try:
-        program = export(_Selected(model, output), examples)
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
+            return program.run_decompositions(dict(COMPOSITES))
     except FxshapError:
         raise
     except Exception as error:
         # Where the model itself fails on these inputs, its own error says more than ours.
         with torch.no_grad():
-            select_output(model(*examples), output)
+            model(*examples)
         raise CaptureError(explain_failure(error)) from error
-    return unlift(program)
-
-
-def at_least_two_rows(x: Tensor) -> Tensor:
-    """Repeat a single row."""
-    return x[:2] if len(x) > 1 else torch.cat([x, x])
-
-
-def export(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
-    """Export with a symbolic batch dimension and decompose the composite operations."""
-    batch = (tuple({0: Dim.AUTO} for _ in examples),)
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
-        return program.run_decompositions(dict(COMPOSITES))
 
 
 def unlift(program: ExportedProgram) -> Captured:
@@ -117,7 +121,7 @@ def unlift(program: ExportedProgram) -> Captured:
     weights: dict[str, str] = {}
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     outputs = [spec.kind for spec in signature.output_specs]
-    symbolic = False
+    sizes: list[int | torch.SymInt] = []  # of the batch, at the inputs and the output
 
     for node in program.graph.nodes:
         if node.op == "placeholder" and kinds[node.name].kind is not InputKind.USER_INPUT:
@@ -130,13 +134,15 @@ def unlift(program: ExportedProgram) -> Captured:
         elif node.op == "output":
             explained = node.args[0][outputs.index(OutputKind.USER_OUTPUT)]
             graph.output(values[explained])
+            sizes.append(explained.meta["val"].shape[0])
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
             if node.op == "placeholder":
-                symbolic |= isinstance(node.meta["val"].shape[0], torch.SymInt)
+                sizes.append(node.meta["val"].shape[0])
     graph.eliminate_dead_code()
+    rows = next((size for size in sizes if isinstance(size, int)), None)
     root: dict[str, Any] = dict(tensors)
-    return Captured(fx.GraphModule(root, graph, "Captured"), weights, symbolic)
+    return Captured(fx.GraphModule(root, graph, "Captured"), weights, rows)
 
 
 def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:

@@ -45,7 +45,9 @@ def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def probe_layout(observe: fx.GraphModule, inputs: Sequence[Tensor]) -> Layout:
+def probe_layout(
+    observe: fx.GraphModule, inputs: Sequence[Tensor], rows: int | None = None
+) -> Layout:
     """Compare two rows run together with each run alone.
 
     Parameters
@@ -54,6 +56,8 @@ def probe_layout(observe: fx.GraphModule, inputs: Sequence[Tensor]) -> Layout:
         ``observe(*inputs) -> (output, taps)``.
     inputs : sequence of Tensor
         Rows to probe with; the first and the last are used.
+    rows : int, optional
+        The only number of rows the graph runs on, by default any.
 
     Raises
     ------
@@ -62,16 +66,37 @@ def probe_layout(observe: fx.GraphModule, inputs: Sequence[Tensor]) -> Layout:
     """
     first = [x[:1] for x in inputs]
     second = [different_row(x) for x in inputs]
+    if rows is not None:
+        check_fixed_rows(observe, first, second, rows)
+        return Layout((), tile=True)
     out, taps = observe(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
-    if not alike(out, torch.cat([out_1, out_2])):
+    refuse_mixing(out, torch.cat([out_1, out_2]))
+    found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
+    return Layout(tuple(None if dim == -1 else dim for dim in found), tile=-1 in found)
+
+
+def check_fixed_rows(
+    observe: fx.GraphModule, first: Sequence[Tensor], second: Sequence[Tensor], rows: int
+) -> None:
+    """Compare a row among copies of itself with the same row before copies of another."""
+    if rows == 1:
+        return
+    alone, _ = observe(*[torch.cat([a] * rows) for a in first])
+    mixed, _ = observe(
+        *[torch.cat([a] + [b] * (rows - 1)) for a, b in zip(first, second, strict=True)]
+    )
+    refuse_mixing(mixed[:1], alone[:1])
+
+
+def refuse_mixing(together: Tensor, alone: Tensor) -> None:
+    """Raise if rows give other outputs together than alone."""
+    if not alike(together, alone):
         raise BatchMixingError(
             "the rows of a batch influence each other in this model (as in batch norm in training "
             "mode, or a softmax over dimension 0), so a row has no attributions of its own; call "
             "model.eval(), or reduce over the features instead of the batch"
         )
-    found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
-    return Layout(tuple(None if dim == -1 else dim for dim in found), tile=-1 in found)
 
 
 def different_row(x: Tensor) -> Tensor:

@@ -150,9 +150,14 @@ class ExplainableModule(nn.Module):
         return engine.explain(samples, references, joint)
 
     def _engine(self, inputs: Sequence[Tensor]) -> _Engine:
-        key = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
-        if key not in self._engines:
-            self._engines[key] = _Engine(self.model, inputs, self.output)
+        kind = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
+        # A model that fixes its number of rows is captured once for each.
+        keys = [(kind, None), (kind, len(inputs[0]))]
+        key = next((key for key in keys if key in self._engines), None)
+        if key is None:
+            engine = _Engine(self.model, inputs, self.output)
+            key = (kind, engine.captured.rows)
+            self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
         return self._engines[key]
 
@@ -228,11 +233,13 @@ class _Engine:
         version = self.bind_weights()
         tape = self.tape_of(references, version)
         rows = len(references[0])
-        layout = self.layout or probe_layout(
-            self.rewritten.observe,
-            [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)],
-        )
-        self.layout = layout
+        if self.layout is None:
+            self.layout = probe_layout(
+                self.rewritten.observe,
+                [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)],
+                self.captured.rows,
+            )
+        layout = self.layout
         single = not layout.tile and all(bool((x == x[:1]).all()) for x in samples)
         with torch.no_grad():
             y_sample, taps = self.rewritten.observe(*[x[:1] if single else x for x in samples])
