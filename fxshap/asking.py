@@ -18,10 +18,15 @@ def is_shap_hook(hook: Callable[..., Any]) -> bool:
     return getattr(hook, "__module__", "").startswith("shap.explainers._deep")
 
 
+def is_hooked(probe: nn.Module) -> bool:
+    """Say whether SHAP has hooked the probe."""
+    return any(map(is_shap_hook, probe._backward_hooks.values()))
+
+
 def is_asking(probe: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Say whether SHAP has hooked the probe and is recording a gradient of these inputs."""
     return (
-        any(map(is_shap_hook, probe._backward_hooks.values()))
+        is_hooked(probe)
         and torch.is_grad_enabled()
         and any(x.requires_grad for x in inputs)
     )

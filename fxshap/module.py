@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from fxshap.asking import is_asking, remove_hooks
+from fxshap.asking import is_asking, is_hooked, remove_hooks
 from fxshap.capture import Captured, capture
 from fxshap.errors import InputError, ModelError
 from fxshap.layout import Layout, probe_layout
@@ -124,6 +124,14 @@ class ExplainableModule(nn.Module):
             # SHAP removes its hooks only when all goes well.
             remove_hooks((self.held, self.probe))
             raise
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients; not when SHAP does it, which is not about to train."""
+        if not is_hooked(self.probe):
+            super().zero_grad(set_to_none)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engines": {}}  # a copy captures its own model
 
     def prepare(self, *inputs: Tensor) -> Self:
         """Capture and rewrite the model for inputs like these.

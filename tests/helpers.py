@@ -1,0 +1,101 @@
+"""What several test files need: SHAP's values, the additivity error, a model's full state."""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import shap
+import torch
+from torch import Tensor, nn
+
+from fxshap.asking import is_shap_hook
+
+Arrays = list[np.ndarray]
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list of one, or the list itself."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def explain(
+    model: nn.Module, background: Sequence[Tensor], samples: Sequence[Tensor], **options: Any
+) -> Arrays:
+    """SHAP values, one array an input of shape (samples, ..., outputs), with warnings as errors."""
+    one = len(background) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        explainer = shap.DeepExplainer(model, background[0] if one else list(background))
+        return as_list(explainer.shap_values(samples[0] if one else list(samples), **options))
+
+
+def additivity_error(
+    model: nn.Module, background: Sequence[Tensor], samples: Sequence[Tensor], values: Arrays
+) -> float:
+    """max |sum(phi) - (f(x) - mean f(refs))| / max(|f(x)|, |f(refs)|), summed in float64."""
+    with torch.no_grad():
+        f_x, f_r = (model(*x).double().numpy() for x in (samples, background))
+    features = [phi.astype(np.float64).reshape(len(phi), -1, phi.shape[-1]) for phi in values]
+    total = sum(phi.sum(axis=1) for phi in features)
+    scale = max(np.abs(f_x).max(), np.abs(f_r).max())
+    return float(np.abs(total - (f_x - f_r.mean(axis=0))).max() / scale)
+
+
+def assert_exact(
+    model: nn.Module,
+    explainable: nn.Module,
+    background: Sequence[Tensor],
+    samples: Sequence[Tensor],
+    limit: float,
+) -> Arrays:
+    """Explain and check the additivity error; return the values."""
+    values = explain(explainable, background, samples)
+    assert all(np.isfinite(phi).all() for phi in values)
+    assert additivity_error(model, background, samples, values) <= limit
+    return values
+
+
+def assert_same_values(found: Arrays, expected: Arrays) -> None:
+    """Check that SHAP values are the same, bit for bit."""
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def hooks(module: nn.Module) -> list[Any]:
+    """Every hook registered on one module."""
+    tables = [table for name, table in vars(module).items() if name.endswith("_hooks")]
+    return [hook for table in tables if isinstance(table, dict) for hook in table.values()]
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that an explanation must leave alone."""
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: hooks(module) for name, module in model.named_modules()},
+        "attributes": {name: set(vars(module)) for name, module in model.named_modules()},
+        "tensors": {
+            name: (id(t), t.data_ptr(), t._version, t.requires_grad, t.grad is None, t.clone())
+            for name, t in tensors
+        },
+    }
+
+
+def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
+    """Check that nothing of :func:`state_of` has changed."""
+    after = state_of(model)
+    for kind in ("modes", "hooks", "attributes"):
+        assert after[kind] == before[kind], kind
+    assert after["tensors"].keys() == before["tensors"].keys()
+    for name, (*facts, value) in after["tensors"].items():
+        *facts_before, value_before = before["tensors"][name]
+        assert facts == facts_before, name
+        assert torch.equal(value, value_before), name
+
+
+def assert_no_shap_hooks(explainable: nn.Module) -> None:
+    """Check that SHAP has left no hook on any module."""
+    modules = [*explainable.modules(), *explainable.model.modules()]
+    assert not [hook for module in modules for hook in hooks(module) if is_shap_hook(hook)]
