@@ -61,10 +61,14 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return (unit1 * unit2).sum(dim)
 
 
+@composite(aten.floor_divide.default)
+def floor_divide(self: Tensor, other: Tensor) -> Tensor:
+    """The quotient rounded down, which autograd knows under this other name."""
+    return torch.div(self, other, rounding_mode="floor")
+
+
 @composite(aten.addcdiv.default)
-def addcdiv(
-    self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
-) -> Tensor:
+def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """Self + value * tensor1 / tensor2."""
     return self + value * (tensor1 / tensor2)
 

@@ -28,58 +28,99 @@ SYMMETRIC_NODES = (
 )
 
 
-def normal_slope(r: Tensor, x: Tensor) -> Tensor:
-    """(Phi(x) - Phi(r)) / (x - r), to full relative accuracy.
+def split_square(z: Tensor) -> tuple[Tensor, Tensor]:
+    """z^2 as an exact part and a small rest: exp(-z^2) magnifies the rounding of z^2 by z^2."""
+    nearby = (z * 16).round() / 16
+    return nearby.square(), (z - nearby) * (z + nearby)
 
-    Close ends average the density over the path, phi(c) * mean(exp(-c h t - (h t)^2 / 2)) with
-    c the midpoint, h half the difference and t in [-1, 1]; distant ends take the difference of
-    the tails on the side where both are small, so nothing cancels.
+
+def normal_tail(z: Tensor) -> Tensor:
+    """1 - Phi(z) = erfc(a) / 2 for z >= 0 and a = z / sqrt 2, made good for the rounding of a.
+
+    erfc(a) e^(a^2) varies slowly, so the factor e^(a^2 - z^2 / 2) is what the rounding costs.
     """
-    d, c = x - r, (x + r) / 2
-    near = normal_density(c) * mean_density(c, d / 2)
-    tail_side = torch.where(c > 0, -1.0, 1.0).to(d.dtype)
-    far = tail_side * (normal_cdf(tail_side * x) - normal_cdf(tail_side * r)) / d
-    return torch.where(d.abs() * (1 + c.abs()) < 1, near, far)
+    a = z * math.sqrt(0.5)
+    exact_a, rest_a = split_square(a)
+    exact_z, rest_z = split_square(z)
+    lost = (exact_a - exact_z / 2) + (rest_a - rest_z / 2)
+    return torch.special.erfc(a) / 2 * torch.exp(lost)
 
 
-def mean_density(c: Tensor, h: Tensor) -> Tensor:
-    """Mean of phi(c + h t) / phi(c) over t in [-1, 1]; exp and cosh keep the pairs together."""
+def root_density(z: Tensor) -> Tensor:
+    """e^(-z^2 / 4), the square root of the normal density up to a constant."""
+    exact, rest = split_square(z)
+    return torch.exp(-exact / 4) * torch.exp(-rest / 4)
+
+
+def mean_density(r: Tensor, x: Tensor) -> Tensor:
+    """Mean of the normal density between close ends: (Phi(x) - Phi(r)) / (x - r).
+
+    With c the midpoint and h half the difference, phi(c + h t) is e^(-(x^2 + r^2) / 4) times
+    e^((h^2 - (h t)^2) / 2) e^(-c h t); cosh adds the nodes t and -t.
+    """
+    c, h = (x + r) / 2, (x - r) / 2
     total = torch.zeros_like(c)
     for node, weight in SYMMETRIC_NODES:
         step = node * h
-        total += weight * torch.exp(-step.square() / 2) * torch.cosh(c * step)
-    return total
+        total += weight * torch.exp((h - step) * (h + step) / 2) * torch.cosh(c * step)
+    return root_density(x) * root_density(r) * total / math.sqrt(2 * math.pi)
 
 
-def normal_cdf(z: Tensor) -> Tensor:
-    """Phi(z) = erfc(-z / sqrt 2) / 2, accurate in the lower tail."""
-    return torch.special.erfc(z * -math.sqrt(0.5)) / 2
+def are_close(r: Tensor, x: Tensor) -> Tensor:
+    """Say where the density varies little enough for :func:`mean_density`."""
+    return (x - r).abs() * (1 + (x + r).abs() / 2) < 1
 
 
-def normal_density(z: Tensor) -> Tensor:
-    """phi(z) = e^(-z^2 / 2) / sqrt(2 pi)."""
-    return torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+def normal_slope(r: Tensor, x: Tensor) -> Tensor:
+    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small, so nothing cancels.
+
+    Phi(z) is tail(-z) for z <= 0 and 1 - tail(z) above.
+    """
+    above_r, above_x = r > 0, x > 0
+    tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
+    steps = above_x.to(x.dtype) - above_r.to(r.dtype)
+    tails = torch.where(above_x, -tail_x, tail_x) - torch.where(above_r, -tail_r, tail_r)
+    return torch.where(are_close(r, x), mean_density(r, x), (steps + tails) / (x - r))
+
+
+def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of x Phi(x) = relu(x) - |x| tail(|x|): by parts from afar, as a product when close."""
+    d = x - r
+    tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
+    phi_r, phi_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
+    close = (phi_x + phi_r) / 2 + (x + r) / 2 * mean_density(r, x)
+    far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
+    return torch.where(are_close(r, x), close, far)
 
 
 def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant of x * P(x), P = Phi or, for ``approximate="tanh"``, the logistic of a cubic."""
-    if operation["approximate"] == "tanh":
-        return gelu_tanh(r, x)
-    p = (normal_cdf(x) + normal_cdf(r)) / 2
-    return p + (x + r) / 2 * normal_slope(r, x)
+    return gelu_tanh(r, x) if operation["approximate"] == "tanh" else gelu_slope(r, x)
 
 
-CUBIC = 0.044715
-RATE = 2 * math.sqrt(2 / math.pi)
+LINEAR = 2 * math.sqrt(2 / math.pi)
+CUBIC = LINEAR * 0.044715
 
 
 def gelu_tanh(r: Tensor, x: Tensor) -> Tensor:
-    """x * s(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh z) / 2 = s(2z)."""
-    u_r = RATE * (r + CUBIC * r**3)
-    u_x = RATE * (x + CUBIC * x**3)
-    du = RATE * (1 + CUBIC * (x * x + x * r + r * r))
-    p = (torch.sigmoid(u_x) + torch.sigmoid(u_r)) / 2
-    return p + (x + r) / 2 * du * sigmoid_slope(u_r, u_x)
+    """x * s(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh z) / 2 = s(2z).
+
+    The tail here is s(-|u|), and the same two forms serve as in :func:`gelu_slope`.
+    """
+    d = x - r
+    u_r, u_x = r * (LINEAR + CUBIC * r.square()), x * (LINEAR + CUBIC * x.square())
+    du = LINEAR + CUBIC * (x * x + x * r + r * r)
+    tail_r, tail_x = logistic_tail(u_r.abs()), logistic_tail(u_x.abs())
+    p_r, p_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
+    close = (p_x + p_r) / 2 + (x + r) / 2 * du * sigmoid_slope(u_r, u_x)
+    far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
+    return torch.where((u_x - u_r).abs() < 1, close, far)
+
+
+def logistic_tail(u: Tensor) -> Tensor:
+    """1 - s(u) = s(-u) for u >= 0; e^-u keeps the subnormal values that 1 / (1 + e^u) drops."""
+    e = torch.exp(-u)
+    return e / (1 + e)
 
 
 def erf(operation: Operation, r: Tensor, x: Tensor) -> Tensor:

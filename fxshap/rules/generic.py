@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,21 +55,22 @@ def correct(
     *rows, output_row = operation.rows
     before, after = operation(*reference), operation(*sample)
     missing: Tensor | float = 0.0
+    count = common_rows(reference, rows, before, output_row)
     if isinstance(before, Tensor):
         before, after, grad = (before,), (after,), (grad,)
     for g, y_r, y_x in zip(grad, before, after, strict=True):
         if g is not None:
-            missing = missing + row_sums(inner(g, y_x - y_r), output_row)
+            missing = missing + row_sums(inner(g, y_x - y_r), output_row, count)
     length: Tensor | float = 0.0
     steps: list[Tensor | None] = []
     for m, r, x, row in zip(multipliers, reference, sample, rows, strict=True):
         steps.append(None if m is None else x - r)
         if m is not None:
-            missing = missing - row_sums(inner(m, x - r), row)
-            length = length + row_sums(inner(x - r, x - r), row)
+            missing = missing - row_sums(inner(m, x - r), row, count)
+            length = length + row_sums(inner(x - r, x - r), row, count)
     if not isinstance(length, Tensor) or not isinstance(missing, Tensor):
         return tuple(multipliers)
-    scale = torch.where(length == 0, torch.zeros_like(missing), missing / length)
+    scale = torch.where(length == 0, 0.0, missing / length)
     return tuple(
         None if m is None or d is None else m + d * along(scale, d, row)
         for m, d, row in zip(multipliers, steps, rows, strict=True)
@@ -80,13 +82,23 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
 
 
-def row_sums(value: Tensor, row: int) -> Tensor:
-    """Sum over all dimensions but the batch dimension `row`."""
-    return value.movedim(row, 0).flatten(1).sum(1) if value.dim() > 1 else value
+def common_rows(reference: Tensors, rows: list[int], before: Any, output_row: int) -> int:
+    """Number of rows: tensors that fold others into the batch, (N, T) as N * T, count as N."""
+    output = before if isinstance(before, Tensor) else before[0]
+    pairs = [*zip(reference, rows, strict=True), (output, output_row)]
+    return math.gcd(*(value.shape[row] if value.dim() else 1 for value, row in pairs))
+
+
+def row_sums(value: Tensor, row: int, count: int) -> Tensor:
+    """Sum over all but the batch dimension `row`, for `count` rows."""
+    return (value.movedim(row, 0) if value.dim() else value).reshape(count, -1).sum(1)
 
 
 def along(scale: Tensor, like: Tensor, row: int) -> Tensor:
     """View one number a row so that it broadcasts along dimension `row` of `like`."""
+    if like.dim() == 0:
+        return scale.squeeze()
+    scale = scale.repeat_interleave(like.shape[row] // len(scale))
     return scale.reshape([-1 if dim == row else 1 for dim in range(like.dim())])
 
 

@@ -65,7 +65,7 @@ rule(aten._native_batch_norm_legit_no_training, aten.batch_norm, linear_in=((0,)
 rule(
     aten.index_select, aten.gather, aten.index, aten._unsafe_index, aten.take, aten.take_along_dim,
     aten.embedding, aten.masked_select, aten.grid_sampler, aten.grid_sampler_2d,
-    aten.grid_sampler_3d, aten.bucketize,
+    aten.grid_sampler_3d,
     linear_in=((0,),), closed=False,
 )(generic)  # fmt: skip
 rule(
@@ -74,9 +74,7 @@ rule(
 )(generic)  # fmt: skip
 rule(aten.masked_scatter, aten.index_put, aten._unsafe_index_put, linear_in=((0, 2),),
      closed=False)(generic)  # fmt: skip
-rule(aten.index_fill, aten.masked_fill, linear_in=((0, 2), (0, 3)), closed=False)(generic)
+rule(aten.index_fill, linear_in=((0, 3),), closed=False)(generic)
+rule(aten.masked_fill, linear_in=((0, 2),), closed=False)(generic)
 rule(aten.where, linear_in=((1, 2),), closed=False)(generic)
-rule(
-    aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter, aten.copy,
-    linear_in=((0, 1),), closed=False,
-)(generic)  # fmt: skip
+linear(aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter, aten.copy)

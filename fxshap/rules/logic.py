@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import elementwise
+from fxshap.rules.elementwise import elementwise, steps
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Tensors, rule
 
@@ -33,10 +33,7 @@ RELATIONS = {
 
 
 def step(d: Tensor, relation: str) -> Tensor:
-    """1 where ``d relation 0`` holds, else 0, in the dtype of `d`.
-
-
-    """
+    """1 where ``d relation 0`` holds, else 0, in the dtype of `d`."""
     return RELATIONS[relation](d, 0).to(d.dtype)
 
 
@@ -49,13 +46,15 @@ LIBRARY.impl("step", step, "CompositeExplicitAutograd")
 LIBRARY.impl("select", select, "CompositeExplicitAutograd")
 
 
-def step_slope(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of a step: 0 where nothing crosses."""
-    change = operation(x) - operation(r)  # type: ignore[operator]
-    return torch.where(change == 0, 0.0, change / (x - r))
+elementwise(torch.ops.fxshap.step, slope=steps)
 
 
-elementwise(torch.ops.fxshap.step, slope=step_slope)
+def branch_mean(r: Tensor, x: Tensor, chosen_r: Tensor, chosen_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of a branch over both ends, and where (1, else 0) the branch moves at all."""
+    known_r, known_x = r.isfinite() | chosen_r, x.isfinite() | chosen_x
+    still_r, still_x = torch.where(known_r, r, x), torch.where(known_x, x, r)
+    mean = torch.where(known_r | known_x, (still_r + still_x) / 2, 0.0)
+    return mean, (known_r & known_x).to(r.dtype)
 
 
 @rule(torch.ops.fxshap.select, linear_in=((1, 2),))
@@ -64,8 +63,8 @@ def selection(
 ) -> tuple[Tensor, ...]:
     """Bilinear in the condition and in the difference of the branches.
 
-    A branch that is not finite at an end where it is not chosen (the idea of a safe ``where``)
-    stands still at its other value there, so that nothing infinite is multiplied by 0.
+    A branch that is not finite at an end where it is not chosen, such as the logarithm in
+    ``where(x > 0, log(x), 0)``, stands still at its other value: the condition is owed everything.
     """
     names = ("c", "a", "b")
     r = [operation[name] for name in names]
@@ -73,12 +72,10 @@ def selection(
     for slot, value_r, value_x in zip(operation.slots, reference, sample, strict=True):
         r[slot], x[slot] = value_r, value_x
     (c_r, a_r, b_r), (c_x, a_x, b_x) = r, x
-    a_r, a_x = (torch.where(a.isfinite() | (c > 0.5), a, other)
-                for a, c, other in ((a_r, c_r, a_x), (a_x, c_x, a_r)))  # fmt: skip
-    b_r, b_x = (torch.where(b.isfinite() | (c < 0.5), b, other)
-                for b, c, other in ((b_r, c_r, b_x), (b_x, c_x, b_r)))  # fmt: skip
     c = (c_r + c_x) / 2
-    grads = (grad * ((a_r + a_x) - (b_r + b_x)) / 2, grad * c, grad * (1 - c))
+    a, moves_a = branch_mean(a_r, a_x, c_r > 0.5, c_x > 0.5)
+    b, moves_b = branch_mean(b_r, b_x, c_r < 0.5, c_x < 0.5)
+    grads = (grad * (a - b), grad * c * moves_a, grad * (1 - c) * moves_b)
     return tuple(
         grads[slot].sum_to_size(value.shape)
         for slot, value in zip(operation.slots, reference, strict=True)

@@ -2,8 +2,8 @@
 
 Among the elements of one window let w = max(x, r), t0 = max_j min(x_j, r_j), and sort w downwards.
 Between two neighbouring levels above t0, p elements are there only in the sample and q only in the
-reference. A coalition S (elements taken from the sample) is above the level when it holds one of the
-p or lacks one of the q, so that slice of the level is worth
+reference. A coalition S (elements taken from the sample) is above the level when it holds one of
+the p or lacks one of the q, so that slice of the level is worth
 
     +q! (p-1)! / (p+q)!  to each of the p,      -p! (q-1)! / (p+q)!  to each of the q
 
@@ -264,8 +264,8 @@ def adaptive_max_pool_rule(dims: int, *targets: Any) -> None:
 
 
 max_pool_rule(1, aten.max_pool1d, aten.max_pool1d_with_indices)
-max_pool_rule(2, aten.max_pool2d, aten.max_pool2d_with_indices, aten.mkldnn_max_pool2d)
-max_pool_rule(3, aten.max_pool3d, aten.max_pool3d_with_indices, aten.mkldnn_max_pool3d)
+max_pool_rule(2, aten.max_pool2d, aten.max_pool2d_with_indices)
+max_pool_rule(3, aten.max_pool3d, aten.max_pool3d_with_indices)
 adaptive_max_pool_rule(1, aten.adaptive_max_pool1d)
 adaptive_max_pool_rule(2, aten.adaptive_max_pool2d)
 adaptive_max_pool_rule(3, aten.adaptive_max_pool3d)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import rsqrt_slope, sqrt_slope
+from fxshap.rules.elementwise import abs_slope, positive_power_slope, rsqrt_slope, sqrt_slope
 from fxshap.rules.generic import generic
+from fxshap.rules.maximum import over_dims
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Tensors, rule
 
@@ -35,9 +36,13 @@ def standardise(r: Tensor, x: Tensor, grad: Tensor, eps: float, *, centred: bool
     return out - out.mean(-1, keepdim=True) if centred else out
 
 
-def flat_groups(value: Tensor, groups: int) -> Tensor:
-    """View (N, C, ...) as (N, groups, everything else)."""
-    return value.reshape(value.shape[0], groups, -1)
+def standardise_groups(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, groups: int
+) -> Tensor:
+    """Multiply through (N, C, ...) standardised as (N, groups, everything else)."""
+    ends = (value.reshape(value.shape[0], groups, -1) for value in (r, x, grad))
+    flat_r, flat_x, flat_grad = ends
+    return standardise(flat_r, flat_x, flat_grad, operation["eps"]).reshape(r.shape)
 
 
 def per_channel(weight: Tensor | None, like: Tensor) -> Tensor | float:
@@ -58,8 +63,8 @@ def layer_norm(
     weight, eps = operation["weight"], operation["eps"]
     eps = torch.finfo(r.dtype).eps if eps is None else eps
     grad = grad if weight is None else grad * weight
-    ends = (value.flatten(-last) for value in (r, x, grad))
-    return (standardise(*ends, eps, centred=centred).reshape(r.shape),)
+    flat_r, flat_x, flat_grad = (value.flatten(-last) for value in (r, x, grad))
+    return (standardise(flat_r, flat_x, flat_grad, eps, centred=centred).reshape(r.shape),)
 
 
 @rule(aten.group_norm)
@@ -71,8 +76,7 @@ def group_norm(
         return generic(operation, reference, sample, grad)
     (r,), (x,) = reference, sample
     grad = grad * per_channel(operation["weight"], r)
-    ends = (flat_groups(value, operation["num_groups"]) for value in (r, x, grad))
-    return (standardise(*ends, operation["eps"]).reshape(r.shape),)
+    return (standardise_groups(operation, r, x, grad, operation["num_groups"]),)
 
 
 @rule(aten.instance_norm)
@@ -84,8 +88,7 @@ def instance_norm(
         return generic(operation, reference, sample, grad)
     (r,), (x,) = reference, sample
     grad = grad * per_channel(operation["weight"], r)
-    ends = (flat_groups(value, r.shape[1]) for value in (r, x, grad))
-    return (standardise(*ends, operation["eps"]).reshape(r.shape),)
+    return (standardise_groups(operation, r, x, grad, r.shape[1]),)
 
 
 # --- variances --------------------------------------------------------------------------------
@@ -163,15 +166,23 @@ def spread_and_mean(
 def vector_norm(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """(sum |a|^p)^(1/p) for p = 1 and 2; other orders take the generic rule."""
+    """(sum |a|^p)^(1/p); p = inf is the largest |a| and p = -inf the smallest."""
     (r,), (x,) = reference, sample
     order = operation.get("ord", operation.get("p", 2))
-    if order not in (1, 2, None):
+    order = 2 if order is None else order
+    if order == 0:  # counts what is not 0
         return generic(operation, reference, sample, grad)
     dims = reduced_dims(operation, r)
     grad = restore_dims(operation, grad, dims)
-    if order == 1:
-        d = x - r
-        return (grad * torch.where(d == 0, r.sgn(), (x.abs() - r.abs()) / d),)
-    s_r, s_x = (value.square().sum(dims, keepdim=True) for value in (r, x))
-    return (grad * sqrt_slope(s_r, s_x) * (x + r),)
+    if order == 2:
+        s_r, s_x = (value.square().sum(dims, keepdim=True) for value in (r, x))
+        return (grad * sqrt_slope(s_r, s_x) * (x + r),)
+    a_r, a_x = r.abs(), x.abs()
+    if math.isinf(order):
+        sign = 1 if order > 0 else -1
+        grad = over_dims(sign * a_r, sign * a_x, grad, dims, keepdim=True)
+    elif order != 1:
+        s_r, s_x = (a.pow(order).sum(dims, keepdim=True) for a in (a_r, a_x))
+        root = positive_power_slope(s_r, s_x, 1 / order)
+        grad = grad * root * positive_power_slope(a_r, a_x, order)
+    return (grad * abs_slope(r, x),)

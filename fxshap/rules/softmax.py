@@ -34,14 +34,14 @@ def logsumexp_multiplier(r: Tensor, x: Tensor, dims: list[int]) -> Tensor:
     # A row far below the other underflows to S = 0: its logarithm comes from its own maximum.
     far = (x.logsumexp(dims, keepdim=True) - r.logsumexp(dims, keepdim=True)).abs()
     change = torch.where(lo > hi / 2, torch.log1p(gap / lo), far)
-    slope = torch.where(gap == 0, hi.reciprocal(), change / gap)
+    # S is at least 1, but 0 where both rows are -inf all through.
+    slope = torch.where(gap == 0, hi.clamp(min=1).reciprocal(), change / gap)
     return slope * exp_slope(r, x)
 
 
 def log_softmax_rows(a: Tensor, dim: int) -> Tensor:
     """a - logsumexp(a), with -inf (not nan) where a whole row is -inf."""
-    total = a.logsumexp(dim, keepdim=True)
-    return a - torch.where(total == -math.inf, 0.0, total)
+    return a.log_softmax(dim).masked_fill(a == -math.inf, -math.inf)
 
 
 def dims_of(dim: int | list[int]) -> list[int]:
@@ -67,10 +67,10 @@ def log_softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """a - logsumexp(a)."""
-    (r,), (x,) = reference, sample
+    r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
     dim = operation["dim"]
-    grad = grad.to(r.dtype)
-    return (grad - logsumexp_multiplier(r, x, [dim]) * grad.sum(dim, keepdim=True),)
+    out = grad - logsumexp_multiplier(r, x, [dim]) * grad.sum(dim, keepdim=True)
+    return (out.to(reference[0].dtype),)
 
 
 @rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.special_softmax)
@@ -78,8 +78,9 @@ def softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """exp(a - logsumexp(a))."""
-    (r,), (x,) = reference, sample
+    r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
     dim = operation["dim"]
-    weighted = grad.to(r.dtype) * exp_slope(log_softmax_rows(r, dim), log_softmax_rows(x, dim))
+    weighted = grad * exp_slope(log_softmax_rows(r, dim), log_softmax_rows(x, dim))
     total = weighted.sum(dim, keepdim=True)
-    return (weighted - logsumexp_multiplier(r, x, [dim]) * total,)
+    out = weighted - logsumexp_multiplier(r, x, [dim]) * total
+    return (out.to(reference[0].dtype),)

@@ -100,7 +100,7 @@ def composite(*targets: OpOverload) -> Callable[[Callable[..., Any]], Callable[.
     return declare
 
 
-def find_rule(target: Target) -> Rule | None:
+def find_rule(target: Any) -> Rule | None:
     """Return the rule of an overload, else that of its packet, else ``None``."""
     if target in RULES:
         return RULES[target]
