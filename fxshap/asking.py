@@ -1,7 +1,7 @@
 """Which attribution library is asking, told by the marks it leaves on a module that is never run.
 
-SHAP's ``DeepExplainer`` puts a hook on every leaf module before it asks for attributions and removes
-it afterwards. The explainable model owns one leaf for this purpose, the probe.
+SHAP's ``DeepExplainer`` puts a hook on every leaf module before it asks for attributions and
+removes it afterwards. The explainable model owns one leaf for this purpose, the probe.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ def is_hooked(probe: nn.Module) -> bool:
 
 def is_asking(probe: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Say whether SHAP has hooked the probe and is recording a gradient of these inputs."""
-    return (
-        is_hooked(probe)
-        and torch.is_grad_enabled()
-        and any(x.requires_grad for x in inputs)
-    )
+    return is_hooked(probe) and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def remove_hooks(modules: Sequence[nn.Module]) -> None:

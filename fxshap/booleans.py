@@ -1,9 +1,10 @@
 """A pass: booleans that depend on the input become 0/1 floats.
 
-A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets a
-floating-point twin, a step of the difference; logic and integer arithmetic on twins become their
-floating-point counterparts; ``where`` and ``masked_fill`` become `select` on the twin. Masks that do
-not depend on the input, and integers used as indices, stay what they are.
+A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets
+a floating-point twin, a step of the difference, and so does every cast to integers, a truncation;
+logic and integer arithmetic on twins become their floating-point counterparts; ``where`` and
+``masked_fill`` become `select` on the twin. Masks that do not depend on the input, and integers
+used as indices, stay what they are.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ COMPARISONS = {
 CASTS = (aten._to_copy, aten.to, aten.type_as)
 
 
-def is_floating(node: fx.Node) -> bool:
-    """Say whether a node gives one floating-point tensor."""
-    value = node.meta.get("val")
+def is_floating(node: Any) -> bool:
+    """Say whether an argument is a node that gives one floating-point tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
@@ -119,27 +120,39 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
     packet = getattr(node.target, "overloadpacket", None)
     if packet in COMPARISONS:
         return compare(twins, node, COMPARISONS[packet])
+    if packet in CASTS and is_floating(node.args[0]):
+        return truncate(twins, node)
     if not any(argument in twins.twin for argument in node.all_input_nodes):
         return None
     if packet in FORMS:
         return FORMS[packet](twins, node)
     if packet in CASTS:
         return cast(twins, node)
-    rule = find_rule(node.target)
+    target: Any = node.target
+    rule = find_rule(target)
     if rule is None or not rule.closed or node.target is operator.getitem:
         return None
     args = fx.map_arg(node.args, lambda a: twins.twin.get(a, a))
     kwargs = {key: value for key, value in node.kwargs.items() if key != "dtype"}
-    return twins.call(node, node.target, *args, **kwargs)
+    return twins.call(node, target, *args, **kwargs)
 
 
-def cast(twins: Twins, node: fx.Node) -> fx.Node:
+def cast(twins: Twins, node: fx.Node) -> fx.Node | None:
     """Cast a twin to no narrower a type than its own, which would round its gradients."""
-    source = twins.twin[node.args[0]]
-    if not is_floating(node):
+    source = twins.as_float(node.args[0], node)
+    if source is None or not is_floating(node):
         return source
     dtype = torch.promote_types(node.meta["val"].dtype, source.meta["val"].dtype)
     return twins.call(node, aten._to_copy.default, source, dtype=dtype)
+
+
+def truncate(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Cast to integers is a truncation; a cast to booleans says what is not zero."""
+    if is_floating(node) or node.meta["val"].is_complex():
+        return None
+    if node.meta["val"].dtype == torch.bool:
+        return twins.call(node, ours.step.default, node.args[0], "ne")
+    return twins.call(node, aten.trunc.default, node.args[0])
 
 
 def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
@@ -212,7 +225,7 @@ def reduction(target: Callable[..., Any]) -> Callable[[Twins, fx.Node], fx.Node 
     """`any` is a maximum of 0/1 floats, `all` a minimum."""
 
     def form(twins: Twins, node: fx.Node) -> fx.Node | None:
-        source, *rest = node.args
+        source, *rest = list[Any](node.args)
         dims = rest[:1] or [[]]
         dims = [[dims[0]] if isinstance(dims[0], int) else dims[0]]
         return twins.call(node, target, twins.twin[source], *dims, *rest[1:])

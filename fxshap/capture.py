@@ -7,6 +7,7 @@ weights stay where they are: the graph holds views of the model's own storage.
 
 from __future__ import annotations
 
+import re
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -97,12 +98,14 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
     """Export with a symbolic batch dimension and decompose the composite operations."""
     # Contiguous clones: other strides would be specialised on.
     examples = tuple(x.contiguous().clone() for x in inputs)
-    batch = (tuple({0: Dim.AUTO} for _ in examples),)
+    # A single row has nothing symbolic about it.
+    batch = (tuple({0: Dim.AUTO} if len(x) > 1 else None for x in examples),)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
-            return program.run_decompositions(dict(COMPOSITES))
+            decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
+            return decomposed
     except FxshapError:
         raise
     except Exception as error:
@@ -148,13 +151,21 @@ def unlift(program: ExportedProgram) -> Captured:
 def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:
     """Return a parameter, buffer or constant of an exported program, sharing its storage."""
     found = program.constants if target in program.constants else program.state_dict
-    return found[target].detach()
+    weight: Tensor = found[target]
+    return weight.detach()
 
 
 def user_module(node: fx.Node) -> str:
     """Return the qualified name of the user's module that a node came from; '' for the model."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].removeprefix("model").removeprefix(".") if stack else ""
+
+
+def node_line(node: fx.Node) -> str:
+    """Return the user's line that a node came from: ``file:line (`code`)``."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    found = [(file, int(line), code) for file, line, code in lines if is_users(file)]
+    return "{}:{} (`{}`)".format(*found[-1]) if found else "an unknown line"
 
 
 # --- what to say when it fails ------------------------------------------------------------------
@@ -193,14 +204,15 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def user_line(trace: TracebackType | None) -> str:
-    """Return the innermost line of a traceback outside torch and fxshap: ``file:line, code``."""
+def is_users(file: str) -> bool:
+    """Say whether a source file is the user's, and not of torch, fxshap or Python."""
     ours = [str(Path(module.__file__ or "").parent) for module in (torch, fxshap)]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith((*ours, "<")) and "contextlib" not in frame.filename
-    ]
+    return not file.startswith((*ours, "<")) and "contextlib" not in file
+
+
+def user_line(trace: TracebackType | None) -> str:
+    """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
+    frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
     if not frames:
         return "an unknown line"
     return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"

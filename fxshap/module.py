@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,9 +14,9 @@ from fxshap.asking import is_asking, is_hooked, remove_hooks
 from fxshap.capture import Captured, capture
 from fxshap.errors import InputError, ModelError
 from fxshap.layout import Layout, probe_layout
-from fxshap.output import Selector, select_output
+from fxshap.output import Selector, require_rows, select_output
 from fxshap.rewrite import Rewritten, rewrite
-from fxshap.tape import Tape, explained
+from fxshap.tape import Tape, Walk, explained
 
 
 def make_explainable(
@@ -117,13 +119,11 @@ class ExplainableModule(nn.Module):
         if not is_asking(self.probe, inputs):
             remove_hooks((self.held, self.probe))
             self._check_dtypes(inputs)
-            return select_output(self.model(*inputs, **kwargs), self.output)
-        try:
+            result = select_output(self.model(*inputs, **kwargs), self.output)
+            require_rows(result, inputs)
+            return result
+        with self._cleaning():
             return self._explain(inputs)
-        except BaseException:
-            # SHAP removes its hooks only when all goes well.
-            remove_hooks((self.held, self.probe))
-            raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
@@ -134,7 +134,7 @@ class ExplainableModule(nn.Module):
         return {**self.__dict__, "_engines": {}}  # a copy captures its own model
 
     def prepare(self, *inputs: Tensor) -> Self:
-        """Capture and rewrite the model for inputs like these.
+        """Capture and rewrite the model, in evaluation mode, for inputs like these.
 
         Parameters
         ----------
@@ -142,7 +142,8 @@ class ExplainableModule(nn.Module):
             One tensor an input of the model, with the batch first.
         """
         self._check_dtypes(inputs)
-        self._engine(inputs)
+        with evaluating(self.model):
+            self._engine(inputs)
         return self
 
     def _explain(self, joint: Sequence[Tensor]) -> Tensor:
@@ -154,11 +155,26 @@ class ExplainableModule(nn.Module):
                 f"{', '.join(str(len(x)) for x in joint)} rows"
             )
         samples, references = ([x.detach().chunk(2)[half] for x in joint] for half in (0, 1))
-        engine = self._engine(references)
-        return engine.explain(samples, references, joint)
+        walk, output = self._engine(references).explain(samples, references)
+
+        def guarded(grad: Tensor) -> list[Tensor]:
+            with self._cleaning():
+                return walk(grad)
+
+        return explained(guarded, output, joint)
+
+    @contextmanager
+    def _cleaning(self) -> Iterator[None]:
+        """Remove SHAP's hooks if anything fails; SHAP does so only when all goes well."""
+        try:
+            yield
+        except BaseException:
+            remove_hooks((self.held, self.probe))
+            raise
 
     def _engine(self, inputs: Sequence[Tensor]) -> _Engine:
-        kind = tuple((x.shape[1:], x.dtype, x.device) for x in inputs)
+        modes = tuple((module, module.training) for module in self.model.modules())
+        kind = (modes, *((x.shape[1:], x.dtype, x.device) for x in inputs))
         # A model that fixes its number of rows is captured once for each.
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
@@ -195,11 +211,24 @@ class ExplainableModule(nn.Module):
             )
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back; no method of the model is called."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class _Held(nn.Module):
     """The user's model, out of reach of those who hook every leaf they find among the children.
 
-    SHAP hooks leaves, and deletes attributes `x` and `y` of modules afterwards. It stops here, since
-    this module shows no children; what PyTorch itself does to children is passed on.
+    SHAP hooks leaves, and deletes attributes `x` and `y` of modules afterwards. It stops here,
+    since this module shows no children; what PyTorch itself does to children is passed on.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -233,14 +262,17 @@ class _Engine:
         self.layout: Layout | None = None
         self.tape: Tape | None = None
         self.tape_key: tuple[Any, ...] = ()
+        self.version: tuple[Any, ...] = ()
 
     def explain(
-        self, samples: Sequence[Tensor], references: Sequence[Tensor], joint: Sequence[Tensor]
-    ) -> Tensor:
-        """Return the outputs of samples and references, differentiable by walking the tape."""
+        self, samples: Sequence[Tensor], references: Sequence[Tensor]
+    ) -> tuple[Walk, Tensor]:
+        """Return the walk of the tape that gives multipliers, and the outputs of both ends."""
         version = self.bind_weights()
         tape = self.tape_of(references, version)
         rows = len(references[0])
+        alone = all(bool((x == x[:1]).all()) for x in samples)
+        require_finite("sample", [x[:1] for x in samples] if alone else samples)
         if self.layout is None:
             self.layout = probe_layout(
                 self.rewritten.observe,
@@ -248,13 +280,13 @@ class _Engine:
                 self.captured.rows,
             )
         layout = self.layout
-        single = not layout.tile and all(bool((x == x[:1]).all()) for x in samples)
+        single = alone and not layout.tile
         with torch.no_grad():
             y_sample, taps = self.rewritten.observe(*[x[:1] if single else x for x in samples])
         taps = layout.spread(taps, rows) if single else taps
         sample = dict(zip(self.rewritten.taps, taps, strict=True))
         output = torch.cat([y_sample.expand(rows, -1), tape.output.detach()])
-        return explained(lambda grad: tape.walk(sample, grad), output, joint)
+        return partial(tape.walk, sample), output
 
     def tape_of(self, references: Sequence[Tensor], version: tuple[Any, ...]) -> Tape:
         """Return the tape of these references, recorded again when anything has changed."""
@@ -267,6 +299,7 @@ class _Engine:
             )
         )
         if not same or self.tape is None:
+            require_finite("references", references)
             self.tape = None  # let go of the old one first
             self.tape = Tape(self.rewritten.attribute, references)
             self.tape_key = version
@@ -274,11 +307,29 @@ class _Engine:
 
     def bind_weights(self) -> tuple[Any, ...]:
         """Point the graphs at the model's present weights; return what tells if they change."""
-        version = []
-        for name, path in self.captured.weights.items():
-            owner, _, leaf = path.rpartition(".")
-            weight: Tensor = getattr(self.model.get_submodule(owner), leaf).detach()
-            version.append((weight.data_ptr(), weight._version))
-            for module in (self.rewritten.observe, self.rewritten.attribute):
-                setattr(module, name, weight)
-        return tuple(version)
+        weights = [attribute_at(self.model, path) for path in self.captured.weights.values()]
+        version = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        if version != self.version:
+            self.version = version
+            for name, weight in zip(self.captured.weights, weights, strict=True):
+                for module in (self.rewritten.observe, self.rewritten.attribute):
+                    setattr(module, name, weight.detach())
+        return version
+
+
+def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
+    """Raise if samples or references contain NaN or infinity."""
+    for position, x in enumerate(inputs):
+        if not x.isfinite().all():
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise InputError(
+                f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
+                "there is no difference to attribute; fill in or leave out such rows"
+            )
+
+
+def attribute_at(module: nn.Module, path: str) -> Tensor:
+    """Return the tensor at a dotted path below a module."""
+    owner, _, leaf = path.rpartition(".")
+    weight: Tensor = getattr(module.get_submodule(owner), leaf)
+    return weight

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fxshap.errors import OutputError
@@ -48,6 +47,16 @@ def select_output(result: Any, output: Selector) -> Tensor:
     return picked
 
 
+def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Raise if the output has not one row for every row of the inputs."""
+    rows = [len(x) for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
+    if any(len(result) != count for count in rows):
+        raise OutputError(
+            f"the model returns {len(result)} rows for inputs of {', '.join(map(str, rows))}; "
+            "every row of the inputs (their first dimension) needs its own row of outputs"
+        )
+
+
 def pick(result: Any, output: Selector) -> Any:
     """Apply a key, an attribute name, an index or a function."""
     if output is None:
@@ -71,6 +80,4 @@ def describe(result: Any) -> str:
         return f"a {kind} with keys {list(result)}"
     if isinstance(result, tuple | list):
         return f"a {kind} of {len(result)} ({', '.join(type(item).__name__ for item in result)})"
-    return f"a {kind} of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else (
-        f"a {kind}"
-    )
+    return f"a {kind} of shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {kind}"

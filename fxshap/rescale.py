@@ -7,11 +7,13 @@ read from an :class:`Ends` at backward time, so one recorded graph serves every 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxshap.errors import FxshapError, RuleError
 from fxshap.rules.generic import GENERIC
@@ -27,11 +29,25 @@ class Ends:
     reference, sample : dict of str to Tensor
         The varying arguments of the rewritten operations, by the name of the graph node that made
         them. `rescale` fills `reference`; whoever walks fills `sample`, with as many rows or one.
+    jumps : list of (Operation, tuple of str)
+        Operations that depend on the input through integers or booleans alone, and their taps.
     """
 
     def __init__(self) -> None:
         self.reference: dict[str, Tensor] = {}
         self.sample: dict[str, Tensor] = {}
+        self.jumps: list[tuple[Operation, tuple[str, ...]]] = []
+
+    def refuse_jumps(self) -> None:
+        """Raise if integers or booleans that no multiplier can follow differ between the ends."""
+        for operation, taps in self.jumps:
+            if any(bool((self.sample[tap] != self.reference[tap]).any()) for tap in taps):
+                raise RuleError(
+                    f"{operation.target} ({operation.name}) depends on the input only through "
+                    "integers or booleans, which have no derivative, and they differ between "
+                    "sample and reference; compute them with comparisons and torch.where on "
+                    "floating-point tensors instead"
+                )
 
 
 def rescale(
@@ -61,7 +77,8 @@ def rescale(
     operation, varying = Operation.bind(
         target, args, kwargs, slots=tuple(taps), name=name, rows=rows
     )
-    output: Output = _Rescale.apply(ends, operation, tuple(taps.values()), *varying)
+    apply: Callable[..., Output] = _Rescale.apply
+    output = apply(ends, operation, tuple(taps.values()), *varying)
     return output
 
 
@@ -73,12 +90,43 @@ def choose_rule(operation: Operation, values: Tensors) -> Rule:
     return rule
 
 
+def require_derivative(operation: Operation, values: Tensors) -> None:
+    """Raise if an operation without a rule of its own has no derivative either."""
+    cause: Exception | None = None
+    try:
+        if has_derivative(operation, values):
+            return
+    except Exception as error:
+        cause = error
+    raise RuleError(
+        f"{operation.target} ({operation.name}) has no derivative and no rule; give it one, "
+        "with torch.library.register_autograd or with fxshap.rules.table.rule"
+    ) from cause
+
+
+def has_derivative(operation: Operation, values: Tensors) -> bool:
+    """Try to walk back through an operation, with what torch only warns of as an error."""
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.filterwarnings("error", "(?s).*autograd kernel was not registered")
+        leaves = [value.detach().requires_grad_(differentiable(value)) for value in values]
+        outputs = [o for o in pytree.tree_leaves(operation(*leaves)) if o.requires_grad]
+        if outputs:
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            zeros = [torch.zeros_like(o) for o in outputs]
+            torch.autograd.grad(outputs, wanted, zeros, allow_unused=True)
+    return bool(outputs)
+
+
 class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, ends: Ends, operation: Operation, taps: tuple[str, ...], *varying: Tensor
     ) -> Output:
         ends.reference.update(zip(taps, varying, strict=True))
+        if not any(map(differentiable, varying)):
+            ends.jumps.append((operation, taps))
+        elif not choose_rule(operation, varying).closed:
+            require_derivative(operation, varying)
         ctx.ends, ctx.operation, ctx.taps = ends, operation, taps
         ctx.set_materialize_grads(False)
         output = operation(*varying)
@@ -96,9 +144,7 @@ class _Rescale(torch.autograd.Function):
         rule = choose_rule(operation, reference)
         assert rule.multiply is not None
         try:
-            grads = rule.multiply(
-                operation, reference, sample, grad[0] if len(grad) == 1 else grad
-            )
+            grads = rule.multiply(operation, reference, sample, grad[0] if len(grad) == 1 else grad)
         except FxshapError:
             raise
         except Exception as error:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fxshap.booleans import booleans_to_floats
-from fxshap.capture import Captured, user_module
+from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
 from fxshap.rescale import rescale
 from fxshap.rules.table import find_rule
@@ -55,6 +56,7 @@ def rewrite(captured: Captured) -> Rewritten:
     graph.output(output)
     for step in (drop_identities, reshape_views, mark_varying):
         graph = step(graph)
+    refuse_choices(graph)
     graph = booleans_to_floats(graph, input_dtype(graph))
     refuse_randomness(graph)
 
@@ -122,6 +124,23 @@ def mark_varying(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
+def refuse_choices(graph: fx.Graph) -> None:
+    """Raise if the input's values become Python numbers or the size of a tensor."""
+    for node in calls(graph):
+        if not node.meta["varying"]:
+            continue
+        if packet(node) in (aten.item, aten._local_scalar_dense):
+            what = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
+        elif free_unbacked_symbols(node.meta.get("val")):
+            what = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
+        else:
+            continue
+        raise CaptureError(
+            f"the model cannot be captured as one graph: at {node_line(node)}, {what}; stay in "
+            "tensors of a fixed size, for example with torch.where or a product with a mask"
+        )
+
+
 def refuse_randomness(graph: fx.Graph) -> None:
     """Raise if what depends on the input is mixed with random numbers."""
     for node in calls(graph):
@@ -144,13 +163,13 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
         if node.op == "output":
             attribute.output(copies[node.args[0]])
         elif node.op == "call_function" and needs_rule(node):
-            places = varying_places(node)
-            taps.update(dict.fromkeys(places.values()))
+            taken: Any = varying_places(node)
+            taps.update(dict.fromkeys(taken.values()))
             sources = [source for _, source in varying_arguments(node)]
             rows = tuple(batch_dim(source) for source in (*sources, node))
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             copies[node] = attribute.call_function(
-                rescale, (ends, node.name, places, rows, node.target, *args), kwargs
+                rescale, (ends, whereabouts(node), taken, rows, node.target, *args), kwargs
             )
             copies[node].meta = dict(node.meta)
         else:
@@ -168,6 +187,13 @@ def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
     return observe
 
 
+def generic_operations(attribute: fx.GraphModule) -> list[str]:
+    """Return the names of the operations that take the generic rule in a rewritten graph."""
+    targets: set[Any] = {node.args[4] for node in calls(attribute.graph) if node.target is rescale}
+    rules = {target: find_rule(target) for target in targets}
+    return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)
+
+
 # --- what a node is -----------------------------------------------------------------------------
 
 
@@ -176,8 +202,16 @@ def needs_rule(node: fx.Node) -> bool:
     if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
         return False
     rule = find_rule(node.target)
-    places = {place for place, _ in varying_arguments(node)}
-    return rule is None or not rule.is_linear(places)
+    varying = varying_arguments(node)
+    # What makes floats of nothing but integers or booleans has no derivative to be linear with.
+    jumps = not any(gives_floats(source) for _, source in varying)
+    return jumps or rule is None or not rule.is_linear({place for place, _ in varying})
+
+
+def whereabouts(node: fx.Node) -> str:
+    """Name a node and the user's module that it came from, for messages."""
+    module = user_module(node)
+    return f"{node.name} in {module}" if module else node.name
 
 
 def gives_floats(node: fx.Node) -> bool:
@@ -194,7 +228,8 @@ def is_complex(value: Any) -> bool:
 def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
     """Return (argument position, node) for every argument that depends on the input."""
     found = [(place, n) for place, arg in enumerate(node.args) for n in nodes_in(arg)]
-    names = [argument.name for argument in getattr(node.target, "_schema").arguments]
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
     found += [(names.index(key), n) for key, arg in node.kwargs.items() for n in nodes_in(arg)]
     return [(place, n) for place, n in found if n.meta["varying"]]
 

@@ -42,10 +42,11 @@ class Tape:
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
         """
-        if not self.output.requires_grad:
-            return [torch.zeros_like(leaf) for leaf in self.leaves]
         self.ends.sample = sample
         try:
+            self.ends.refuse_jumps()
+            if not self.output.requires_grad:
+                return [torch.zeros_like(leaf) for leaf in self.leaves]
             found = torch.autograd.grad(
                 self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
             )
@@ -75,5 +76,5 @@ class _Explained(torch.autograd.Function):
 
 def explained(walk: Walk, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """Return `output` as a function of `inputs` whose derivative is `walk`."""
-    result: Tensor = _Explained.apply(walk, output, *inputs)
-    return result
+    apply: Callable[..., Tensor] = _Explained.apply
+    return apply(walk, output, *inputs)
