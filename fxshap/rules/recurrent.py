@@ -38,6 +38,10 @@ class Weights(NamedTuple):
     b_hh: Tensor | None
     w_hr: Tensor | None
 
+    def present(self) -> list[Tensor]:
+        """Return the weights there are, in torch's order."""
+        return [weight for weight in self if weight is not None]
+
 
 class Cell(NamedTuple):
     """A recurrent cell: how to run it and how to walk it back."""
@@ -56,25 +60,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
+def before(h0: Tensor, outputs: Tensor) -> Tensor:
+    """Return the state that every step starts from."""
+    return torch.cat([h0.unsqueeze(0), outputs[:-1]])
+
+
 # --- LSTM (Hochreiter and Schmidhuber 1997) ---------------------------------------------------
 
 
 def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
-    """i, f, o = s(z), g = tanh(z), c' = f c + i g, h = o tanh(c')."""
-    h, c = state
-    inputs = linear(sequence, weights.w_ih, weights.b_ih)
-    gates, cells, outputs = [], [c], []
-    for step in inputs:
-        z = step + linear(h, weights.w_hh, weights.b_hh)
-        i, f, g, o = z.chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        h = h if weights.w_hr is None else linear(h, weights.w_hr, None)
-        gates.append(z)
-        cells.append(c)
-        outputs.append(h)
-    trace = {"z": torch.stack(gates), "c": torch.stack(cells)}
-    return torch.stack(outputs), (h, c), trace
+    """i, f, o = s(z), g = tanh(z), c' = f c + i g, h = o tanh(c').
+
+    torch's own kernel gives h; the gates follow from it at once, and only c step by step.
+    """
+    outputs, *final = aten.lstm.input(
+        sequence, [s.unsqueeze(0) for s in state], weights.present(), weights.b_ih is not None,
+        1, 0.0, False, False, False,
+    )  # fmt: skip
+    h0, c = state
+    z = linear(sequence, weights.w_ih, weights.b_ih)
+    z = z + linear(before(h0, outputs), weights.w_hh, weights.b_hh)
+    i, f, g, _ = z.chunk(4, -1)
+    cells = [c]
+    for keep, gain in zip(f.sigmoid(), i.sigmoid() * g.tanh(), strict=True):
+        cells.append(torch.addcmul(gain, keep, cells[-1]))
+    trace = {"z": z, "c": torch.stack(cells)}
+    return outputs, tuple(s.squeeze(0) for s in final), trace
 
 
 def walk_lstm(
@@ -86,23 +97,25 @@ def walk_lstm(
         mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zf_r, zf_x), (zo_r, zo_x))
     )
     g = mean(zg_r.tanh(), zg_x.tanh())
-    before, after = mean(r["c"][:-1], x["c"][:-1]), mean(r["c"][1:].tanh(), x["c"][1:].tanh())
+    c_before = mean(r["c"][:-1], x["c"][:-1])
+    c_after = mean(r["c"][1:].tanh(), x["c"][1:].tanh())
     to_cell = o * tanh_slope(r["c"][1:], x["c"][1:])
     # How each gate's pre-activation moves c' (i, f, g) or h (o).
-    from_cell = torch.cat(
-        [g * sigmoid_slope(zi_r, zi_x), before * sigmoid_slope(zf_r, zf_x),
-         i * tanh_slope(zg_r, zg_x)], -1)  # fmt: skip
-    from_output = after * sigmoid_slope(zo_r, zo_x)
+    from_cell = torch.stack(
+        [g * sigmoid_slope(zi_r, zi_x), c_before * sigmoid_slope(zf_r, zf_x),
+         i * tanh_slope(zg_r, zg_x)], -2)  # fmt: skip
+    from_output = c_after * sigmoid_slope(zo_r, zo_x)
     grad_h, grad_c = grad_state
-    grads = []
+    found = to_cell.new_empty(*to_cell.shape[:-1], 4, to_cell.shape[-1])
     for t in reversed(range(len(grad))):
         grad_h = grad_h + grad[t]
         grad_y = grad_h if weights.w_hr is None else grad_h @ weights.w_hr
-        grad_c = grad_c + grad_y * to_cell[t]
-        grad_z = torch.cat([grad_c.repeat(1, 3) * from_cell[t], grad_y * from_output[t]], -1)
-        grads.append(grad_z)
-        grad_h, grad_c = grad_z @ weights.w_hh, grad_c * f[t]
-    return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h, grad_c)
+        grad_c = torch.addcmul(grad_c, grad_y, to_cell[t])
+        torch.mul(grad_c.unsqueeze(-2), from_cell[t], out=found[t, :, :3])
+        torch.mul(grad_y, from_output[t], out=found[t, :, 3])
+        grad_h = found[t].flatten(-2) @ weights.w_hh
+        grad_c = grad_c * f[t]
+    return found.flatten(-2) @ weights.w_ih, (grad_h, grad_c)
 
 
 # --- GRU (Cho et al. 2014) --------------------------------------------------------------------
@@ -110,41 +123,36 @@ def walk_lstm(
 
 def run_gru(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
     """a, z = s(.), n = tanh(input + a * hidden), h' = n + z (h - n)."""
-    (h,) = state
-    inputs = linear(sequence, weights.w_ih, weights.b_ih)
-    gates, hiddens, states = [], [], [h]
-    for step in inputs:
-        hidden = linear(h, weights.w_hh, weights.b_hh)
-        (a_i, z_i, n_i), (a_h, z_h, n_h) = step.chunk(3, -1), hidden.chunk(3, -1)
-        a, z = a_i + a_h, z_i + z_h
-        n = n_i + a.sigmoid() * n_h
-        h = n.tanh() + z.sigmoid() * (h - n.tanh())
-        gates.append(torch.cat([a, z, n], -1))
-        hiddens.append(n_h)
-        states.append(h)
-    h_all = torch.stack(states)
-    return h_all[1:], (h,), {"z": torch.stack(gates), "n_h": torch.stack(hiddens), "h": h_all}
+    outputs, final = aten.gru.input(
+        sequence, state[0].unsqueeze(0), weights.present(), weights.b_ih is not None,
+        1, 0.0, False, False, False,
+    )  # fmt: skip
+    h = before(state[0], outputs)
+    a_i, z_i, n_i = linear(sequence, weights.w_ih, weights.b_ih).chunk(3, -1)
+    a_h, z_h, n_h = linear(h, weights.w_hh, weights.b_hh).chunk(3, -1)
+    a = a_i + a_h
+    trace = {"a": a, "z": z_i + z_h, "n": n_i + a.sigmoid() * n_h, "n_h": n_h, "h": h}
+    return outputs, (final.squeeze(0),), trace
 
 
 def walk_gru(
     r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
 ) -> tuple[Tensor, State]:
     """Walk a GRU layer back through time."""
-    (a_r, z_r, n_r), (a_x, z_x, n_x) = (t["z"].chunk(3, -1) for t in (r, x))
-    keep = mean(z_r.sigmoid(), z_x.sigmoid())
-    to_n = (1 - keep) * tanh_slope(n_r, n_x)
-    to_z = (mean(r["h"][:-1], x["h"][:-1]) - mean(n_r.tanh(), n_x.tanh())) * sigmoid_slope(z_r, z_x)
-    to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(a_r, a_x)
-    to_n_hidden = to_n * mean(a_r.sigmoid(), a_x.sigmoid())
-    from_input, from_hidden = (torch.cat([to_a, to_z, n], -1) for n in (to_n, to_n_hidden))
+    a, z = (mean(r[key].sigmoid(), x[key].sigmoid()) for key in ("a", "z"))
+    to_n = (1 - z) * tanh_slope(r["n"], x["n"])
+    to_z = mean(r["h"], x["h"]) - mean(r["n"].tanh(), x["n"].tanh())
+    to_z = to_z * sigmoid_slope(r["z"], x["z"])
+    to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(r["a"], x["a"])
+    from_input, from_hidden = (torch.stack([to_a, to_z, n], -2) for n in (to_n, to_n * a))
     (grad_h,) = grad_state
-    grads = []
+    found = torch.empty_like(from_input)
     for t in reversed(range(len(grad))):
-        grad_h = grad_h + grad[t]
-        repeated = grad_h.repeat(1, 3)
-        grads.append(repeated * from_input[t])
-        grad_h = grad_h * keep[t] + (repeated * from_hidden[t]) @ weights.w_hh
-    return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h,)
+        grad_h = (grad_h + grad[t]).unsqueeze(-2)
+        torch.mul(grad_h, from_input[t], out=found[t])
+        through = (grad_h * from_hidden[t]).flatten(-2) @ weights.w_hh
+        grad_h = torch.addcmul(through, grad_h.squeeze(-2), z[t])
+    return found.flatten(-2) @ weights.w_ih, (grad_h,)
 
 
 # --- RNN (Elman 1990) -------------------------------------------------------------------------
@@ -156,29 +164,28 @@ def relu_slope(r: Tensor, x: Tensor) -> Tensor:
     return torch.where(d == 0, (r > 0).to(d.dtype), (x.relu() - r.relu()) / d)
 
 
-def plain_cell(activation: Callable[[Tensor], Tensor], slope: Callable[..., Tensor]) -> Cell:
+def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:
     """h' = activation(W x + U h)."""
 
     def run(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, State, Trace]:
-        (h,) = state
-        before, outputs = [], []
-        for step in linear(sequence, weights.w_ih, weights.b_ih):
-            z = step + linear(h, weights.w_hh, weights.b_hh)
-            h = activation(z)
-            before.append(z)
-            outputs.append(h)
-        return torch.stack(outputs), (h,), {"z": torch.stack(before)}
+        outputs, final = target(
+            sequence, state[0].unsqueeze(0), weights.present(), weights.b_ih is not None,
+            1, 0.0, False, False, False,
+        )  # fmt: skip
+        z = linear(sequence, weights.w_ih, weights.b_ih)
+        z = z + linear(before(state[0], outputs), weights.w_hh, weights.b_hh)
+        return outputs, (final.squeeze(0),), {"z": z}
 
     def walk(
         r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
     ) -> tuple[Tensor, State]:
         slopes = slope(r["z"], x["z"])
         (grad_h,) = grad_state
-        grads = []
+        found = torch.empty_like(slopes)
         for t in reversed(range(len(grad))):
-            grads.append((grad_h + grad[t]) * slopes[t])
-            grad_h = grads[-1] @ weights.w_hh
-        return torch.stack(grads[::-1]) @ weights.w_ih, (grad_h,)
+            torch.mul(grad_h + grad[t], slopes[t], out=found[t])
+            grad_h = found[t] @ weights.w_hh
+        return found @ weights.w_ih, (grad_h,)
 
     return Cell(run, walk)
 
@@ -283,5 +290,5 @@ def run_stack(
 
 recurrent(aten.lstm.input, Cell(run_lstm, walk_lstm), states=2)
 recurrent(aten.gru.input, Cell(run_gru, walk_gru), states=1)
-recurrent(aten.rnn_tanh.input, plain_cell(torch.tanh, tanh_slope), states=1)
-recurrent(aten.rnn_relu.input, plain_cell(torch.relu, relu_slope), states=1)
+recurrent(aten.rnn_tanh.input, plain_cell(aten.rnn_tanh.input, tanh_slope), states=1)
+recurrent(aten.rnn_relu.input, plain_cell(aten.rnn_relu.input, relu_slope), states=1)
