@@ -6,11 +6,12 @@ import pytest
 import torch
 from rule_cases import ALL, TOLERANCE, Case, additivity_errors, cotangents, multiply
 
-from fxshap.rules.operation import vjp
 from fxshap.rules.table import RULES
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 CASES = pytest.mark.parametrize("case", ALL, ids=str)
+#: PyTorch evaluates these in half precision but does not differentiate them.
+NO_HALF_DERIVATIVE = (torch.ops.aten.special_i1.default, torch.ops.aten.special_i1e.default)
 
 
 def test_every_rule_has_a_case() -> None:
@@ -49,12 +50,11 @@ def test_equal_ends_have_finite_multipliers(case: Case, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@CASES
+@pytest.mark.parametrize("case", [c for c in ALL if c.target not in NO_HALF_DERIVATIVE], ids=str)
 def test_half_precision_runs_where_the_operation_does(case: Case, dtype: torch.dtype) -> None:
     operation, r, x = case.draw(dtype)
     try:
         grad = cotangents(operation(*r))
-        vjp(operation, r, grad)
     except (NotImplementedError, RuntimeError):
         return  # PyTorch has no half-precision kernel for it here
     multipliers = multiply(operation, r, x, grad)

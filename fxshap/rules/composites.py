@@ -54,17 +54,17 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
 @composite(aten.cosine_similarity.default)
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Sum of the product of the normalised vectors."""
-    lengths = (
-        torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2)
-    )
+    lengths = (torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
     unit1, unit2 = (x / length for x, length in zip((x1, x2), lengths, strict=True))
-    return (unit1 * unit2).sum(dim)
+    product: Tensor = (unit1 * unit2).sum(dim)
+    return product
 
 
 @composite(aten.floor_divide.default)
 def floor_divide(self: Tensor, other: Tensor) -> Tensor:
     """The quotient rounded down, which autograd knows under this other name."""
-    return torch.div(self, other, rounding_mode="floor")
+    quotient: Tensor = self.div(other, rounding_mode="floor")
+    return quotient
 
 
 @composite(aten.addcdiv.default)

@@ -318,7 +318,7 @@ def positive_power_slope(r: Tensor, x: Tensor, n: float) -> Tensor:
     """(x^n - r^n) / (x - r) for x, r >= 0: hi^n (1 - (lo/hi)^n) / (hi - lo); 0 where both are 0."""
     lo, hi = torch.minimum(x, r), torch.maximum(x, r)
     gap = hi - lo
-    close = -hi**n * torch.expm1(n * torch.log1p(-gap / hi)) / gap
+    close = -(hi**n) * torch.expm1(n * torch.log1p(-gap / hi)) / gap
     slope = torch.where(lo > hi / 2, close, (hi**n - lo**n) / gap)
     return torch.where(hi == 0, 0.0, torch.where(gap == 0, n * hi ** (n - 1), slope))
 
@@ -362,9 +362,7 @@ elementwise(aten.elu, slope=exponential_unit(elu_parameters))
 elementwise(
     aten.selu, slope=exponential_unit(lambda op: (SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0))
 )
-elementwise(
-    aten.celu, slope=exponential_unit(lambda op: (1.0, op["alpha"], 1 / op["alpha"]))
-)
+elementwise(aten.celu, slope=exponential_unit(lambda op: (1.0, op["alpha"], 1 / op["alpha"])))
 elementwise(aten.sqrt, slope=sqrt)
 elementwise(aten.rsqrt, slope=rsqrt)
 elementwise(aten.reciprocal, slope=reciprocal)
@@ -417,5 +415,3 @@ def power_of_constant(
     """c^x for a number c: e^(x log c)."""
     (r,), (x,) = reference, sample
     return (scale(grad, exponential(lambda op: op["self"])(operation, r, x)),)
-
-

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import elementwise, sigmoid_slope
+from fxshap.rules.elementwise import elementwise
 from fxshap.rules.operation import Operation
 
 aten = torch.ops.aten
@@ -43,7 +43,8 @@ def normal_tail(z: Tensor) -> Tensor:
     exact_a, rest_a = split_square(a)
     exact_z, rest_z = split_square(z)
     lost = (exact_a - exact_z / 2) + (rest_a - rest_z / 2)
-    return torch.special.erfc(a) / 2 * torch.exp(lost)
+    tail: Tensor = torch.special.erfc(a) / 2 * torch.exp(lost)
+    return tail
 
 
 def root_density(z: Tensor) -> Tensor:
@@ -95,32 +96,46 @@ def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
 
 def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant of x * P(x), P = Phi or, for ``approximate="tanh"``, the logistic of a cubic."""
-    return gelu_tanh(r, x) if operation["approximate"] == "tanh" else gelu_slope(r, x)
+    return gelu_tanh_slope(r, x) if operation["approximate"] == "tanh" else gelu_slope(r, x)
 
 
-LINEAR = 2 * math.sqrt(2 / math.pi)
-CUBIC = LINEAR * 0.044715
+#: u(z) = CUBIC z (z^2 + 1 / 0.044715), each constant as a short or float32 number and a rest.
+CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
+CUBIC_MAIN = torch.tensor(CUBIC, dtype=torch.float32).item()
+CUBIC_REST = CUBIC - CUBIC_MAIN
+SHIFT_MAIN = round(256 / 0.044715) / 256
+SHIFT_REST = 1 / 0.044715 - SHIFT_MAIN
 
 
-def gelu_tanh(r: Tensor, x: Tensor) -> Tensor:
-    """x * s(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh z) / 2 = s(2z).
+def cubic_tail(z: Tensor) -> Tensor:
+    """1 - s(u) = e^-u / (1 + e^-u) for u >= 0, u = 2 sqrt(2/pi) (z + 0.044715 z^3), z >= 0.
 
-    The tail here is s(-|u|), and the same two forms serve as in :func:`gelu_slope`.
+    As in :func:`split_square`, u is the sum of a part with one rounding and a small rest.
     """
-    d = x - r
-    u_r, u_x = r * (LINEAR + CUBIC * r.square()), x * (LINEAR + CUBIC * x.square())
-    du = LINEAR + CUBIC * (x * x + x * r + r * r)
-    tail_r, tail_x = logistic_tail(u_r.abs()), logistic_tail(u_x.abs())
-    p_r, p_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
-    close = (p_x + p_r) / 2 + (x + r) / 2 * du * sigmoid_slope(u_r, u_x)
-    far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
-    return torch.where((u_x - u_r).abs() < 1, close, far)
-
-
-def logistic_tail(u: Tensor) -> Tensor:
-    """1 - s(u) = s(-u) for u >= 0; e^-u keeps the subnormal values that 1 / (1 + e^u) drops."""
-    e = torch.exp(-u)
+    nearby = (z * 16).round() / 16
+    rest = z - nearby
+    shifted = nearby.square() + SHIFT_MAIN  # exact, as is its product with nearby
+    product = nearby * shifted
+    correction = rest * shifted + z * (rest * (z + nearby) + SHIFT_REST)
+    small = CUBIC_REST * product + CUBIC * correction
+    e = torch.exp(-CUBIC_MAIN * product) * torch.exp(-small)
     return e / (1 + e)
+
+
+def gelu_tanh_slope(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of x s(u), since (1 + tanh z) / 2 = s(2z), in the two forms of :func:`gelu_slope`."""
+    d = x - r
+    rate = CUBIC * (x * x + x * r + r * r + 1 / 0.044715)  # du / d
+    gap = (rate * d).abs()
+    tail_r, tail_x = cubic_tail(r.abs()), cubic_tail(x.abs())
+    s_r, s_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
+    not_r, not_x = torch.where(r > 0, tail_r, 1 - tail_r), torch.where(x > 0, tail_x, 1 - tail_x)
+    # s(hi) - s(lo) = s(hi) s(-lo) (1 - e^-|du|), over |du|
+    both = torch.where(x > r, s_x * not_r, s_r * not_x)
+    slope = both * torch.where(d == 0, 1.0, -torch.expm1(-gap) / gap)
+    close = (s_x + s_r) / 2 + (x + r) / 2 * rate * slope
+    far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
+    return torch.where(gap < 1, close, far)
 
 
 def erf(operation: Operation, r: Tensor, x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def correct(
     before, after = operation(*reference), operation(*sample)
     missing: Tensor | float = 0.0
     count = common_rows(reference, rows, before, output_row)
-    if isinstance(before, Tensor):
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
     for g, y_r, y_x in zip(grad, before, after, strict=True):
         if g is not None:

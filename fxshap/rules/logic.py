@@ -80,5 +80,3 @@ def selection(
         grads[slot].sum_to_size(value.shape)
         for slot, value in zip(operation.slots, reference, strict=True)
     )
-
-

@@ -122,17 +122,11 @@ def of_two(
 ) -> tuple[Tensor, ...]:
     """Larger (sign 1) or smaller (-1) of two tensors, either of which may be constant."""
     constant = operation["other" if operation.slots[0] == 0 else "self"]
-    r, x = (
-        list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample)
-    )
+    r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
     shape = grad.shape
-    ends = (
-        sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x)
-    )
+    ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
     multiplier = max_multiplier(*ends) * grad.unsqueeze(-1)
-    return tuple(
-        multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference)
-    )
+    return tuple(multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference))
 
 
 @rule(aten.maximum, aten.max.other, aten.fmax)

@@ -118,25 +118,19 @@ def spread(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, *, root: bo
     count = math.prod(r.shape[dim] for dim in dims) - (1 if correction is None else correction)
     c_r, c_x = (value - value.mean(dims, keepdim=True) for value in (r, x))
     if root:
-        grad = grad * sqrt_slope(
-            *(c.square().sum(dims, keepdim=True) / count for c in (c_r, c_x))
-        )
+        grad = grad * sqrt_slope(*(c.square().sum(dims, keepdim=True) / count for c in (c_r, c_x)))
     out = grad * (c_x + c_r) / count
     return out - out.mean(dims, keepdim=True)
 
 
 @rule(aten.var)
-def var(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor]:
+def var(operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor) -> tuple[Tensor]:
     """Variance over dimensions."""
     return (spread(operation, reference[0], sample[0], grad, root=False),)
 
 
 @rule(aten.std)
-def std(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor]:
+def std(operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor) -> tuple[Tensor]:
     """Standard deviation over dimensions."""
     return (spread(operation, reference[0], sample[0], grad, root=True),)
 

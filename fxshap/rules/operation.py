@@ -91,9 +91,7 @@ class Operation:
         return getattr(getattr(self.target, "_schema", None), "arguments", ())
 
 
-def vjp(
-    operation: Operation, point: Sequence[Tensor], grad: Any
-) -> tuple[Tensor | None, ...]:
+def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tensor | None, ...]:
     """Vector-Jacobian product of `operation` at `point`, for floating-point arguments.
 
     Parameters
