@@ -162,6 +162,13 @@ def test_maximum_is_the_shapley_value(players: int, ties: bool) -> None:
         assert multiplier.max() <= 1 + 1e-15
 
 
+def test_masked_elements_of_a_maximum_get_nothing() -> None:
+    r = torch.tensor([[-inf, 1.0, 2.0], [-inf, 3.0, 3.0]])
+    x = torch.tensor([[-inf, 4.0, 2.0], [-inf, 3.0, 3.0]])
+    expected = torch.tensor([[0.0, 2 / 3, 0.0], [0.0, 0.5, 0.5]])
+    torch.testing.assert_close(max_multiplier(r, x), expected)
+
+
 def test_maximum_of_many_shares_as_few_do() -> None:
     r, x = torch.zeros(1, 200, dtype=torch.float64), torch.ones(1, 200, dtype=torch.float64)
     torch.testing.assert_close(max_multiplier(r, x), x / 200)
