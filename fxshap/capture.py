@@ -83,9 +83,9 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
         If the output is not a 2-d floating-point tensor.
     """
     selected = _Selected(model, output)
-    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]))
+    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model)
     if captured.rows not in (None, len(inputs[0])):
-        captured = unlift(export(selected, [x.detach() for x in inputs]))
+        captured = unlift(export(selected, [x.detach() for x in inputs]), model)
     return captured
 
 
@@ -115,7 +115,7 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
         raise CaptureError(explain_failure(error)) from error
 
 
-def unlift(program: ExportedProgram) -> Captured:
+def unlift(program: ExportedProgram, model: nn.Module) -> Captured:
     """Turn an exported program's weight inputs into attributes and keep one output."""
     signature = program.graph_signature
     graph = fx.Graph()
@@ -132,8 +132,9 @@ def unlift(program: ExportedProgram) -> Captured:
             tensors[node.name] = weight_of(program, kinds[node.name].kind, target)
             values[node] = graph.get_attr(node.name)
             values[node].meta = dict(node.meta)
-            if kinds[node.name].kind is not InputKind.CONSTANT_TENSOR:
-                weights[node.name] = target.removeprefix("model.")
+            path = target.removeprefix("model.")
+            if has_tensor(model, path):  # the others are constants made in `forward`
+                weights[node.name] = path
         elif node.op == "output":
             explained = node.args[0][outputs.index(OutputKind.USER_OUTPUT)]
             graph.output(values[explained])
@@ -153,6 +154,21 @@ def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:
     found = program.constants if target in program.constants else program.state_dict
     weight: Tensor = found[target]
     return weight.detach()
+
+
+def has_tensor(model: nn.Module, path: str) -> bool:
+    """Say whether a model has a tensor, registered or not, at a dotted path."""
+    try:
+        return isinstance(tensor_at(model, path), Tensor)
+    except AttributeError:
+        return False
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor:
+    """Return the parameter, buffer or other tensor at a dotted path below a model."""
+    owner, _, leaf = path.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
+    return tensor
 
 
 def user_module(node: fx.Node) -> str:

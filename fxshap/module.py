@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxshap.asking import is_asking, is_hooked, remove_hooks
-from fxshap.capture import Captured, capture
-from fxshap.errors import InputError, ModelError
+from fxshap.capture import Captured, capture, tensor_at
+from fxshap.errors import CaptureError, InputError, ModelError
 from fxshap.layout import Layout, probe_layout
 from fxshap.output import Selector, require_rows, select_output
 from fxshap.rewrite import Rewritten, rewrite
@@ -155,7 +155,8 @@ class ExplainableModule(nn.Module):
                 f"{', '.join(str(len(x)) for x in joint)} rows"
             )
         samples, references = ([x.detach().chunk(2)[half] for x in joint] for half in (0, 1))
-        walk, output = self._engine(references).explain(samples, references)
+        asked = tuple(self.probe._backward_hooks)  # SHAP hooks anew for every explanation
+        walk, output = self._engine(references).explain(samples, references, asked)
 
         def guarded(grad: Tensor) -> list[Tensor]:
             with self._cleaning():
@@ -187,7 +188,7 @@ class ExplainableModule(nn.Module):
 
     def _latest(self) -> _Engine:
         if not self._engines:
-            raise AttributeError(
+            raise CaptureError(  # not an AttributeError, which nn.Module would swallow
                 "the model is captured at the first explanation; call prepare(*inputs) before it"
             )
         return next(reversed(self._engines.values()))
@@ -263,12 +264,17 @@ class _Engine:
         self.tape: Tape | None = None
         self.tape_key: tuple[Any, ...] = ()
         self.version: tuple[Any, ...] = ()
+        self.asked: Hashable = None
+        self.sums: tuple[complex, ...] = ()
 
     def explain(
-        self, samples: Sequence[Tensor], references: Sequence[Tensor]
+        self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
     ) -> tuple[Walk, Tensor]:
-        """Return the walk of the tape that gives multipliers, and the outputs of both ends."""
-        version = self.bind_weights()
+        """Return the walk of the tape that gives multipliers, and the outputs of both ends.
+
+        `asked` tells one explanation, of many calls, from the next.
+        """
+        version = self.bind_weights(asked)
         tape = self.tape_of(references, version)
         rows = len(references[0])
         alone = all(bool((x == x[:1]).all()) for x in samples)
@@ -305,16 +311,27 @@ class _Engine:
             self.tape_key = version
         return self.tape
 
-    def bind_weights(self) -> tuple[Any, ...]:
+    def bind_weights(self, asked: Hashable) -> tuple[Any, ...]:
         """Point the graphs at the model's present weights; return what tells if they change."""
-        weights = [attribute_at(self.model, path) for path in self.captured.weights.values()]
-        version = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        weights = [tensor_at(self.model, path) for path in self.captured.weights.values()]
+        if asked != self.asked:  # once an explanation: edits of `.data` leave the version alone
+            self.asked, self.sums = asked, sums_of(weights)
+        version = (*((weight.data_ptr(), weight._version) for weight in weights), self.sums)
         if version != self.version:
             self.version = version
             for name, weight in zip(self.captured.weights, weights, strict=True):
                 for module in (self.rewritten.observe, self.rewritten.attribute):
                     setattr(module, name, weight.detach())
         return version
+
+
+def sums_of(weights: Sequence[Tensor]) -> tuple[complex, ...]:
+    """Return the sum of every tensor."""
+    single = torch.float32
+    return tuple(
+        weight.detach().sum(dtype=torch.promote_types(weight.dtype, single)).item()
+        for weight in weights
+    )
 
 
 def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
@@ -326,10 +343,3 @@ def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
                 f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
                 "there is no difference to attribute; fill in or leave out such rows"
             )
-
-
-def attribute_at(module: nn.Module, path: str) -> Tensor:
-    """Return the tensor at a dotted path below a module."""
-    owner, _, leaf = path.rpartition(".")
-    weight: Tensor = getattr(module.get_submodule(owner), leaf)
-    return weight
