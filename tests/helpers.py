@@ -1,5 +1,6 @@
 """What several test files need: SHAP's values, the additivity error, a model's full state."""
 
+import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -10,9 +11,18 @@ import shap
 import torch
 from torch import Tensor, nn
 
+import fxshap
+from benchmarks.models import NETWORKS
 from fxshap.asking import is_shap_hook
 
 Arrays = list[np.ndarray]
+
+
+@functools.cache
+def network_explainable(name: str, dtype: torch.dtype) -> nn.Module:
+    """A network of the collection, captured once for the tests that only explain it."""
+    network = NETWORKS[name]
+    return fxshap.make_explainable(network.build().to(dtype), network.inputs(3, dtype=dtype))
 
 
 def as_list(value: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS, Network
-from tests.helpers import assert_exact, explain
+from tests.helpers import assert_exact, explain, network_explainable
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
 dtypes = pytest.mark.parametrize("dtype", LIMITS, ids=["float64", "float32"])
@@ -30,20 +30,19 @@ def data(network: Network, dtype: torch.dtype) -> tuple[list[Tensor], list[Tenso
 @pytest.mark.parametrize("name", NETWORKS)
 def test_attributions_add_up(name, dtype):
     network = NETWORKS[name]
-    model = network.build().to(dtype)
+    explainable = network_explainable(name, dtype)
     background, samples = data(network, dtype)
-    values = assert_exact(model, fxshap.make_explainable(model), background, samples, LIMITS[dtype])
+    values = assert_exact(explainable.model, explainable, background, samples, LIMITS[dtype])
     assert [phi.shape for phi in values] == [(*x.shape, network.outputs) for x in samples]
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", [name for name, net in NETWORKS.items() if net.shap_exact])
 def test_agrees_with_shap_where_shap_is_right(name, dtype, limit):
-    network = NETWORKS[name]
-    model = network.build().to(dtype)
-    background, samples = data(network, dtype)
-    ours = explain(fxshap.make_explainable(model), background, samples)
-    theirs = explain(model, background, samples)
+    background, samples = data(NETWORKS[name], dtype)
+    explainable = network_explainable(name, dtype)
+    ours = explain(explainable, background, samples)
+    theirs = explain(explainable.model, background, samples)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=limit * np.abs(b).max())
 

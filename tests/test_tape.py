@@ -14,7 +14,7 @@ import fxshap
 import fxshap.module
 from benchmarks.models import NETWORKS
 from fxshap.tape import Tape
-from tests.helpers import as_list, assert_exact, assert_same_values, explain
+from tests.helpers import as_list, assert_exact, assert_same_values, explain, network_explainable
 
 
 class Model(nn.Module):
@@ -224,8 +224,8 @@ def multipliers(
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_pair_adds_up_when_the_samples_differ(name):
     network = NETWORKS[name]
-    model = network.build().double()
-    explainable = fxshap.make_explainable(model)
+    explainable = network_explainable(name, torch.float64)
+    model = explainable.model
     references = network.inputs(4, seed=1, dtype=torch.float64)
     for seed in (2, 3):
         samples = network.inputs(4, seed=seed, dtype=torch.float64)
