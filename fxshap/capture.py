@@ -8,6 +8,7 @@ weights stay where they are: the graph holds views of the model's own storage.
 from __future__ import annotations
 
 import re
+import gc
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -105,7 +106,10 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
             decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
-            return decomposed
+        # What export leaves behind in cycles holds on to the model and to our callers' tensors.
+        del program
+        gc.collect()
+        return decomposed
     except FxshapError:
         raise
     except Exception as error:

@@ -6,7 +6,10 @@ close, so every function here uses the best form it has: a closed divided differ
 secant of a piecewise-linear function, or the mean of the derivative wherever the quotient's own
 rounding noise is larger than the difference between the two.
 
-A slope is a pure function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)``.
+A slope is a function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)`` that returns a new tensor,
+which the rule multiplies in place. Most of the time of an explanation goes into these few lines, so
+they work in place and avoid selections: ``clamp`` to the smallest number takes the place of a branch
+for x = r wherever it can.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from fxshap.rules.table import Slope, Target, Tensors, rule
 aten = torch.ops.aten
 
 
-def elementwise(*targets: Target, slope: Slope | None = None) -> None:
+def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = False) -> None:
     """Declare univariate functions of their first argument.
 
     Parameters
@@ -33,6 +36,8 @@ def elementwise(*targets: Target, slope: Slope | None = None) -> None:
         ATen operators that map every element by itself.
     slope : callable, optional
         ``slope(operation, r, x)``; the default, :func:`smooth`, serves any function.
+    bounded : bool
+        Whether the slope is finite at every pair of finite points.
     """
     used = slope or smooth
 
@@ -43,7 +48,10 @@ def elementwise(*targets: Target, slope: Slope | None = None) -> None:
         if operation.slots != (0,) or reference[0].is_complex():
             return generic(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
-        return (scale(grad, used(operation, r, x)).sum_to_size(r.shape),)
+        multiplier = used(operation, r, x)
+        if bounded and multiplier.shape == grad.shape and multiplier.dtype == grad.dtype:
+            return (multiplier.mul_(grad).sum_to_size(r.shape),)
+        return (scale(grad, multiplier).sum_to_size(r.shape),)
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
@@ -94,6 +102,16 @@ def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     return slope
 
 
+def relu_slope(r: Tensor, x: Tensor) -> Tensor:
+    """hi+ / (hi+ + lo-), with hi+ the positive part of the larger end, lo- the negative of the other.
+
+    It is 1 where both are positive, 0 where neither is, the secant across the kink.
+    """
+    positive = torch.maximum(x, r).clamp_(min=0)
+    negative = torch.minimum(x, r).clamp_(max=-torch.finfo(r.dtype).tiny)
+    return positive.div_(torch.sub(positive, negative, out=negative))
+
+
 def steps(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant of a function that is constant between its jumps: 0 where nothing is crossed."""
     f_x, f_r = operation(x), operation(r)
@@ -119,11 +137,17 @@ def piecewise_linear(*kinks: Callable[[Operation], float]) -> Slope:
 # --- exponentials and logarithms --------------------------------------------------------------
 
 
+def mean_decay(r: Tensor, x: Tensor) -> Tensor:
+    """(1 - e^-|d|) / |d|, the mean of e^-t for t from 0 to |d|; 1 at d = 0 and where d is nan."""
+    decay = (x - r).abs_().neg_()
+    # fmin, unlike clamp, also replaces nan: the difference of equal infinities.
+    torch.fmin(decay, decay.new_tensor(-torch.finfo(decay.dtype).tiny), out=decay)
+    return torch.expm1(decay).div_(decay)
+
+
 def exp_slope(r: Tensor, x: Tensor) -> Tensor:
     """(e^x - e^r) / (x - r) = e^max (1 - e^-|d|) / |d|; 0 where both are -inf."""
-    gap = (x - r).abs()
-    mean = torch.where(x == r, 1.0, -torch.expm1(-gap) / gap)
-    return torch.maximum(x, r).exp() * mean
+    return mean_decay(r, x).mul_(torch.maximum(x, r).exp_())
 
 
 def log_slope(r: Tensor, x: Tensor) -> Tensor:
@@ -137,10 +161,8 @@ def log_slope(r: Tensor, x: Tensor) -> Tensor:
 
 def sigmoid_slope(r: Tensor, x: Tensor) -> Tensor:
     """(s(x) - s(r)) / (x - r) = s(hi) s(-lo) (1 - e^-(hi - lo)) / (hi - lo)."""
-    lo, hi = torch.minimum(x, r), torch.maximum(x, r)
-    gap = hi - lo
-    mean = torch.where(lo == hi, 1.0, -torch.expm1(-gap) / gap)
-    return torch.sigmoid(hi) * torch.sigmoid(-lo) * mean
+    top = torch.maximum(x, r).sigmoid_()
+    return mean_decay(r, x).mul_(top).mul_(torch.minimum(x, r).neg_().sigmoid_())
 
 
 def tanh_slope(r: Tensor, x: Tensor) -> Tensor:
@@ -352,12 +374,12 @@ elementwise(aten.log, slope=logarithm())
 elementwise(aten.log2, slope=logarithm(base=2.0))
 elementwise(aten.log10, slope=logarithm(base=10.0))
 elementwise(aten.log1p, slope=logarithm(shift=1.0))
-elementwise(aten.sigmoid, aten.special_expit, slope=sigmoid)
-elementwise(aten.tanh, slope=tanh)
-elementwise(aten.silu, slope=silu)
-elementwise(aten.mish, slope=mish)
+elementwise(aten.sigmoid, aten.special_expit, slope=sigmoid, bounded=True)
+elementwise(aten.tanh, slope=tanh, bounded=True)
+elementwise(aten.silu, slope=silu, bounded=True)
+elementwise(aten.mish, slope=mish, bounded=True)
 elementwise(aten.softplus, slope=softplus)
-elementwise(aten.log_sigmoid, slope=log_sigmoid)
+elementwise(aten.log_sigmoid, slope=log_sigmoid, bounded=True)
 elementwise(aten.elu, slope=exponential_unit(elu_parameters))
 elementwise(
     aten.selu, slope=exponential_unit(lambda op: (SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0))
@@ -368,13 +390,12 @@ elementwise(aten.rsqrt, slope=rsqrt)
 elementwise(aten.reciprocal, slope=reciprocal)
 elementwise(aten.square, slope=square)
 elementwise(aten.pow.Tensor_Scalar, slope=power)
-elementwise(aten.sin, slope=sin)
-elementwise(aten.cos, slope=cos)
+elementwise(aten.sin, slope=sin, bounded=True)
+elementwise(aten.cos, slope=cos, bounded=True)
 
 elementwise(
-    aten.relu, aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min,
-    aten.clamp_max, aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num,
-    slope=kinked,
+    aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max,
+    aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num, slope=kinked,
 )  # fmt: skip
 elementwise(
     aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
@@ -392,6 +413,14 @@ elementwise(
     aten.special_i1e, aten.special_ndtri, aten.special_log_ndtr, aten.special_erfcx,
     aten.deg2rad, aten.rad2deg,
 )  # fmt: skip
+
+
+@rule(aten.relu)
+def relu(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """max(0, x)."""
+    return (relu_slope(reference[0], sample[0]).mul_(grad),)
 
 
 def abs_slope(r: Tensor, x: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ Hendrycks and Gimpel 2016, eq. 1 (GELU) and 2 (its tanh form); Shrikumar et al. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import elementwise
-from fxshap.rules.operation import Operation
+from fxshap.rules.elementwise import elementwise, relu_slope
+from fxshap.rules.operation import Operation, keep
 
 aten = torch.ops.aten
 
@@ -53,45 +55,78 @@ def root_density(z: Tensor) -> Tensor:
     return torch.exp(-exact / 4) * torch.exp(-rest / 4)
 
 
-def mean_density(r: Tensor, x: Tensor) -> Tensor:
+class End(NamedTuple):
+    """What the slopes need of one end z: Phi(z), |z| (1 - Phi(|z|)) and e^(-z^2 / 4)."""
+
+    phi: Tensor
+    moment: Tensor
+    root: Tensor
+
+
+def end_of(z: Tensor) -> End:
+    """Compute one end; Phi(z) is tail(-z) for z <= 0 and 1 - tail(z) above."""
+    size = z.abs()
+    tail = normal_tail(size)
+    return End(torch.where(z > 0, 1 - tail, tail), size * tail, root_density(z))
+
+
+def mean_density(r: Tensor, x: Tensor, roots: Tensor) -> Tensor:
     """Mean of the normal density between close ends: (Phi(x) - Phi(r)) / (x - r).
 
-    With c the midpoint and h half the difference, phi(c + h t) is e^(-(x^2 + r^2) / 4) times
-    e^((h^2 - (h t)^2) / 2) e^(-c h t); cosh adds the nodes t and -t.
+    With c the midpoint and h half the difference, phi(c + h t) is e^(-(x^2 + r^2) / 4), the
+    product of the ends' roots, times e^((h^2 - (h t)^2) / 2) e^(-c h t); cosh adds t and -t.
     """
     c, h = (x + r) / 2, (x - r) / 2
     total = torch.zeros_like(c)
     for node, weight in SYMMETRIC_NODES:
         step = node * h
         total += weight * torch.exp((h - step) * (h + step) / 2) * torch.cosh(c * step)
-    return root_density(x) * root_density(r) * total / math.sqrt(2 * math.pi)
+    return roots * total / math.sqrt(2 * math.pi)
 
 
-def are_close(r: Tensor, x: Tensor) -> Tensor:
-    """Say where the density varies little enough for :func:`mean_density`."""
-    return (x - r).abs() * (1 + (x + r).abs() / 2) < 1
+def replace_close(
+    slope: Tensor,
+    r: Tensor,
+    x: Tensor,
+    ends: tuple[End, End],
+    close_form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Put the form for close ends where the quotient would cancel: few places, so those alone.
+
+    `close_form` takes r, x, the mean of Phi and the mean density at those places.
+    """
+    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
+    places = size.lt_(CLOSE).nonzero(as_tuple=True)
+    if len(places[0]):
+        end_r, end_x = ends
+        at_r, at_x = r[places], x.expand_as(r)[places]
+        roots = end_r.root[places] * end_x.root.expand_as(r)[places]
+        phi = (end_r.phi[places] + end_x.phi.expand_as(r)[places]) / 2
+        slope[places] = close_form(at_r, at_x, phi, mean_density(at_r, at_x, roots))
+    return slope
+
+
+#: Ends are close where |d| (1 + |c|) is less: there the density varies by a few percent.
+CLOSE = 0.1
 
 
 def normal_slope(r: Tensor, x: Tensor) -> Tensor:
-    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small, so nothing cancels.
-
-    Phi(z) is tail(-z) for z <= 0 and 1 - tail(z) above.
-    """
+    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small, so nothing cancels."""
+    r, x = torch.broadcast_tensors(r, x)
     above_r, above_x = r > 0, x > 0
     tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
     steps = above_x.to(x.dtype) - above_r.to(r.dtype)
     tails = torch.where(above_x, -tail_x, tail_x) - torch.where(above_r, -tail_r, tail_r)
-    return torch.where(are_close(r, x), mean_density(r, x), (steps + tails) / (x - r))
+    far = (steps + tails) / (x - r)
+    return replace_close(far, r, x, (end_of(r), end_of(x)), lambda r, x, phi, density: density)
 
 
 def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
     """Secant of x Phi(x) = relu(x) - |x| tail(|x|): by parts from afar, as a product when close."""
-    d = x - r
-    tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
-    phi_r, phi_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
-    close = (phi_x + phi_r) / 2 + (x + r) / 2 * mean_density(r, x)
-    far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
-    return torch.where(are_close(r, x), close, far)
+    ends = keep(r, "normal end", end_of), keep(x, "normal end", end_of)
+    far = (ends[1].moment - ends[0].moment).div_(x - r)
+    far = relu_slope(r, x).sub_(far)
+    return replace_close(far, r, x, ends, lambda r, x, phi, density: phi + (x + r) / 2 * density)
 
 
 def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
@@ -153,7 +188,7 @@ def ndtr(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     return normal_slope(r, x)
 
 
-elementwise(aten.gelu, slope=gelu)
+elementwise(aten.gelu, slope=gelu, bounded=True)
 elementwise(aten.erf, aten.special_erf, slope=erf)
 elementwise(aten.erfc, aten.special_erfc, slope=erfc)
 elementwise(aten.special_ndtr, slope=ndtr)

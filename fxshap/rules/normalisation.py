@@ -19,7 +19,7 @@ from torch import Tensor
 from fxshap.rules.elementwise import abs_slope, positive_power_slope, rsqrt_slope, sqrt_slope
 from fxshap.rules.generic import generic
 from fxshap.rules.maximum import over_dims
-from fxshap.rules.operation import Operation
+from fxshap.rules.operation import Operation, keep
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
@@ -27,13 +27,30 @@ aten = torch.ops.aten
 
 def standardise(r: Tensor, x: Tensor, grad: Tensor, eps: float, *, centred: bool = True) -> Tensor:
     """Multiply through c / sqrt(mean(c^2) + eps) over the last dimension."""
-    if centred:
-        r, x = r - r.mean(-1, keepdim=True), x - x.mean(-1, keepdim=True)
-    s_r, s_x = (c.square().mean(-1, keepdim=True) + eps for c in (r, x))
-    middle = (x + r) / 2
-    along = (grad * middle).sum(-1, keepdim=True) * rsqrt_slope(s_r, s_x)
-    out = grad * ((s_r.rsqrt() + s_x.rsqrt()) / 2) + middle * (along * (2 / r.shape[-1]))
-    return out - out.mean(-1, keepdim=True) if centred else out
+    moments = keep_moments if centred else keep_square
+    (mean_r, s_r), (mean_x, s_x) = (moments(value) for value in (r, x))
+    s_r, s_x = s_r + eps, s_x + eps
+    middle = x.add(r).sub_(mean_r + mean_x).mul_(0.5)
+    along = (grad * middle).sum(-1, keepdim=True).mul_(rsqrt_slope(s_r, s_x))
+    out = grad * ((s_r.rsqrt() + s_x.rsqrt()) / 2)
+    out.addcmul_(middle, along.mul_(2 / r.shape[-1]))
+    return out.sub_(out.mean(-1, keepdim=True)) if centred else out
+
+
+def keep_moments(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the mean square about it, over the last dimension."""
+
+    def moments(value: Tensor) -> tuple[Tensor, Tensor]:
+        mean = value.mean(-1, keepdim=True)
+        return mean, (value - mean).square_().mean(-1, keepdim=True)
+
+    return keep(value, "moments", moments)
+
+
+def keep_square(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 0 and the mean square, over the last dimension."""
+    square = keep(value, "square", lambda value: value.square().mean(-1, keepdim=True))
+    return torch.zeros_like(square), square
 
 
 def standardise_groups(
@@ -50,6 +67,11 @@ def per_channel(weight: Tensor | None, like: Tensor) -> Tensor | float:
     return 1.0 if weight is None else weight.reshape([-1] + [1] * (like.dim() - 2))
 
 
+def flat(value: Tensor, last: int) -> Tensor:
+    """Flatten the last dimensions; a single one is the tensor itself, with what is kept of it."""
+    return value if last == 1 else value.flatten(-last)
+
+
 @rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
@@ -63,7 +85,7 @@ def layer_norm(
     weight, eps = operation["weight"], operation["eps"]
     eps = torch.finfo(r.dtype).eps if eps is None else eps
     grad = grad if weight is None else grad * weight
-    flat_r, flat_x, flat_grad = (value.flatten(-last) for value in (r, x, grad))
+    flat_r, flat_x, flat_grad = (flat(value, last) for value in (r, x, grad))
     return (standardise(flat_r, flat_x, flat_grad, eps, centred=centred).reshape(r.shape),)
 
 

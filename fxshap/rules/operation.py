@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,6 +89,29 @@ class Operation:
     def schema(self) -> Sequence[Any]:
         """The arguments of the operator's schema; empty for a plain function."""
         return getattr(getattr(self.target, "_schema", None), "arguments", ())
+
+
+Kept = TypeVar("Kept")
+
+
+def keep(value: Tensor, name: str, function: Callable[[Tensor], Kept]) -> Kept:
+    """Return ``function(value)``, computed once for as long as this very tensor lives.
+
+    For what a rule needs of one end alone: the references stay on the tape and meet every sample
+    and output, so nothing that depends on them only should be computed twice.
+
+    Parameters
+    ----------
+    value : Tensor
+        A tapped value, which nobody changes.
+    name : str
+        Names the function, with its constants.
+    function : callable
+    """
+    kept: dict[str, Kept] = value.__dict__.setdefault("_fxshap_kept", {})
+    if name not in kept:
+        kept[name] = function(value)
+    return kept[name]
 
 
 def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tensor | None, ...]:

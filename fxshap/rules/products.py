@@ -57,8 +57,9 @@ def factors(*targets: Target) -> Callable[[Product], Multiply]:
         ) -> tuple[Tensor | None, ...]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
-            a, b = (x.add(r).mul_(0.5) for r, x in zip(reference, sample, strict=True))
-            return product(a, b, grad)
+            # The halves of the midpoints go into the cotangent, which is often smaller.
+            a, b = (r + x for r, x in zip(reference, sample, strict=True))
+            return product(a, b, grad * 0.5)
 
         rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)
         return multiply
@@ -78,8 +79,20 @@ def bmm(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return torch.bmm(grad, b.mT), torch.bmm(a.mT, grad)
 
 
-bilinear(aten.matmul, aten.mm, aten.mv, aten.dot, aten.vdot, aten.inner, aten.outer, aten.ger,
-         aten.kron, aten.cross, aten.linalg_cross, aten.linalg_matmul, aten.linalg_vecdot,
+@factors(aten.matmul, aten.linalg_matmul, aten.mm)
+def matmul(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """y = a @ b, broadcast over leading dimensions; vectors are matrices of one row or column."""
+    row, column = a.dim() == 1, b.dim() == 1
+    grad = grad.unsqueeze(-1) if column else grad
+    grad = grad.unsqueeze(-2) if row else grad
+    left, right = a.unsqueeze(0) if row else a, b.unsqueeze(-1) if column else b
+    grad_a = torch.matmul(grad, right.mT).sum_to_size(left.shape)
+    grad_b = torch.matmul(left.mT, grad).sum_to_size(right.shape)
+    return grad_a.reshape(a.shape), grad_b.reshape(b.shape)
+
+
+bilinear(aten.mv, aten.dot, aten.vdot, aten.inner, aten.outer, aten.ger,
+         aten.kron, aten.cross, aten.linalg_cross, aten.linalg_vecdot,
          aten.tensordot, aten.multiply)  # fmt: skip
 bilinear(
     aten.linear, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten.conv_transpose1d,

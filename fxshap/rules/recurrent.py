@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.elementwise import sigmoid_slope, tanh_slope
+from fxshap.rules.elementwise import relu_slope, sigmoid_slope, tanh_slope
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Multiply, Tensors, rule
@@ -156,12 +156,6 @@ def walk_gru(
 
 
 # --- RNN (Elman 1990) -------------------------------------------------------------------------
-
-
-def relu_slope(r: Tensor, x: Tensor) -> Tensor:
-    """Secant of max(0, z)."""
-    d = x - r
-    return torch.where(d == 0, (r > 0).to(d.dtype), (x.relu() - r.relu()) / d)
 
 
 def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:

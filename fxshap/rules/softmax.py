@@ -1,47 +1,72 @@
 """Softmax and its family, through logsumexp, never through exp / sum / reciprocal.
 
-With c the larger of the two row maxima, e = exp(a - c), S = sum e and L = logsumexp(a),
+With L = logsumexp(a), c the larger L of the two ends, e = exp(a - c), S = sum e = exp(L - c) and
+D(d) = (1 - e^-|d|) / |d|, every divided difference of an exponential is its larger end times D:
 
-    logsumexp    m_j = (dL / dS) (de_j / da_j)
-    log_softmax  u = a - L           grad_j = g_j - m_j sum_i g_i
-    softmax      l_i = dy_i / du_i   grad_j = l_j g_j - m_j sum_i l_i g_i
+    logsumexp    m_j = (dL / dS) (de_j / da_j) = max(e_j) D(da_j) / D(dL)
+    log_softmax  u = a - L                              grad_j = g_j - m_j sum_i g_i
+    softmax      l_i = dy_i / du_i = max(y_i) D(du_i)   grad_j = l_j g_j - m_j sum_i l_i g_i
 
-where every quotient is a divided difference. All are bounded and invariant to shifts of the logits.
+All are bounded and invariant to shifts of the logits.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import exp_slope
-from fxshap.rules.operation import Operation
+from fxshap.rules.elementwise import mean_decay
+from fxshap.rules.operation import Operation, keep
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
 
 
-def logsumexp_multiplier(r: Tensor, x: Tensor, dims: list[int]) -> Tensor:
-    """(dL / dS) (de_j / da_j) at every logit, for rows along `dims`."""
-    c = torch.maximum(x.amax(dims, keepdim=True), r.amax(dims, keepdim=True))
-    c = torch.where(c == -math.inf, 0.0, c)
-    r, x = r - c, x - c
-    s_r, s_x = r.exp().sum(dims, keepdim=True), x.exp().sum(dims, keepdim=True)
-    lo, hi = torch.minimum(s_r, s_x), torch.maximum(s_r, s_x)
-    gap = hi - lo
-    # A row far below the other underflows to S = 0: its logarithm comes from its own maximum.
-    far = (x.logsumexp(dims, keepdim=True) - r.logsumexp(dims, keepdim=True)).abs()
-    change = torch.where(lo > hi / 2, torch.log1p(gap / lo), far)
-    # S is at least 1, but 0 where both rows are -inf all through.
-    slope = torch.where(gap == 0, hi.clamp(min=1).reciprocal(), change / gap)
-    return slope * exp_slope(r, x)
+class Row(NamedTuple):
+    """What softmax needs of one end: its output y, the maximum of a row and the rest of L."""
+
+    y: Tensor
+    top: Tensor
+    rest: Tensor
 
 
-def log_softmax_rows(a: Tensor, dim: int) -> Tensor:
-    """a - logsumexp(a), with -inf (not nan) where a whole row is -inf."""
-    return a.log_softmax(dim).masked_fill(a == -math.inf, -math.inf)
+def row_of(a: Tensor, dims: list[int]) -> Row:
+    """Split L = logsumexp(a) into the maximum and the rest; a row that is all -inf has y = 0."""
+    top = a.amax(dims, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)
+    e = (a - top).exp_()
+    total = e.sum(dims, keepdim=True)
+    return Row(e.div_(total.clamp_min(torch.finfo(a.dtype).tiny)), top, total.log())
+
+
+def change_of_logsumexp(r: Row, x: Row) -> Tensor:
+    """L_x - L_r; 0 where both are -inf."""
+    return ((x.top - r.top) + (x.rest - r.rest)).nan_to_num_(0.0)
+
+
+def logsumexp_multiplier(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
+    """(dL / dS) (de_j / da_j) at every logit."""
+    change = change_of_logsumexp(end_r, end_x)
+    # e = y S, and S is 1 at the end with the larger L.
+    s_r, s_x = (-change).clamp_(max=0).exp_(), change.clamp(max=0).exp_()
+    slope = mean_decay(torch.zeros_like(change), change).reciprocal_()
+    return mean_decay(r, x).mul_(torch.maximum(end_r.y * s_r, end_x.y * s_x)).mul_(slope)
+
+
+def ends_of(
+    operation: Operation, reference: Tensors, sample: Tensors, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Row, Row, list[int]]:
+    """Return both ends in the dtype of the output, their rows, and the dimensions of a row."""
+    dims = dims_of(operation["dim"])
+
+    def kept(value: Tensor) -> Row:
+        return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
+
+    (r,), (x,) = reference, sample
+    return r.to(dtype), x.to(dtype), kept(r), kept(x), dims
 
 
 def dims_of(dim: int | list[int]) -> list[int]:
@@ -54,12 +79,11 @@ def logsumexp(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """Log of the sum of exponentials over one or more dimensions."""
-    (r,), (x,) = reference, sample
-    dims = dims_of(operation["dim"])
+    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
     if not operation["keepdim"]:
         for dim in sorted(dim % r.dim() for dim in dims):
             grad = grad.unsqueeze(dim)
-    return (grad * logsumexp_multiplier(r, x, dims),)
+    return (logsumexp_multiplier(r, x, end_r, end_x).mul_(grad),)
 
 
 @rule(aten.log_softmax, aten._log_softmax, aten.special_log_softmax)
@@ -67,9 +91,9 @@ def log_softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """a - logsumexp(a)."""
-    r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
-    dim = operation["dim"]
-    out = grad - logsumexp_multiplier(r, x, [dim]) * grad.sum(dim, keepdim=True)
+    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
+    total = grad.sum(dims, keepdim=True)
+    out = grad - logsumexp_multiplier(r, x, end_r, end_x).mul_(total)
     return (out.to(reference[0].dtype),)
 
 
@@ -78,9 +102,10 @@ def softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """exp(a - logsumexp(a))."""
-    r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
-    dim = operation["dim"]
-    weighted = grad * exp_slope(log_softmax_rows(r, dim), log_softmax_rows(x, dim))
-    total = weighted.sum(dim, keepdim=True)
-    out = weighted - logsumexp_multiplier(r, x, [dim]) * total
+    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
+    change = change_of_logsumexp(end_r, end_x)
+    # u_x - u_r = (x - r) - (L_x - L_r)
+    weighted = mean_decay(r + change, x).mul_(torch.maximum(end_r.y, end_x.y)).mul_(grad)
+    total = weighted.sum(dims, keepdim=True)
+    out = weighted.sub_(logsumexp_multiplier(r, x, end_r, end_x).mul_(total))
     return (out.to(reference[0].dtype),)
