@@ -1,6 +1,5 @@
 """What several test files need: SHAP's values, the additivity error, a model's full state."""
 
-import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -9,20 +8,13 @@ from typing import Any
 import numpy as np
 import shap
 import torch
-from torch import Tensor, nn
+from shap.explainers._deep.deep_pytorch import deeplift_grad
+from torch import Tensor, fx, nn
 
-import fxshap
-from benchmarks.models import NETWORKS
 from fxshap.asking import is_shap_hook
+from fxshap.rescale import rescale
 
 Arrays = list[np.ndarray]
-
-
-@functools.cache
-def network_explainable(name: str, dtype: torch.dtype) -> nn.Module:
-    """A network of the collection, captured once for the tests that only explain it."""
-    network = NETWORKS[name]
-    return fxshap.make_explainable(network.build().to(dtype), network.inputs(3, dtype=dtype))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -109,3 +101,20 @@ def assert_no_shap_hooks(explainable: nn.Module) -> None:
     """Check that SHAP has left no hook on any module."""
     modules = [*explainable.modules(), *explainable.model.modules()]
     assert not [hook for module in modules for hook in hooks(module) if is_shap_hook(hook)]
+
+
+def rewritten(explainable: nn.Module) -> list[fx.Node]:
+    """The nodes of the attribute graph that have a rule."""
+    return [node for node in explainable.attribute.graph.nodes if node.target is rescale]
+
+
+def multipliers(
+    explainable: nn.Module, samples: list[Tensor], references: list[Tensor], output: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Ask as SHAP does, for rows of samples that differ; return outputs and multipliers."""
+    handle = explainable.probe.register_full_backward_hook(deeplift_grad)
+    joint = [torch.cat(pair).requires_grad_() for pair in zip(samples, references, strict=True)]
+    outputs = explainable(*joint)
+    grads = torch.autograd.grad(list(outputs[:, output]), joint)
+    handle.remove()
+    return outputs.detach(), [grad.chunk(2)[1] for grad in grads]

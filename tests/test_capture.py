@@ -9,23 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxshap
-from benchmarks.models import NETWORKS
 from fxshap.capture import user_module
 from fxshap.errors import CaptureError
-from fxshap.rescale import rescale
 from tests.helpers import (
     assert_exact,
     assert_same_state,
     assert_same_values,
     explain,
-    network_explainable,
+    rewritten,
     state_of,
 )
-
-
-def rewritten(explainable: nn.Module) -> list[fx.Node]:
-    """The nodes of the attribute graph that have a rule."""
-    return [node for node in explainable.attribute.graph.nodes if node.target is rescale]
 
 
 class Blocks(nn.Module):
@@ -74,22 +67,6 @@ def test_rewritten_nodes_know_the_users_module():
         (aten.silu.default, ""),
         (aten.mul.Tensor, ""),
     ]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_rewritten_node_has_an_origin(name):
-    explainable = network_explainable(name, torch.float64)
-    modules = dict(explainable.model.named_modules())
-    for node in rewritten(explainable):
-        assert node.meta["nn_module_stack"]
-        assert user_module(node).partition("@")[0] in modules
-    code = explainable.attribute.code
-    assert ("rescale(" in code) == (len(rewritten(explainable)) > 0)
-    inputs = NETWORKS[name].inputs(4, dtype=torch.float64)
-    with torch.no_grad():
-        output, taps = explainable.observe(*inputs)
-    assert torch.allclose(output, explainable.model(*inputs), rtol=0, atol=1e-12)
-    assert len(taps) == len(set(explainable.observe.graph.output_node().args[0][1]))
 
 
 # --- when ---------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS, Network
-from tests.helpers import assert_exact, explain, network_explainable
+from fxshap.capture import user_module
+from tests.helpers import assert_exact, explain, multipliers, rewritten
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
 dtypes = pytest.mark.parametrize("dtype", LIMITS, ids=["float64", "float32"])
@@ -26,25 +27,69 @@ def data(network: Network, dtype: torch.dtype) -> tuple[list[Tensor], list[Tenso
     return references, samples
 
 
-@dtypes
-@pytest.mark.parametrize("name", NETWORKS)
-def test_attributions_add_up(name, dtype):
-    network = NETWORKS[name]
-    explainable = network_explainable(name, dtype)
-    background, samples = data(network, dtype)
-    values = assert_exact(explainable.model, explainable, background, samples, LIMITS[dtype])
-    assert [phi.shape for phi in values] == [(*x.shape, network.outputs) for x in samples]
+class Case:
+    """A network, captured for inputs of one type."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.network = NETWORKS[name]
+        self.dtype = dtype
+        self.limit = LIMITS[dtype]
+        self.model = self.network.build().to(dtype)
+        self.explainable = fxshap.make_explainable(self.model, self.inputs(3))
+
+    def inputs(self, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+        return self.network.inputs(count, seed=seed, dtype=self.dtype)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.fixture(
+    scope="module",
+    params=[(name, dtype) for name in NETWORKS for dtype in LIMITS],
+    ids=lambda param: f"{param[0]}-{str(param[1]).removeprefix('torch.')}",
+)
+def case(request) -> Case:
+    """Every network in both types, captured once for the tests that use it."""
+    return Case(*request.param)
+
+
+def test_attributions_add_up(case):
+    background, samples = data(case.network, case.dtype)
+    values = assert_exact(case.model, case.explainable, background, samples, case.limit)
+    assert [phi.shape for phi in values] == [(*x.shape, case.network.outputs) for x in samples]
+
+
+def test_every_pair_adds_up_when_the_samples_differ(case):
+    references = case.inputs(4, seed=1)
+    for seed in (2, 3):
+        samples = case.inputs(4, seed=seed)
+        outputs, found = multipliers(case.explainable, samples, references, -1)
+        f_x, f_r = (case.model(*end).detach() for end in (samples, references))
+        error = case.limit * torch.maximum(f_x.abs().max(), f_r.abs().max()).item()
+        assert torch.allclose(outputs, torch.cat([f_x, f_r]), rtol=0, atol=error)
+        total = sum(
+            (m * (x - r)).flatten(1).sum(1)
+            for m, x, r in zip(found, samples, references, strict=True)
+        )
+        assert (total - (f_x - f_r)[:, -1]).abs().max() <= error
+
+
+def test_every_rewritten_node_has_an_origin(case):
+    modules = dict(case.model.named_modules())
+    nodes = rewritten(case.explainable)
+    for node in nodes:
+        assert node.meta["nn_module_stack"]
+        assert user_module(node).partition("@")[0] in modules
+    assert case.explainable.attribute.code.count(" = fxshap_rescale_rescale(") == len(nodes)
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=["float64", "float32"])
 @pytest.mark.parametrize("name", [name for name, net in NETWORKS.items() if net.shap_exact])
-def test_agrees_with_shap_where_shap_is_right(name, dtype, limit):
-    background, samples = data(NETWORKS[name], dtype)
-    explainable = network_explainable(name, dtype)
-    ours = explain(explainable, background, samples)
-    theirs = explain(explainable.model, background, samples)
+def test_agrees_with_shap_where_shap_is_right(name, dtype):
+    case = Case(name, dtype)
+    background, samples = data(case.network, dtype)
+    ours = explain(case.explainable, background, samples)
+    theirs = explain(case.model, background, samples)
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=limit * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=case.limit * np.abs(b).max())
 
 
 @pytest.mark.parametrize("ranked", ["max", "min", "max_abs"])

@@ -14,7 +14,7 @@ import fxshap
 import fxshap.module
 from benchmarks.models import NETWORKS
 from fxshap.tape import Tape
-from tests.helpers import as_list, assert_exact, assert_same_values, explain, network_explainable
+from tests.helpers import as_list, assert_exact, assert_same_values, explain, multipliers
 
 
 class Model(nn.Module):
@@ -207,37 +207,6 @@ def test_time_folded_into_rows_is_seen_whatever_the_first_rows(special):
 
 
 # --- driven by hand -----------------------------------------------------------------------------
-
-
-def multipliers(
-    explainable: nn.Module, samples: list[Tensor], references: list[Tensor], output: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Ask as SHAP does, for rows of samples that differ; return outputs and multipliers."""
-    handle = explainable.probe.register_full_backward_hook(deeplift_grad)
-    joint = [torch.cat(pair).requires_grad_() for pair in zip(samples, references, strict=True)]
-    outputs = explainable(*joint)
-    grads = torch.autograd.grad(list(outputs[:, output]), joint)
-    handle.remove()
-    return outputs.detach(), [grad.chunk(2)[1] for grad in grads]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_pair_adds_up_when_the_samples_differ(name):
-    network = NETWORKS[name]
-    explainable = network_explainable(name, torch.float64)
-    model = explainable.model
-    references = network.inputs(4, seed=1, dtype=torch.float64)
-    for seed in (2, 3):
-        samples = network.inputs(4, seed=seed, dtype=torch.float64)
-        outputs, found = multipliers(explainable, samples, references, network.outputs - 1)
-        f_x, f_r = model(*samples).detach(), model(*references).detach()
-        scale = torch.maximum(f_x.abs().max(), f_r.abs().max())
-        assert torch.allclose(outputs, torch.cat([f_x, f_r]), rtol=0, atol=1e-12 * float(scale))
-        total = sum(
-            (m * (x - r)).flatten(1).sum(1)
-            for m, x, r in zip(found, samples, references, strict=True)
-        )
-        assert (total - (f_x - f_r)[:, -1]).abs().max() <= 1e-12 * scale
 
 
 def test_rows_that_differ_get_what_each_gets_alone():
