@@ -7,8 +7,8 @@ weights stay where they are: the graph holds views of the model's own storage.
 
 from __future__ import annotations
 
-import re
 import gc
+import re
 import traceback
 import warnings
 from collections.abc import Sequence

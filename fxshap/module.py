@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Self
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxshap.asking import is_asking, is_hooked, remove_hooks
-from fxshap.capture import Captured, capture, tensor_at
-from fxshap.errors import CaptureError, InputError, ModelError
-from fxshap.layout import Layout, probe_layout
+from fxshap.engine import Engine
+from fxshap.errors import CaptureError, ModelError
+from fxshap.inputs import require_floats, split_pairs
 from fxshap.output import Selector, require_rows, select_output
-from fxshap.rewrite import Rewritten, rewrite
-from fxshap.tape import Tape, Walk, explained
+from fxshap.refine import ONE_PASS, FeatureDims, Refinement
+from fxshap.tape import explained
 
 
 def make_explainable(
@@ -24,6 +22,9 @@ def make_explainable(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     output: Selector = None,
+    refine: int = 0,
+    seed: int = 0,
+    feature_dims: FeatureDims = None,
 ) -> ExplainableModule:
     """Make a model explainable by unmodified SHAP.
 
@@ -38,6 +39,17 @@ def make_explainable(
         Which tensor to explain of a model that returns a dict, a dataclass or a tuple: a key or
         attribute name, an index, or a function of the result. It must be of shape
         (rows, outputs) and floating point.
+    refine : int
+        How many complementary pairs of random half-coalitions of features to walk through for
+        every reference. 0 is one pass; more are nearer to the exact Shapley values, as additive,
+        and cost about five passes each.
+    seed : int
+        Seed of the coalitions: the same call gives the same values.
+    feature_dims : sequence of int, or of one such sequence an input, optional
+        With `refine`, the dimensions of an input, counted with the batch as 0, that index its
+        features; what differs in other dimensions, such as the channels of a pixel or the
+        embedding of a token, is one feature. By default (2, 3) for 4-d inputs, else all. For
+        token embeddings of shape (rows, tokens, width) and one-hot sequences it is (1,) or (2,).
 
     Returns
     -------
@@ -51,13 +63,16 @@ def make_explainable(
         If `model` is not an ``nn.Module``.
     InputError
         If `example_inputs` are not floating-point tensors.
+    ValueError
+        If `refine` is negative.
     CaptureError
         If `example_inputs` are given and the model cannot be captured with them.
 
     Notes
     -----
     The multipliers are the rescale rule of DeepLIFT (Shrikumar et al. 2017) and its extensions,
-    averaged over references as in DeepSHAP (Lundberg and Lee 2017).
+    averaged over references as in DeepSHAP (Lundberg and Lee 2017). :mod:`fxshap.refine` describes
+    the refinement.
 
     Examples
     --------
@@ -73,7 +88,8 @@ def make_explainable(
             f"make_explainable takes a torch.nn.Module, not a {type(model).__name__}; a function "
             "can be put into the forward method of a small nn.Module"
         )
-    explainable = ExplainableModule(model, output)
+    refinement = Refinement(refine, seed, feature_dims)
+    explainable = ExplainableModule(model, output, refinement)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
         inputs = (example_inputs,) if single else tuple(example_inputs)
@@ -91,13 +107,19 @@ class ExplainableModule(nn.Module):
         rewritten.
     """
 
-    def __init__(self, model: nn.Module, output: Selector = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        output: Selector = None,
+        refinement: Refinement = ONE_PASS,
+    ) -> None:
         super().__init__()
         self.held = _Held(model)
         self.probe = nn.Identity()
         self.output = output
+        self.refinement = refinement
         self.training = model.training
-        self._engines: dict[Any, _Engine] = {}
+        self._engines: dict[Any, Engine] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -118,7 +140,7 @@ class ExplainableModule(nn.Module):
         """Return the model's own output; give SHAP multipliers for gradients when it asks."""
         if not is_asking(self.probe, inputs):
             remove_hooks((self.held, self.probe))
-            self._check_dtypes(inputs)
+            require_floats(inputs, self.model)
             result = select_output(self.model(*inputs, **kwargs), self.output)
             require_rows(result, inputs)
             return result
@@ -141,20 +163,14 @@ class ExplainableModule(nn.Module):
         *inputs : Tensor
             One tensor an input of the model, with the batch first.
         """
-        self._check_dtypes(inputs)
+        require_floats(inputs, self.model)
         with evaluating(self.model):
             self._engine(inputs)
         return self
 
     def _explain(self, joint: Sequence[Tensor]) -> Tensor:
-        self._check_dtypes(joint)
-        rows = len(joint[0])
-        if rows % 2 or any(len(x) != rows for x in joint):
-            raise InputError(
-                "samples and references come in pairs, but the inputs have "
-                f"{', '.join(str(len(x)) for x in joint)} rows"
-            )
-        samples, references = ([x.detach().chunk(2)[half] for x in joint] for half in (0, 1))
+        require_floats(joint, self.model)
+        samples, references = split_pairs(joint)
         asked = tuple(self.probe._backward_hooks)  # SHAP hooks anew for every explanation
         walk, output = self._engine(references).explain(samples, references, asked)
 
@@ -173,43 +189,25 @@ class ExplainableModule(nn.Module):
             remove_hooks((self.held, self.probe))
             raise
 
-    def _engine(self, inputs: Sequence[Tensor]) -> _Engine:
+    def _engine(self, inputs: Sequence[Tensor]) -> Engine:
         modes = tuple((module, module.training) for module in self.model.modules())
         kind = (modes, *((x.shape[1:], x.dtype, x.device) for x in inputs))
         # A model that fixes its number of rows is captured once for each.
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
         if key is None:
-            engine = _Engine(self.model, inputs, self.output)
+            engine = Engine(self.model, inputs, self.output, self.refinement)
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
         return self._engines[key]
 
-    def _latest(self) -> _Engine:
+    def _latest(self) -> Engine:
         if not self._engines:
             raise CaptureError(  # not an AttributeError, which nn.Module would swallow
                 "the model is captured at the first explanation; call prepare(*inputs) before it"
             )
         return next(reversed(self._engines.values()))
-
-    def _check_dtypes(self, inputs: Sequence[Tensor]) -> None:
-        for position, x in enumerate(inputs):
-            if not isinstance(x, Tensor):
-                raise InputError(f"input {position} is a {type(x).__name__}, not a torch.Tensor")
-            if not x.is_floating_point():
-                raise InputError(
-                    f"input {position} is of {x.dtype}; only floating-point inputs have "
-                    "attributions. Cast features with .float(); for token ids explain the "
-                    "embeddings (inputs_embeds)"
-                )
-        wanted = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        found = {x.dtype for x in inputs if isinstance(x, Tensor)}
-        if len(wanted) == 1 and found and not found & wanted:
-            raise InputError(
-                f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
-                "samples and background to the dtype of the model"
-            )
 
 
 @contextmanager
@@ -251,95 +249,3 @@ class _Held(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self.model._apply(fn, recurse)
         return self
-
-
-class _Engine:
-    """One capture of the model and the tape of its latest references."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], output: Selector) -> None:
-        self.model = model
-        self.captured: Captured = capture(model, inputs, output)
-        self.rewritten: Rewritten = rewrite(self.captured)
-        self.layout: Layout | None = None
-        self.tape: Tape | None = None
-        self.tape_key: tuple[Any, ...] = ()
-        self.version: tuple[Any, ...] = ()
-        self.asked: Hashable = None
-        self.sums: tuple[complex, ...] = ()
-
-    def explain(
-        self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
-    ) -> tuple[Walk, Tensor]:
-        """Return the walk of the tape that gives multipliers, and the outputs of both ends.
-
-        `asked` tells one explanation, of many calls, from the next.
-        """
-        version = self.bind_weights(asked)
-        tape = self.tape_of(references, version)
-        rows = len(references[0])
-        alone = all(bool((x == x[:1]).all()) for x in samples)
-        require_finite("sample", [x[:1] for x in samples] if alone else samples)
-        if self.layout is None:
-            self.layout = probe_layout(
-                self.rewritten.observe,
-                [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)],
-                self.captured.rows,
-            )
-        layout = self.layout
-        single = alone and not layout.tile
-        with torch.no_grad():
-            y_sample, taps = self.rewritten.observe(*[x[:1] if single else x for x in samples])
-        taps = layout.spread(taps, rows) if single else taps
-        sample = dict(zip(self.rewritten.taps, taps, strict=True))
-        output = torch.cat([y_sample.expand(rows, -1), tape.output.detach()])
-        return partial(tape.walk, sample), output
-
-    def tape_of(self, references: Sequence[Tensor], version: tuple[Any, ...]) -> Tape:
-        """Return the tape of these references, recorded again when anything has changed."""
-        same = (
-            self.tape is not None
-            and self.tape_key == version
-            and all(
-                old.shape == new.shape and torch.equal(old, new)
-                for old, new in zip(self.tape.leaves, references, strict=True)
-            )
-        )
-        if not same or self.tape is None:
-            require_finite("references", references)
-            self.tape = None  # let go of the old one first
-            self.tape = Tape(self.rewritten.attribute, references)
-            self.tape_key = version
-        return self.tape
-
-    def bind_weights(self, asked: Hashable) -> tuple[Any, ...]:
-        """Point the graphs at the model's present weights; return what tells if they change."""
-        weights = [tensor_at(self.model, path) for path in self.captured.weights.values()]
-        if asked != self.asked:  # once an explanation: edits of `.data` leave the version alone
-            self.asked, self.sums = asked, sums_of(weights)
-        version = (*((weight.data_ptr(), weight._version) for weight in weights), self.sums)
-        if version != self.version:
-            self.version = version
-            for name, weight in zip(self.captured.weights, weights, strict=True):
-                for module in (self.rewritten.observe, self.rewritten.attribute):
-                    setattr(module, name, weight.detach())
-        return version
-
-
-def sums_of(weights: Sequence[Tensor]) -> tuple[complex, ...]:
-    """Return the sum of every tensor."""
-    single = torch.float32
-    return tuple(
-        weight.detach().sum(dtype=torch.promote_types(weight.dtype, single)).item()
-        for weight in weights
-    )
-
-
-def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
-    """Raise if samples or references contain NaN or infinity."""
-    for position, x in enumerate(inputs):
-        if not x.isfinite().all():
-            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise InputError(
-                f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
-                "there is no difference to attribute; fill in or leave out such rows"
-            )

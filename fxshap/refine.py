@@ -1,21 +1,57 @@
 """Coalition refinement: nearer to the exact Shapley values than one pass, and as additive.
 
 Let S be half of the features and m the hybrid with S from the sample and the rest from the
-reference. Walking reference -> m and m -> sample, and giving the features of S the multipliers of the
-first walk and the others those of the second, adds up exactly: the differences telescope. Averaging
-with the complement of S makes the two halves symmetric. More pairs converge to the Shapley values of
-a game whose halves are explained by one pass each.
+reference. Walking reference -> m and m -> sample, and giving the features of S the multipliers of
+the first walk and the others those of the second, adds up exactly: the differences telescope.
+Averaging with the complement of S makes the two halves symmetric. More pairs converge to the
+Shapley values of a game whose halves are explained by one pass each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxshap.errors import InputError
+
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
-Walk = Callable[[Sequence[Tensor], Tensor], tuple[list[Tensor], list[Tensor]]]
+WalkThrough = Callable[[Sequence[Tensor], Tensor], tuple[list[Tensor], list[Tensor]]]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How to refine.
+
+    Attributes
+    ----------
+    pairs : int
+        Complementary pairs of coalitions for every reference; 0 for one pass.
+    seed : int
+        Seed of the coalitions.
+    feature_dims : sequence of int, or of one such sequence an input, optional
+        The dimensions of an input that index features.
+    """
+
+    pairs: int = 0
+    seed: int = 0
+    feature_dims: FeatureDims = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pairs, int) or self.pairs < 0:
+            raise ValueError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
+
+    def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Draw the coalitions of one call, the same for the same inputs."""
+        generator = torch.Generator().manual_seed(self.seed)
+        dims = dims_of_inputs(references, self.feature_dims)
+        return [draw_coalition(samples, references, dims, generator) for _ in range(self.pairs)]
+
+
+ONE_PASS = Refinement()
 
 
 def default_dims(x: Tensor) -> tuple[int, ...]:
@@ -27,14 +63,29 @@ def dims_of_inputs(inputs: Sequence[Tensor], feature_dims: FeatureDims) -> list[
     """Return the feature dimensions of every input, counted with the batch as dimension 0."""
     if feature_dims is None:
         return [default_dims(x) for x in inputs]
-    given = [feature_dims] if all(isinstance(d, int) for d in feature_dims) else feature_dims
-    return [
-        default_dims(x) if dims is None else tuple(d % x.dim() for d in dims)  # type: ignore
-        for x, dims in zip(inputs, given, strict=True)
-    ]
+    given = [feature_dims] if isinstance(feature_dims[0], int) else feature_dims
+    if len(given) != len(inputs):
+        raise InputError(
+            f"feature_dims describes {len(given)} inputs, but the model has {len(inputs)}; give "
+            "one sequence of dimensions, or None, for each"
+        )
+    return [chosen_dims(x, dims) for x, dims in zip(inputs, given, strict=True)]
 
 
-def draw_coalitions(
+def chosen_dims(x: Tensor, dims: Any) -> tuple[int, ...]:
+    """Check the feature dimensions of one input and count them from the front."""
+    if dims is None:
+        return default_dims(x)
+    found = tuple(d % x.dim() for d in dims if -x.dim() <= d < x.dim())
+    if len(found) != len(dims) or 0 in found or not found:
+        raise InputError(
+            f"feature_dims={tuple(dims)} are not dimensions of an input of shape {tuple(x.shape)} "
+            "that index features; dimension 0 is the batch"
+        )
+    return found
+
+
+def draw_coalition(
     samples: Sequence[Tensor],
     references: Sequence[Tensor],
     dims: Sequence[tuple[int, ...]],
@@ -76,7 +127,7 @@ def any_over(mask: Tensor, dims: list[int]) -> Tensor:
 
 
 def refined_multipliers(
-    walk_through: Walk,
+    walk_through: WalkThrough,
     samples: Sequence[Tensor],
     references: Sequence[Tensor],
     coalitions: Sequence[Sequence[Tensor]],
@@ -91,7 +142,7 @@ def refined_multipliers(
         hybrid -> sample.
     samples, references : sequence of Tensor
     coalitions : sequence of (sequence of Tensor)
-        Masks as :func:`draw_coalitions` returns them.
+        Masks as :func:`draw_coalition` returns them.
     grad : Tensor
         Cotangent of the output.
     """
@@ -99,8 +150,7 @@ def refined_multipliers(
     for drawn in coalitions:
         for chosen in (drawn, [~mask for mask in drawn]):
             hybrid = [
-                torch.where(s, x, r)
-                for s, x, r in zip(chosen, samples, references, strict=True)
+                torch.where(s, x, r) for s, x, r in zip(chosen, samples, references, strict=True)
             ]
             first, second = walk_through(hybrid, grad)
             for sum_, s, a, b in zip(total, chosen, first, second, strict=True):

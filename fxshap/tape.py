@@ -31,18 +31,21 @@ class Tape:
         self.leaves = [reference.detach().clone().requires_grad_() for reference in references]
         with torch.enable_grad():
             self.output: Tensor = attribute(self.ends, *self.leaves)
+        self.references = self.ends.reference
 
-    def walk(self, sample: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
-        """Return the multipliers of every reference row towards the sample, times `grad`.
+    def walk(
+        self, reference: dict[str, Tensor], sample: dict[str, Tensor], grad: Tensor
+    ) -> list[Tensor]:
+        """Return the multipliers of every row from one end to the other, times `grad`.
 
         Parameters
         ----------
-        sample : dict of str to Tensor
-            The sample's taps, of one row or of as many as there are references.
+        reference, sample : dict of str to Tensor
+            The taps of the two ends: of as many rows as the tape has, or of one row.
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
         """
-        self.ends.sample = sample
+        self.ends.reference, self.ends.sample = reference, sample
         try:
             self.ends.refuse_jumps()
             if not self.output.requires_grad:
@@ -51,7 +54,7 @@ class Tape:
                 self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
             )
         finally:
-            self.ends.sample = {}
+            self.ends.reference, self.ends.sample = self.references, {}
         return list(found)
 
 

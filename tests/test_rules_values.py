@@ -182,7 +182,7 @@ def test_maximum_of_many_shares_as_few_do() -> None:
         (aten.maximum.default, lambda z: z.amax(1, keepdim=True)),
         (aten.minimum.default, lambda z: z.amin(1, keepdim=True)),
     ],
-    ids=str,
+    ids=["mul", "div", "maximum", "minimum"],
 )
 def test_two_factors_share_as_two_players(target: Any, function: Any) -> None:
     r, x = 0.5 + torch.rand(2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

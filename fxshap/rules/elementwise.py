@@ -6,10 +6,10 @@ close, so every function here uses the best form it has: a closed divided differ
 secant of a piecewise-linear function, or the mean of the derivative wherever the quotient's own
 rounding noise is larger than the difference between the two.
 
-A slope is a function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)`` that returns a new tensor,
-which the rule multiplies in place. Most of the time of an explanation goes into these few lines, so
-they work in place and avoid selections: ``clamp`` to the smallest number takes the place of a branch
-for x = r wherever it can.
+A slope is a function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)`` that returns a new
+tensor, which the rule multiplies in place. Most of the time of an explanation goes into these few
+lines, so they work in place and avoid selections: ``clamp`` to the smallest number takes the place
+of a branch for x = r wherever it can.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
 
 
 def relu_slope(r: Tensor, x: Tensor) -> Tensor:
-    """hi+ / (hi+ + lo-), with hi+ the positive part of the larger end, lo- the negative of the other.
+    """hi+ / (hi+ + lo-): the positive part of the larger end, the negative one of the smaller.
 
     It is 1 where both are positive, 0 where neither is, the secant across the kink.
     """
@@ -139,9 +139,9 @@ def piecewise_linear(*kinks: Callable[[Operation], float]) -> Slope:
 
 def mean_decay(r: Tensor, x: Tensor) -> Tensor:
     """(1 - e^-|d|) / |d|, the mean of e^-t for t from 0 to |d|; 1 at d = 0 and where d is nan."""
-    decay = (x - r).abs_().neg_()
-    # fmin, unlike clamp, also replaces nan: the difference of equal infinities.
-    torch.fmin(decay, decay.new_tensor(-torch.finfo(decay.dtype).tiny), out=decay)
+    least = torch.finfo(r.dtype).tiny
+    decay = (x - r).abs_().neg_().clamp_max_(-least)
+    decay.nan_to_num_(nan=-least, neginf=-math.inf)  # the difference of equal infinities
     return torch.expm1(decay).div_(decay)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,78 +54,64 @@ def root_density(z: Tensor) -> Tensor:
     return torch.exp(-exact / 4) * torch.exp(-rest / 4)
 
 
-class End(NamedTuple):
-    """What the slopes need of one end z: Phi(z), |z| (1 - Phi(|z|)) and e^(-z^2 / 4)."""
-
-    phi: Tensor
-    moment: Tensor
-    root: Tensor
-
-
-def end_of(z: Tensor) -> End:
-    """Compute one end; Phi(z) is tail(-z) for z <= 0 and 1 - tail(z) above."""
+def moment(z: Tensor) -> Tensor:
+    """|z| (1 - Phi(|z|))."""
     size = z.abs()
-    tail = normal_tail(size)
-    return End(torch.where(z > 0, 1 - tail, tail), size * tail, root_density(z))
+    return normal_tail(size).mul_(size)
 
 
-def mean_density(r: Tensor, x: Tensor, roots: Tensor) -> Tensor:
+def normal_cdf(z: Tensor) -> Tensor:
+    """Phi(z), tail(-z) for z <= 0 and 1 - tail(z) above."""
+    tail = normal_tail(z.abs())
+    return torch.where(z > 0, 1 - tail, tail)
+
+
+def mean_density(r: Tensor, x: Tensor) -> Tensor:
     """Mean of the normal density between close ends: (Phi(x) - Phi(r)) / (x - r).
 
-    With c the midpoint and h half the difference, phi(c + h t) is e^(-(x^2 + r^2) / 4), the
-    product of the ends' roots, times e^((h^2 - (h t)^2) / 2) e^(-c h t); cosh adds t and -t.
+    With c the midpoint and h half the difference, phi(c + h t) is e^(-(x^2 + r^2) / 4) times
+    e^((h^2 - (h t)^2) / 2) e^(-c h t); cosh adds the nodes t and -t.
     """
     c, h = (x + r) / 2, (x - r) / 2
     total = torch.zeros_like(c)
     for node, weight in SYMMETRIC_NODES:
         step = node * h
         total += weight * torch.exp((h - step) * (h + step) / 2) * torch.cosh(c * step)
-    return roots * total / math.sqrt(2 * math.pi)
-
-
-def replace_close(
-    slope: Tensor,
-    r: Tensor,
-    x: Tensor,
-    ends: tuple[End, End],
-    close_form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Put the form for close ends where the quotient would cancel: few places, so those alone.
-
-    `close_form` takes r, x, the mean of Phi and the mean density at those places.
-    """
-    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    places = size.lt_(CLOSE).nonzero(as_tuple=True)
-    if len(places[0]):
-        end_r, end_x = ends
-        at_r, at_x = r[places], x.expand_as(r)[places]
-        roots = end_r.root[places] * end_x.root.expand_as(r)[places]
-        phi = (end_r.phi[places] + end_x.phi.expand_as(r)[places]) / 2
-        slope[places] = close_form(at_r, at_x, phi, mean_density(at_r, at_x, roots))
-    return slope
+    return root_density(x) * root_density(r) * total / math.sqrt(2 * math.pi)
 
 
 #: Ends are close where |d| (1 + |c|) is less: there the density varies by a few percent.
-CLOSE = 0.1
+CLOSE = 0.05
+
+
+def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
+    """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
+    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
+    places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
+    if len(places):
+        at_r, at_x = (end.expand_as(slope).reshape(-1)[places] for end in (r, x))
+        slope.view(-1)[places] = close(at_r, at_x)
+    return slope
 
 
 def normal_slope(r: Tensor, x: Tensor) -> Tensor:
-    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small, so nothing cancels."""
-    r, x = torch.broadcast_tensors(r, x)
+    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small."""
     above_r, above_x = r > 0, x > 0
     tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
     steps = above_x.to(x.dtype) - above_r.to(r.dtype)
     tails = torch.where(above_x, -tail_x, tail_x) - torch.where(above_r, -tail_r, tail_r)
-    far = (steps + tails) / (x - r)
-    return replace_close(far, r, x, (end_of(r), end_of(x)), lambda r, x, phi, density: density)
+    return replace_close((steps + tails).contiguous() / (x - r), r, x, mean_density)
 
 
 def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
-    """Secant of x Phi(x) = relu(x) - |x| tail(|x|): by parts from afar, as a product when close."""
-    ends = keep(r, "normal end", end_of), keep(x, "normal end", end_of)
-    far = (ends[1].moment - ends[0].moment).div_(x - r)
-    far = relu_slope(r, x).sub_(far)
-    return replace_close(far, r, x, ends, lambda r, x, phi, density: phi + (x + r) / 2 * density)
+    """Secant of x Phi(x) = relu(x) - moment(x): by parts from afar, as a product when close."""
+
+    def close(r: Tensor, x: Tensor) -> Tensor:
+        return (normal_cdf(x) + normal_cdf(r)) / 2 + (x + r) / 2 * mean_density(r, x)
+
+    change = keep(x, "normal moment", moment) - keep(r, "normal moment", moment)
+    far = relu_slope(r, x).sub_(change.div_(x - r))
+    return replace_close(far.contiguous(), r, x, close)
 
 
 def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:

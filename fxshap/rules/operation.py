@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -70,25 +71,20 @@ class Operation:
 
     def __getitem__(self, name: str) -> Any:
         """Return the constant argument `name` of the operator's schema, or its default."""
-        args, kwargs = pytree.tree_unflatten(list(self.arguments), self.structure)
-        if name in kwargs:
-            return kwargs[name]
-        for position, argument in enumerate(self.schema):
-            if argument.name == name:
-                return args[position] if position < len(args) else argument.default_value
-        raise KeyError(f"{self.target} has no argument {name!r}")
+        return self.named[name]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the constant argument `name`, or `default` if the operator has none."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
+        return self.named.get(name, default)
 
-    @property
-    def schema(self) -> Sequence[Any]:
-        """The arguments of the operator's schema; empty for a plain function."""
-        return getattr(getattr(self.target, "_schema", None), "arguments", ())
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """The arguments by their names in the operator's schema, ``None`` for those that vary."""
+        args, kwargs = pytree.tree_unflatten(list(self.arguments), self.structure)
+        schema = getattr(getattr(self.target, "_schema", None), "arguments", ())
+        defaults = {argument.name: argument.default_value for argument in schema}
+        given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
+        return {**defaults, **given, **kwargs}
 
 
 Kept = TypeVar("Kept")

@@ -1,0 +1,226 @@
+"""How fast unmodified SHAP is on the explainable model, beside SHAP, Captum and tangermeme.
+
+All methods explain the same samples against the same references in one process, in turns
+(A B A B ...), so that what else the machine does falls on all of them. A ratio is the time of
+another method over that of fxshap in the same round; its median and its range are shown. Peak
+memory comes from a fresh process for each method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import shap
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxshap
+from benchmarks.models.workloads import WORKLOADS, Workload
+
+OUTPUT = Path("docs/speed.md")
+SAMPLES = 2
+Explain = Callable[[Tensor], object]
+Method = Callable[[nn.Module, Tensor, int], Explain]
+
+
+class Nothing(nn.Module):
+    """A model that returns zeros: what is left is SHAP's own loop."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros that depend on the input."""
+        return x.flatten(1)[:, :1].expand(-1, self.outputs) * 0.0
+
+
+def with_shap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Stock SHAP."""
+    explainer = shap.DeepExplainer(model, references)
+    return lambda x: explainer.shap_values(x, check_additivity=False)
+
+
+def with_fxshap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Unmodified SHAP on the explainable model."""
+    return with_shap(fxshap.make_explainable(model), references, outputs)
+
+
+def with_nothing(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """SHAP's own loop."""
+    return with_shap(Nothing(outputs), references, outputs)
+
+
+def with_captum(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Captum's DeepLiftShap, output by output."""
+    from captum.attr import DeepLiftShap
+
+    method = DeepLiftShap(model)
+    return lambda x: [method.attribute(x, references, target=k) for k in range(outputs)]
+
+
+def with_tangermeme(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Attribute with tangermeme's deep_lift_shap, output by output."""
+    from tangermeme.deep_lift_shap import deep_lift_shap
+
+    def explain(x: Tensor) -> list[Tensor]:
+        paired = references.expand(len(x), *references.shape)
+        return [
+            deep_lift_shap(
+                model, x, target=k, references=paired, device="cpu", batch_size=len(references),
+                hypothetical=True, warning_threshold=float("inf"), only_warn=True,
+            )
+            for k in range(outputs)
+        ]  # fmt: skip
+
+    return explain
+
+
+METHODS: dict[str, Method] = {
+    "fxshap": with_fxshap,
+    "SHAP": with_shap,
+    "Captum": with_captum,
+    "tangermeme": with_tangermeme,
+    "SHAP's loop": with_nothing,
+}
+
+
+def prepare(work: Workload) -> tuple[nn.Module, Tensor, Tensor, int]:
+    """Build a network with its references and samples."""
+    torch.manual_seed(0)
+    model = work.build().eval()
+    references, samples = (
+        torch.randn(work.references, *work.shape),
+        torch.randn(SAMPLES, *work.shape),
+    )
+    with torch.no_grad():
+        outputs = model(samples).shape[1]
+    return model, references, samples, outputs
+
+
+def times(work: Workload, methods: dict[str, Method], rounds: int) -> dict[str, list[float]]:
+    """Time every method in every round, in seconds; a method that fails has no times."""
+    explainers: dict[str, Explain] = {}
+    for name, method in methods.items():
+        model, references, samples, outputs = prepare(work)
+        try:
+            explain = method(model, references, outputs)
+            explain(samples)  # warm up: capture, compile, allocate
+        except Exception as error:
+            tqdm.write(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+            continue
+        explainers[name] = explain
+    found: dict[str, list[float]] = {name: [] for name in explainers}
+    for _ in range(rounds):
+        for name, explain in explainers.items():
+            start = time.perf_counter()
+            explain(samples)
+            found[name].append(time.perf_counter() - start)
+    return found
+
+
+def peak_memory(name: str, method: str) -> float:
+    """Return the peak resident memory of one explanation in a fresh process, in MiB over idle."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--child", name, method]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(json.loads(output.splitlines()[-1]))
+
+
+def child(name: str, method: str) -> None:
+    """Explain once and print by how much the peak memory grew, in MiB."""
+    work = WORKLOADS[name]
+    model, references, samples, outputs = prepare(work)
+    explain = METHODS[method](model, references, outputs)
+    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    explain(samples[:1])
+    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024))
+
+
+def ratio(found: dict[str, list[float]], other: str) -> str:
+    """Return the median and the range of another method's time over that of fxshap."""
+    if other not in found:
+        return "-"
+    ratios = [b / a for a, b in zip(found["fxshap"], found[other], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Time, print and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory too")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    if options.child:
+        child(*options.child)
+        return 0
+
+    chosen = {"fxshap": METHODS["fxshap"]} | {name: METHODS[name] for name in options.methods}
+    rows = []
+    for name in tqdm(options.networks, unit="network", file=sys.stderr):
+        work = WORKLOADS[name]
+        methods = (
+            chosen
+            if work.stock
+            else {key: m for key, m in chosen.items() if key not in ("Captum", "tangermeme")}
+        )
+        found = times(work, methods, options.rounds)
+        median = statistics.median(found["fxshap"])
+        row = [
+            name,
+            f"{1e3 * median:.0f}",
+            *(ratio(found, key) for key in chosen if key != "fxshap"),
+        ]
+        if options.memory:
+            row += [f"{peak_memory(name, key):.0f}" for key in ("fxshap", "SHAP")]
+        rows.append(row)
+        tqdm.write("  ".join(row))
+    header = ["network", "fxshap, ms", *(f"{key} / fxshap" for key in chosen if key != "fxshap")]
+    if options.memory:
+        header += ["fxshap, MiB", "SHAP, MiB"]
+    table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    print(table)
+    if options.output:
+        options.output.write_text(report(table, options))
+    return 0
+
+
+def report(table: str, options: argparse.Namespace) -> str:
+    """Return the page: what was measured, with what, and the table."""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "shap", "captum", "tangermeme"))
+    return f"""# Speed
+
+{SAMPLES} samples, all outputs, {options.threads} threads, {options.rounds} rounds in turns in one
+process. A ratio is another method's time over that of unmodified SHAP on the explainable model:
+the median and, in brackets, the range. Memory is the growth of the peak in a fresh process that
+explains one sample. "SHAP's loop" is SHAP on a model that returns zeros.
+
+{datetime.date.today()}, Python {platform.python_version()}, {packages},
+fxshap {fxshap.__version__}, `python -m benchmarks.speed --memory --output {options.output}`
+
+{table}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

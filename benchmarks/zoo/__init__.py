@@ -1,0 +1,1 @@
+"""Whole model zoos through fxshap: which networks can be explained, and how exactly."""

@@ -1,0 +1,51 @@
+"""What inputs must be, and what is said when they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fxshap.errors import InputError
+
+
+def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
+    """Raise unless all inputs are floating-point tensors of the type of the model's weights."""
+    for position, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {position} is a {type(x).__name__}, not a torch.Tensor")
+        if not x.is_floating_point():
+            raise InputError(
+                f"input {position} is of {x.dtype}; only floating-point inputs have attributions. "
+                "Cast features with .float(); for token ids explain the embeddings (inputs_embeds)"
+            )
+    wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    found = {x.dtype for x in inputs}
+    if len(wanted) == 1 and found and not found & wanted:
+        raise InputError(
+            f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
+            "samples and background to the dtype of the model"
+        )
+
+
+def split_pairs(joint: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Split joint inputs into samples and references, one of each a pair."""
+    rows = [len(x) for x in joint]
+    if rows[0] % 2 or len(set(rows)) > 1:
+        raise InputError(
+            "samples and references come in pairs, but the inputs have "
+            f"{', '.join(map(str, rows))} rows"
+        )
+    halves = [x.detach().chunk(2) for x in joint]
+    return [sample for sample, _ in halves], [reference for _, reference in halves]
+
+
+def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
+    """Raise if samples or references contain NaN or infinity."""
+    for position, x in enumerate(inputs):
+        if not x.isfinite().all():
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise InputError(
+                f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
+                "there is no difference to attribute; fill in or leave out such rows"
+            )
