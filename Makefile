@@ -1,4 +1,4 @@
-.PHONY: demo test fidelity clean
+.PHONY: demo test fidelity speed zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,12 @@ test: $(VENV)/.test
 fidelity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fidelity
 
+speed: $(VENV)/.speed
+	$(BIN)/python -m benchmarks.speed --memory --output docs/speed.md
+
+zoo: $(VENV)/.zoo
+	$(BIN)/python -m benchmarks.zoo
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -27,6 +33,11 @@ $(VENV)/.torch: constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.speed: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
 	$(INSTALL) -e '.[$*]'
+	touch $@
+
+# The vision zoos come without their dependencies, which would replace torch.
+$(VENV)/.zoo: $(VENV)/.speed
+	$(INSTALL) --no-deps torchvision timm
 	touch $@

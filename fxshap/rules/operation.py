@@ -90,7 +90,7 @@ class Operation:
 Kept = TypeVar("Kept")
 
 
-def keep(value: Tensor, name: str, function: Callable[[Tensor], Kept]) -> Kept:
+def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kept:
     """Return ``function(value)``, computed once for as long as this very tensor lives.
 
     For what a rule needs of one end alone: the references stay on the tape and meet every sample
@@ -100,14 +100,15 @@ def keep(value: Tensor, name: str, function: Callable[[Tensor], Kept]) -> Kept:
     ----------
     value : Tensor
         A tapped value, which nobody changes.
-    name : str
-        Names the function, with its constants.
+    what : str or Operation
+        Names the function with its constants, or is the operation that fixes them.
     function : callable
     """
-    kept: dict[str, Kept] = value.__dict__.setdefault("_fxshap_kept", {})
-    if name not in kept:
-        kept[name] = function(value)
-    return kept[name]
+    kept: dict[object, tuple[object, Kept]] = value.__dict__.setdefault("_fxshap_kept", {})
+    key = what if isinstance(what, str) else id(what)
+    if key not in kept:
+        kept[key] = what, function(value)  # with `what`, so that its id is not given away
+    return kept[key][1]
 
 
 def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tensor | None, ...]:

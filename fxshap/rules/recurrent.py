@@ -21,12 +21,13 @@ from torch.utils import _pytree as pytree
 
 from fxshap.rules.elementwise import relu_slope, sigmoid_slope, tanh_slope
 from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation
+from fxshap.rules.operation import Operation, keep
 from fxshap.rules.table import Multiply, Tensors, rule
 
 aten = torch.ops.aten
 State = tuple[Tensor, ...]
 Trace = dict[str, Tensor]
+Run = tuple[list[Trace], Tensor, State]
 
 
 class Weights(NamedTuple):
@@ -82,8 +83,8 @@ def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, 
     z = z + linear(before(h0, outputs), weights.w_hh, weights.b_hh)
     i, f, g, _ = z.chunk(4, -1)
     cells = [c]
-    for keep, gain in zip(f.sigmoid(), i.sigmoid() * g.tanh(), strict=True):
-        cells.append(torch.addcmul(gain, keep, cells[-1]))
+    for forget, gain in zip(f.sigmoid(), i.sigmoid() * g.tanh(), strict=True):
+        cells.append(torch.addcmul(gain, forget, cells[-1]))
     trace = {"z": z, "c": torch.stack(cells)}
     return outputs, tuple(s.squeeze(0) for s in final), trace
 
@@ -196,13 +197,14 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
     ) -> tuple[Tensor | None, ...]:
         if any(slot > states for slot in operation.slots):  # a computed weight
             return generic(operation, reference, sample, grad)
-        rows = sample[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
-        end_r, end_x = (arguments(operation, end, states) for end in (reference, sample))
-        end_x = (end_x[0][:, :rows], tuple(state[:, :rows] for state in end_x[1]))
         layers = layer_weights(operation)
         reverse = (False, True) if operation["bidirectional"] else (False,)
 
-        traces_r, traces_x = (run_stack(cell, layers, reverse, *end) for end in (end_r, end_x))
+        def run(end: Tensors) -> Run:
+            return run_stack(cell, layers, reverse, *arguments(operation, end, states))
+
+        traces_r = keep(reference[0], operation, lambda _: run(reference))
+        traces_x = keep(sample[0], operation, lambda _: run(sample))
         grad_out, *grad_states = grad
         if grad_out is not None and operation["batch_first"]:
             grad_out = grad_out.transpose(0, 1)
@@ -233,13 +235,18 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
 
 
 def arguments(operation: Operation, end: Tensors, states: int) -> tuple[Tensor, State]:
-    """Return the sequence, time first, and the initial states at one end."""
+    """Return the sequence, time first, and the initial states at one end.
+
+    Constant ones are there for every row of the references, and the sample may be one row.
+    """
     flat = list(operation.arguments)
     for slot, value in zip(operation.slots, end, strict=True):
         flat[slot] = value
     (sequence, initial, *_), _ = pytree.tree_unflatten(flat, operation.structure)
     sequence = sequence.transpose(0, 1) if operation["batch_first"] else sequence
-    return sequence, tuple(initial) if states > 1 else (initial,)
+    initial = tuple(initial) if states > 1 else (initial,)
+    rows = end[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
+    return sequence[:, :rows], tuple(state[:, :rows] for state in initial)
 
 
 def layer_weights(operation: Operation) -> list[Weights]:
@@ -263,7 +270,7 @@ def layer_weights(operation: Operation) -> list[Weights]:
 
 def run_stack(
     cell: Cell, layers: list[Weights], reverse: tuple[bool, ...], sequence: Tensor, state: State
-) -> tuple[list[Trace], Tensor, State]:
+) -> Run:
     """Run all layers; return their traces, the last outputs and the final states."""
     traces: list[Trace] = []
     finals: list[State] = []
