@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxshap.errors import InputError
+
 
 def is_shap_hook(hook: Callable[..., Any]) -> bool:
     """Say whether a hook is SHAP's own."""
@@ -26,6 +28,22 @@ def is_hooked(probe: nn.Module) -> bool:
 def is_asking(probe: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Say whether SHAP has hooked the probe and is recording a gradient of these inputs."""
     return is_hooked(probe) and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def refuse_layers(model: nn.Module) -> None:
+    """Raise if SHAP asks about the input of one of the model's own layers."""
+    asked = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(map(is_shap_hook, module._forward_hooks.values()))
+    ]
+    if asked:
+        remove_hooks([module for _, module in asked])
+        raise InputError(
+            f"shap.DeepExplainer((model, layer), ...) asks about the input of '{asked[0][0]}', which "
+            "fxshap does not explain yet; put what follows that layer into a module of its own, "
+            "and explain that from the layer's inputs"
+        )
 
 
 def remove_hooks(modules: Sequence[nn.Module]) -> None:

@@ -8,13 +8,17 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
-from fxshap.asking import is_asking, is_hooked, remove_hooks
+from fxshap.asking import is_asking, is_hooked, refuse_layers, remove_hooks
 from fxshap.engine import Engine
 from fxshap.errors import CaptureError, ModelError
 from fxshap.inputs import require_floats, split_pairs
 from fxshap.output import Selector, require_rows, select_output
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.tape import explained
+
+
+#: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
+MOST_ENGINES = 8
 
 
 def make_explainable(
@@ -169,6 +173,7 @@ class ExplainableModule(nn.Module):
         return self
 
     def _explain(self, joint: Sequence[Tensor]) -> Tensor:
+        refuse_layers(self.model)
         require_floats(joint, self.model)
         samples, references = split_pairs(joint)
         asked = tuple(self.probe._backward_hooks)  # SHAP hooks anew for every explanation
@@ -200,6 +205,8 @@ class ExplainableModule(nn.Module):
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
+        while len(self._engines) > MOST_ENGINES:
+            del self._engines[next(iter(self._engines))]
         return self._engines[key]
 
     def _latest(self) -> Engine:

@@ -235,3 +235,12 @@ def test_the_model_is_let_go_with_the_explainable():
     del explainable, model
     gc.collect()
     assert [reference() for reference in gone] == [None, None]
+
+
+def test_only_the_latest_captures_are_kept(monkeypatch):
+    monkeypatch.setattr("fxshap.module.MOST_ENGINES", 2)
+    explainable = fxshap.make_explainable(nn.Tanh().eval())
+    shapes = [(3, size) for size in (2, 3, 4)]
+    for shape in shapes:
+        explainable.prepare(torch.randn(shape))
+    assert [key[0][1][0] for key in explainable._engines] == [(3,), (4,)]

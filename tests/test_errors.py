@@ -423,3 +423,13 @@ def test_a_rule_that_fails_names_operator_and_module(monkeypatch):
 )
 def test_dependence_through_integers_alone_is_refused(end):
     refused(Model(end), RuleError, "depends on the input only through integers or booleans")
+
+
+def test_the_input_of_a_layer_is_refused_by_name():
+    model = Model()
+    explainable = fxshap.make_explainable(model)
+    explainer = shap.DeepExplainer((explainable, model.head), REFERENCES)
+    with pytest.raises(InputError, match="asks about the input of 'head'"):
+        explainer.shap_values(SAMPLES)
+    assert not model.head._forward_hooks
+    assert_as_new(explainable)
