@@ -16,7 +16,6 @@ from fxshap.output import Selector, require_rows, select_output
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.tape import explained
 
-
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
 MOST_ENGINES = 8
 
