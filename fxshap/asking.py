@@ -41,8 +41,8 @@ def refuse_layers(model: nn.Module) -> None:
         remove_hooks([module for _, module in asked])
         raise InputError(
             f"shap.DeepExplainer((model, layer), ...) asks about the input of '{asked[0][0]}', "
-            "which fxshap does not explain yet; put what follows that layer into a module of its own, "
-            "and explain that from the layer's inputs"
+            "which fxshap does not explain yet; put what follows that layer into a module of its "
+            "own, and explain that from the layer's inputs"
         )
 
 
