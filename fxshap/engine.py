@@ -125,9 +125,7 @@ class Engine:
         version = (*((weight.data_ptr(), weight._version) for weight in weights), self.sums)
         if version != self.version:
             self.version = version
-            for name, weight in zip(self.captured.weights, weights, strict=True):
-                for module in (self.rewritten.observe, self.rewritten.attribute):
-                    setattr(module, name, weight.detach())
+            self.rewritten.bind(dict(zip(self.captured.weights, weights, strict=True)))
         return version
 
 

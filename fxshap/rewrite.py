@@ -12,7 +12,7 @@ Each pass is a function from graph to graph.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,36 @@ SHAPE_ONLY = (
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The two rewritten graphs and the names of the taps that pass between them."""
+    """The two rewritten graphs and what passes between and into them.
+
+    Attributes
+    ----------
+    observe, attribute : fx.GraphModule
+    taps : tuple of str
+        The names of the taps, in the order `observe` returns them.
+    constants : fx.GraphModule
+        Computes from the weights what does not depend on the input, once for each state of them.
+    folded : tuple of str
+        The attributes of the two graphs that hold what `constants` returns.
+    """
 
     observe: fx.GraphModule
     attribute: fx.GraphModule
     taps: tuple[str, ...]
+    constants: fx.GraphModule
+    folded: tuple[str, ...]
+
+    def bind(self, weights: Mapping[str, Tensor]) -> None:
+        """Point all graphs at these weights and compute the constants anew."""
+        graphs = (self.constants, self.observe, self.attribute)
+        for name, weight in weights.items():
+            for module in graphs:
+                setattr(module, name, weight.detach())
+        with torch.no_grad():
+            values = self.constants()
+        for name, value in zip(self.folded, values, strict=True):
+            for module in graphs[1:]:
+                setattr(module, name, value)
 
 
 def rewrite(captured: Captured) -> Rewritten:
@@ -60,13 +85,21 @@ def rewrite(captured: Captured) -> Rewritten:
     graph = booleans_to_floats(graph, input_dtype(graph))
     refuse_randomness(graph)
 
+    constants, folded = fold_constants(graph)
     attribute, taps = insert_rescale(graph)
     observe = return_taps(graph, taps)
-    return Rewritten(
-        fx.GraphModule(captured.module, observe, "Observe"),
-        fx.GraphModule(captured.module, attribute, "Attribute"),
+    root = captured.module
+    for name in folded:  # a place for what `bind` computes
+        setattr(root, name, torch.empty(0))
+    rewritten = Rewritten(
+        fx.GraphModule(root, observe, "Observe"),
+        fx.GraphModule(root, attribute, "Attribute"),
         taps,
+        fx.GraphModule(root, constants, "Constants"),
+        folded,
     )
+    rewritten.bind({})
+    return rewritten
 
 
 def packet(node: fx.Node) -> Any:
@@ -151,6 +184,40 @@ def refuse_randomness(graph: fx.Graph) -> None:
                 f"({node.target}), so it has no single output to explain; call model.eval(), or "
                 "turn the sampling off"
             )
+
+
+def fold_constants(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
+    """Take what depends on weights alone out of a graph.
+
+    In place, the results that the rest of the graph uses become attributes; returned are a graph
+    that computes them and the names of the attributes.
+    """
+    constant: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" or (
+            node.op == "call_function" and all(n in constant for n in node.all_input_nodes)
+        ):
+            constant[node] = None
+    used = [
+        node
+        for node in constant
+        if node.op == "call_function"
+        and isinstance(node.meta.get("val"), Tensor)
+        and any(user not in constant for user in node.users)
+    ]
+    constants = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in constant:
+        copies[node] = constants.node_copy(node, copies.__getitem__)
+    constants.output(tuple(copies[node] for node in used))
+    constants.eliminate_dead_code()
+    for node in used:
+        with graph.inserting_before(node):
+            held = graph.create_node("get_attr", f"folded_{node.name}")
+        held.meta = {**node.meta, "varying": False}
+        node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in constant)
+    graph.eliminate_dead_code()
+    return constants, tuple(f"folded_{node.name}" for node in used)
 
 
 def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
