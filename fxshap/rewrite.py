@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from fxshap.booleans import booleans_to_floats
 from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
+from fxshap.lean import CONVOLUTIONS, lean_convolution
 from fxshap.rescale import rescale
 from fxshap.rules.table import find_rule
 
@@ -221,7 +222,10 @@ def fold_constants(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
 
 
 def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
-    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps."""
+    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps.
+
+    Convolutions with constant weights, which stay linear, become lean ones.
+    """
     attribute = fx.Graph()
     ends = attribute.placeholder("ends")
     copies: dict[fx.Node, fx.Node] = {}
@@ -238,6 +242,11 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
             copies[node] = attribute.call_function(
                 rescale, (ends, whereabouts(node), taken, rows, node.target, *args), kwargs
             )
+            copies[node].meta = dict(node.meta)
+        elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+            dims = CONVOLUTIONS[node.target]
+            copies[node] = attribute.call_function(lean_convolution, (dims, *args), kwargs)
             copies[node].meta = dict(node.meta)
         else:
             copies[node] = attribute.node_copy(node, copies.__getitem__)
