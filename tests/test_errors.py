@@ -18,6 +18,7 @@ from fxshap.errors import (
     OutputError,
     RuleError,
 )
+from fxshap.layout import probe_layout
 from fxshap.rules.table import RULES, Rule
 from tests.helpers import (
     assert_exact,
@@ -433,3 +434,12 @@ def test_the_input_of_a_layer_is_refused_by_name():
         explainer.shap_values(SAMPLES)
     assert not model.head._forward_hooks
     assert_as_new(explainable)
+
+
+def test_rounding_that_depends_on_the_number_of_rows_is_not_mixing():
+    def observe(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return x.sum(1, keepdim=True) * (1 + 0.1 * len(x)), (x,)
+
+    assert not probe_layout(observe, [REFERENCES]).tile
+    with pytest.raises(BatchMixingError):
+        probe_layout(lambda x: (observe(x)[0] * len(x), (x,)), [REFERENCES])
