@@ -13,6 +13,7 @@ import datetime
 import gc
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -227,7 +228,7 @@ one sample a second time, over what it held before. "SHAP's loop" is SHAP on a m
 returns zeros.
 
 {datetime.date.today()}, Python {platform.python_version()}, {packages},
-fxshap {fxshap.__version__}, `python -m benchmarks.speed --memory --output {options.output}`
+fxshap {fxshap.__version__}, `{shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])}`
 
 {table}
 """
