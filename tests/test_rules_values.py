@@ -272,6 +272,10 @@ DECOMPOSED = [
      {"is_causal": True, "scale": 0.3}),
     (aten.scaled_dot_product_attention.default, (v(4, 3, 4), v(2, 3, 4), v(2, 3, 4)),
      {"enable_gqa": True, "attn_mask": torch.eye(3, dtype=torch.bool)}),
+    (aten._native_batch_norm_legit_no_training.default,
+     (v(3, 4), *torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(4, 3), 0.1, 1e-5), {}),
+    (aten._native_batch_norm_legit_no_training.default,
+     (v(3), None, None, *torch.linspace(0.5, 2, 6, dtype=torch.float64).reshape(2, 3), 0.1, 1e-5), {}),
 ]  # fmt: skip
 
 
@@ -279,7 +283,9 @@ def test_every_decomposition_is_tried() -> None:
     assert {target for target, _, _ in DECOMPOSED} == set(COMPOSITES)
 
 
-@pytest.mark.parametrize(("target", "args", "kwargs"), DECOMPOSED, ids=str)
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"), DECOMPOSED, ids=[str(target) for target, _, _ in DECOMPOSED]
+)
 def test_decompositions_give_what_the_operation_gives(target: Any, args: Any, kwargs: Any) -> None:
     _, r, _ = Case(target, args, kwargs).draw(torch.float64)
     torch.testing.assert_close(COMPOSITES[target](*r, **kwargs), target(*r, **kwargs))
