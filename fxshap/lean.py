@@ -7,7 +7,7 @@ the memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ def lean_convolution(
 ) -> Tensor:
     """Convolve over `dims` dimensions; arguments as of ``aten.conv1d``, ``conv2d``, ``conv3d``."""
     window = [list(v) * (dims // len(v)) for v in (stride, padding, dilation)]
-    result: Tensor = _LeanConvolution.apply(x, weight, bias, *window, groups)  # type: ignore
-    return result
+    apply: Callable[..., Tensor] = _LeanConvolution.apply
+    return apply(x, weight, bias, *window, groups)
 
 
 class _LeanConvolution(torch.autograd.Function):

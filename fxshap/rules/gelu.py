@@ -88,6 +88,7 @@ def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tens
     """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
     size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
     places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
+    slope = slope.contiguous()
     if len(places):
         at_r, at_x = (end.expand_as(slope).reshape(-1)[places] for end in (r, x))
         slope.view(-1)[places] = close(at_r, at_x)
@@ -100,7 +101,7 @@ def normal_slope(r: Tensor, x: Tensor) -> Tensor:
     tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
     steps = above_x.to(x.dtype) - above_r.to(r.dtype)
     tails = torch.where(above_x, -tail_x, tail_x) - torch.where(above_r, -tail_r, tail_r)
-    return replace_close((steps + tails).contiguous() / (x - r), r, x, mean_density)
+    return replace_close((steps + tails) / (x - r), r, x, mean_density)
 
 
 def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
 
     change = keep(x, "normal moment", moment) - keep(r, "normal moment", moment)
     far = relu_slope(r, x).sub_(change.div_(x - r))
-    return replace_close(far.contiguous(), r, x, close)
+    return replace_close(far, r, x, close)
 
 
 def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.operation import Operation
+from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
@@ -77,12 +78,8 @@ def share_table(size: int) -> Tensor:
 # --- over whole dimensions ----------------------------------------------------------------------
 
 
-def over_dims(r: Tensor, x: Tensor, grad: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
-    """Multiply through a maximum over `dims`."""
-    dims = sorted(dim % r.dim() for dim in dims)
-    if not keepdim:
-        for dim in dims:
-            grad = grad.unsqueeze(dim)
+def over_dims(r: Tensor, x: Tensor, grad: Tensor, dims: list[int]) -> Tensor:
+    """Multiply through a maximum over `dims`, which `grad` has as ones."""
     last = list(range(r.dim() - len(dims), r.dim()))
     ends = [value.movedim(dims, last) for value in (r, x)]
     multiplier = max_multiplier(*(value.flatten(last[0]) for value in ends))
@@ -91,9 +88,8 @@ def over_dims(r: Tensor, x: Tensor, grad: Tensor, dims: Sequence[int], keepdim: 
 
 def extremum(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, sign: int) -> Tensor:
     """Maximum (sign 1) or minimum (-1) over the operation's dimensions, all by default."""
-    dim = operation.get("dim")
-    dims = [dim] if isinstance(dim, int) else list(dim or range(r.dim()))
-    return over_dims(sign * r, sign * x, grad, dims, bool(operation.get("keepdim", False)))
+    dims = reduced_dims(operation, r)
+    return over_dims(sign * r, sign * x, restore_dims(operation, grad, dims), dims)
 
 
 def values_grad(grad: Any) -> Tensor:

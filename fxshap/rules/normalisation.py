@@ -20,6 +20,7 @@ from fxshap.rules.elementwise import abs_slope, positive_power_slope, rsqrt_slop
 from fxshap.rules.generic import generic
 from fxshap.rules.maximum import over_dims
 from fxshap.rules.operation import Operation, keep
+from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
@@ -116,22 +117,6 @@ def instance_norm(
 # --- variances --------------------------------------------------------------------------------
 
 
-def reduced_dims(operation: Operation, value: Tensor) -> list[int]:
-    """Return the dimensions a reduction runs over; all of them by default."""
-    dim = operation.get("dim")
-    dims = [dim] if isinstance(dim, int) else list(dim or range(value.dim()))
-    return [d % value.dim() for d in dims]
-
-
-def restore_dims(operation: Operation, grad: Tensor, dims: list[int]) -> Tensor:
-    """Put reduced dimensions back as ones."""
-    if operation.get("keepdim", False):
-        return grad
-    for dim in sorted(dims):
-        grad = grad.unsqueeze(dim)
-    return grad
-
-
 def spread(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, *, root: bool) -> Tensor:
     """Variance, or its square root: centre, square, sum, divide by n - correction."""
     dims = reduced_dims(operation, r)
@@ -196,7 +181,7 @@ def vector_norm(
     a_r, a_x = r.abs(), x.abs()
     if math.isinf(order):
         sign = 1 if order > 0 else -1
-        grad = over_dims(sign * a_r, sign * a_x, grad, dims, keepdim=True)
+        grad = over_dims(sign * a_r, sign * a_x, grad, dims)
     elif order != 1:
         s_r, s_x = (a.pow(order).sum(dims, keepdim=True) for a in (a_r, a_x))
         root = positive_power_slope(s_r, s_x, 1 / order)

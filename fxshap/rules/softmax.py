@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fxshap.rules.elementwise import mean_decay
 from fxshap.rules.operation import Operation, keep
+from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
@@ -60,18 +61,13 @@ def ends_of(
     operation: Operation, reference: Tensors, sample: Tensors, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Row, Row, list[int]]:
     """Return both ends in the dtype of the output, their rows, and the dimensions of a row."""
-    dims = dims_of(operation["dim"])
+    (r,), (x,) = reference, sample
+    dims = reduced_dims(operation, r)
 
     def kept(value: Tensor) -> Row:
         return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
 
-    (r,), (x,) = reference, sample
     return r.to(dtype), x.to(dtype), kept(r), kept(x), dims
-
-
-def dims_of(dim: int | list[int]) -> list[int]:
-    """Return `dim` as a list."""
-    return [dim] if isinstance(dim, int) else list(dim)
 
 
 @rule(aten.logsumexp, aten.special_logsumexp)
@@ -80,9 +76,7 @@ def logsumexp(
 ) -> tuple[Tensor]:
     """Log of the sum of exponentials over one or more dimensions."""
     r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
-    if not operation["keepdim"]:
-        for dim in sorted(dim % r.dim() for dim in dims):
-            grad = grad.unsqueeze(dim)
+    grad = restore_dims(operation, grad, dims)
     return (logsumexp_multiplier(r, x, end_r, end_x).mul_(grad),)
 
 
