@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxshap.answers import Answer, Answers, Walk
 from fxshap.capture import Captured, capture, tensor_at
 from fxshap.inputs import require_finite
 from fxshap.layout import Layout, probe_layout
 from fxshap.output import Selector
-from fxshap.refine import Refinement, refined_multipliers
+from fxshap.refine import Found, Refinement, refined_multipliers
 from fxshap.rewrite import Rewritten, rewrite
-from fxshap.tape import Tape, Walk
-
-Taps = dict[str, Tensor]
+from fxshap.tape import Tape, Taps
 
 
 class Engine:
@@ -47,6 +46,8 @@ class Engine:
         self.rewritten: Rewritten = rewrite(self.captured)
         self.layout: Layout | None = None
         self.tape: Tape | None = None
+        self.answers = Answers()
+        self.answers_key: tuple[Hashable, Tape | None] = (None, None)
         self.tape_key: tuple[Any, ...] = ()
         self.version: tuple[Any, ...] = ()
         self.asked: Hashable = None
@@ -66,26 +67,61 @@ class Engine:
         """
         version = self.bind_weights(asked)
         tape = self.tape_of(references, version)
-        rows = len(references[0])
         alone = all(bool((x == x[:1]).all()) for x in samples)
         if alone:
             samples = [x[:1] for x in samples]
         require_finite("sample", samples)
         layout = self.layout_of(samples, references)
-        tiled = [x.expand(rows, *x.shape[1:]) for x in samples] if layout.tile else samples
-        y_sample, sample = self.observe(tiled)
-        if alone and not layout.tile:
-            sample = dict(zip(sample, layout.spread(list(sample.values()), rows), strict=True))
-        output = torch.cat([y_sample.expand(rows, -1), tape.output.detach()])
-        if not self.refinement.pairs:
-            return partial(tape.walk, tape.references, sample), output
 
-        def through(hybrid: Sequence[Tensor], grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        @cache
+        def observed() -> tuple[Tensor, Taps]:
+            return self.observe_sample(samples, layout, len(references[0]))
+
+        def walks(grads: Sequence[Tensor]) -> list[list[Tensor]]:
+            return self.walks(tape, samples, references, observed()[1], grads)
+
+        answers = self.answers_of(asked, tape)
+        answer = answers.of(samples) if alone else Answer()
+        if answer.output is None:
+            answer.output = observed()[0]
+        output = torch.cat([answer.output.expand(len(references[0]), -1), tape.output.detach()])
+        return partial(answers.walk, answer, walks, tape.size), output
+
+    def walks(
+        self,
+        tape: Tape,
+        samples: Sequence[Tensor],
+        references: Sequence[Tensor],
+        sample: Taps,
+        grads: Sequence[Tensor],
+    ) -> list[list[Tensor]]:
+        """Return for every cotangent the multipliers from the references to the samples."""
+        if not self.refinement.pairs:
+            return tape.walks(tape.references, sample, grads)
+
+        def through(hybrid: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Found, Found]:
             _, middle = self.observe(hybrid)
-            return tape.walk(tape.references, middle, grad), tape.walk(middle, sample, grad)
+            return tape.walks(tape.references, middle, grads), tape.walks(middle, sample, grads)
 
         coalitions = self.refinement.draw(samples, references)
-        return partial(refined_multipliers, through, samples, references, coalitions), output
+        return refined_multipliers(through, samples, references, coalitions, grads)
+
+    def observe_sample(
+        self, samples: Sequence[Tensor], layout: Layout, rows: int
+    ) -> tuple[Tensor, Taps]:
+        """Run samples, one row or as many as the references; their taps broadcast against those."""
+        if layout.tile:
+            return self.observe([x.expand(rows, *x.shape[1:]) for x in samples])
+        output, taps = self.observe(samples)
+        if len(samples[0]) < rows:
+            taps = dict(zip(taps, layout.spread(list(taps.values()), rows), strict=True))
+        return output, taps
+
+    def answers_of(self, asked: Hashable, tape: Tape) -> Answers:
+        """Return what was found ahead in this explanation with these references."""
+        if self.answers_key != (asked, tape):
+            self.answers_key, self.answers = (asked, tape), Answers()
+        return self.answers
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:

@@ -1,8 +1,12 @@
-"""Convolutions with constant weights that keep nothing of their input for the way back.
+"""Convolutions with constant weights, quick and lean.
 
 The gradient of a convolution with respect to its input needs the weight alone, but autograd saves
 the input too, for a gradient of the weight that nobody asks for. On the tape that would be half of
 the memory.
+
+On the CPU everything goes with the channels last, and one dimension as two: the kernels for that
+layout are up to ten times faster on the way back, and never much slower. Element by element
+operations keep the layout that they are given, so it is changed once at the first convolution.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ aten = torch.ops.aten
 
 #: Spatial dimensions of the convolutions that are made lean.
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def lean_convolution(
@@ -32,7 +37,15 @@ def lean_convolution(
     """Convolve over `dims` dimensions; arguments as of ``aten.conv1d``, ``conv2d``, ``conv3d``."""
     window = [list(v) * (dims // len(v)) for v in (stride, padding, dilation)]
     apply: Callable[..., Tensor] = _LeanConvolution.apply
-    return apply(x, weight, bias, *window, groups)
+    if dims > 1:
+        return apply(x, weight, bias, *window, groups)
+    window = [[still, *v] for still, v in zip((1, 0, 1), window, strict=True)]
+    return apply(x.unsqueeze(2), weight.unsqueeze(2), bias, *window, groups).squeeze(2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Lay a tensor of shape (batch, channels, ...) out for the kernels of its device."""
+    return x.contiguous(memory_format=CHANNELS_LAST[x.dim() - 2]) if x.is_cpu else x
 
 
 class _LeanConvolution(torch.autograd.Function):
@@ -47,7 +60,9 @@ class _LeanConvolution(torch.autograd.Function):
         dilation: list[int],
         groups: int,
     ) -> Tensor:
-        ctx.shape, ctx.weight, ctx.window = x.shape, weight, (stride, padding, dilation, groups)
+        x = channels_last(x)
+        ctx.layout, ctx.weight = (x.shape, x.stride()), weight
+        ctx.window = (stride, padding, dilation, groups)
         still = [0] * len(stride)
         out: Tensor = aten.convolution(
             x, weight, bias, stride, padding, dilation, False, still, groups
@@ -57,9 +72,10 @@ class _LeanConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         stride, padding, dilation, groups = ctx.window
-        shape_of_x = grad.new_empty(1).expand(ctx.shape)  # only its shape is read
+        grad = channels_last(grad)
+        like_x = grad.new_empty_strided(*ctx.layout)  # only its shape and layout are read
         (grad_x, _, _) = aten.convolution_backward(
-            grad, shape_of_x, ctx.weight, None, stride, padding, dilation, False,
+            grad, like_x, ctx.weight, None, stride, padding, dilation, False,
             [0] * len(stride), groups, [True, False, False],
         )  # fmt: skip
         return (grad_x, *[None] * 6)

@@ -19,7 +19,9 @@ from torch import Tensor
 from fxshap.errors import InputError
 
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
-WalkThrough = Callable[[Sequence[Tensor], Tensor], tuple[list[Tensor], list[Tensor]]]
+#: For every cotangent the multipliers of each input.
+Found = list[list[Tensor]]
+WalkThrough = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Found, Found]]
 
 
 @dataclass(frozen=True)
@@ -131,28 +133,28 @@ def refined_multipliers(
     samples: Sequence[Tensor],
     references: Sequence[Tensor],
     coalitions: Sequence[Sequence[Tensor]],
-    grad: Tensor,
-) -> list[Tensor]:
+    grads: Sequence[Tensor],
+) -> Found:
     """Average over coalitions and their complements the multipliers of the two walks.
 
     Parameters
     ----------
     walk_through : callable
-        ``walk_through(hybrid, grad)`` returns the multipliers reference -> hybrid and
+        ``walk_through(hybrid, grads)`` returns the multipliers reference -> hybrid and
         hybrid -> sample.
     samples, references : sequence of Tensor
     coalitions : sequence of (sequence of Tensor)
         Masks as :func:`draw_coalition` returns them.
-    grad : Tensor
-        Cotangent of the output.
+    grads : sequence of Tensor
+        Cotangents of the output.
     """
-    total = [torch.zeros_like(r) for r in references]
+    totals = [[torch.zeros_like(r) for r in references] for _ in grads]
     for drawn in coalitions:
         for chosen in (drawn, [~mask for mask in drawn]):
             hybrid = [
                 torch.where(s, x, r) for s, x, r in zip(chosen, samples, references, strict=True)
             ]
-            first, second = walk_through(hybrid, grad)
-            for sum_, s, a, b in zip(total, chosen, first, second, strict=True):
-                sum_ += torch.where(s, a, b)
-    return [sum_ / (2 * len(coalitions)) for sum_ in total]
+            for total, first, second in zip(totals, *walk_through(hybrid, grads), strict=True):
+                for sum_, s, a, b in zip(total, chosen, first, second, strict=True):
+                    sum_ += torch.where(s, a, b)
+    return [[sum_ / (2 * len(coalitions)) for sum_ in total] for total in totals]

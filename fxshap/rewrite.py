@@ -93,8 +93,8 @@ def rewrite(captured: Captured) -> Rewritten:
     for name in folded:  # a place for what `bind` computes
         setattr(root, name, torch.empty(0))
     rewritten = Rewritten(
-        fx.GraphModule(root, observe, "Observe"),
-        fx.GraphModule(root, attribute, "Attribute"),
+        fx.GraphModule(root, make_lean(observe), "Observe"),
+        fx.GraphModule(root, make_lean(attribute), "Attribute"),
         taps,
         fx.GraphModule(root, constants, "Constants"),
         folded,
@@ -222,10 +222,7 @@ def fold_constants(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
 
 
 def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
-    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps.
-
-    Convolutions with constant weights, which stay linear, become lean ones.
-    """
+    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps."""
     attribute = fx.Graph()
     ends = attribute.placeholder("ends")
     copies: dict[fx.Node, fx.Node] = {}
@@ -243,14 +240,18 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
                 rescale, (ends, whereabouts(node), taken, rows, node.target, *args), kwargs
             )
             copies[node].meta = dict(node.meta)
-        elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            dims = CONVOLUTIONS[node.target]
-            copies[node] = attribute.call_function(lean_convolution, (dims, *args), kwargs)
-            copies[node].meta = dict(node.meta)
         else:
             copies[node] = attribute.node_copy(node, copies.__getitem__)
     return attribute, tuple(taps)
+
+
+def make_lean(graph: fx.Graph) -> fx.Graph:
+    """Replace convolutions with constant weights, which stay linear, by lean ones."""
+    for node in calls(graph):
+        if node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
+            node.args = (CONVOLUTIONS[node.target], *node.args)
+            node.target = lean_convolution
+    return graph
 
 
 def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
+from fxshap.answers import Walk
 from fxshap.rescale import Ends
+from fxshap.rules.operation import keeping_slopes
+
+Taps = dict[str, Tensor]
 
 
 class Tape:
@@ -33,32 +38,38 @@ class Tape:
             self.output: Tensor = attribute(self.ends, *self.leaves)
         self.references = self.ends.reference
 
-    def walk(
-        self, reference: dict[str, Tensor], sample: dict[str, Tensor], grad: Tensor
-    ) -> list[Tensor]:
-        """Return the multipliers of every row from one end to the other, times `grad`.
+    def walks(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return for every cotangent the multipliers of every row from one end to the other.
 
         Parameters
         ----------
         reference, sample : dict of str to Tensor
             The taps of the two ends: of as many rows as the tape has, or of one row.
-        grad : Tensor
-            Cotangent of the output, of shape (references, outputs).
+        grads : sequence of Tensor
+            Cotangents of the output, of shape (references, outputs).
         """
         self.ends.reference, self.ends.sample = reference, sample
+        several = keeping_slopes(sample.values()) if len(grads) > 1 else nullcontext()
         try:
             self.ends.refuse_jumps()
-            if not self.output.requires_grad:
-                return [torch.zeros_like(leaf) for leaf in self.leaves]
-            found = torch.autograd.grad(
-                self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
-            )
+            with several:
+                return [self.backward(grad) for grad in grads]
         finally:
             self.ends.reference, self.ends.sample = self.references, {}
+
+    def backward(self, grad: Tensor) -> list[Tensor]:
+        """Walk back through the recorded graph, between the ends that are set."""
+        if not self.output.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        found = torch.autograd.grad(
+            self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
+        )
         return list(found)
 
-
-Walk = Callable[[Tensor], list[Tensor]]
+    @property
+    def size(self) -> int:
+        """Bytes of the multipliers of one output."""
+        return sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)
 
 
 class _Explained(torch.autograd.Function):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import GAUSS_LEGENDRE, generic
-from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.operation import Operation, keep_between, times, vjp
 from fxshap.rules.table import Slope, Target, Tensors, rule
 
 aten = torch.ops.aten
@@ -48,16 +48,16 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
         if operation.slots != (0,) or reference[0].is_complex():
             return generic(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
-        multiplier = used(operation, r, x)
-        if bounded and multiplier.shape == grad.shape and multiplier.dtype == grad.dtype:
-            return (multiplier.mul_(grad).sum_to_size(r.shape),)
-        return (scale(grad, multiplier).sum_to_size(r.shape),)
+        multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
+        product = times(multiplier, grad) if bounded else scale(grad, multiplier)
+        return (product.sum_to_size(r.shape),)
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
     """Multiply, with 0 * inf = 0: an unbounded slope that nobody asks about stays silent."""
-    product = grad * slope
-    return product if product.isfinite().all() else product.masked_fill_(grad == 0, 0.0)
+    if slope.isfinite().all():
+        return times(slope, grad)
+    return torch.where(grad == 0, 0.0, grad * slope)
 
 
 def derivative(operation: Operation, point: Tensor) -> Tensor:
@@ -420,7 +420,8 @@ def relu(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """max(0, x)."""
-    return (relu_slope(reference[0], sample[0]).mul_(grad),)
+    (r,), (x,) = reference, sample
+    return (times(keep_between(operation, r, x, lambda: relu_slope(r, x)), grad),)
 
 
 def abs_slope(r: Tensor, x: Tensor) -> Tensor:

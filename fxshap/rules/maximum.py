@@ -19,9 +19,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fxshap.rules.operation import Operation
+from fxshap.rules.operation import Operation, keep_between
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
@@ -121,7 +122,9 @@ def of_two(
     r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
     shape = grad.shape
     ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
-    multiplier = max_multiplier(*ends) * grad.unsqueeze(-1)
+    multiplier = keep_between(
+        operation, reference[0], sample[0], lambda: max_multiplier(*ends)
+    ) * grad.unsqueeze(-1)
     return tuple(multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference))
 
 
@@ -144,11 +147,14 @@ def minimum(
 # --- pooling ------------------------------------------------------------------------------------
 
 
-def over_windows(r: Tensor, x: Tensor, grad: Tensor, windows: Tensor, dims: int) -> Tensor:
+def over_windows(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, windows: Tensor, dims: int
+) -> Tensor:
     """Multiply through max pooling over the last `dims` dimensions.
 
     Parameters
     ----------
+    operation : Operation
     r, x : Tensor
         Reference and sample.
     grad : Tensor
@@ -159,12 +165,15 @@ def over_windows(r: Tensor, x: Tensor, grad: Tensor, windows: Tensor, dims: int)
     dims : int
         Number of pooled dimensions.
     """
-    flat_r, flat_x = (
-        torch.nn.functional.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x)
-    )
-    multiplier = max_multiplier(flat_r[..., windows], flat_x[..., windows])
-    shares = multiplier * grad.flatten(-dims).unsqueeze(-1)
-    out = torch.zeros_like(flat_r).index_add_(-1, windows.flatten(), shares.flatten(-2))
+
+    def multiplier() -> Tensor:
+        ends = (F.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x))
+        return max_multiplier(*(end[..., windows] for end in ends))
+
+    shares = keep_between(operation, r, x, multiplier) * grad.flatten(-dims).unsqueeze(-1)
+    places = math.prod(r.shape[-dims:]) + 1  # the last one lies outside the input
+    out = shares.new_zeros(*shares.shape[:-2], places)
+    out.index_add_(-1, windows.flatten(), shares.flatten(-2))
     return out[..., :-1].reshape(r.shape)
 
 
@@ -237,7 +246,7 @@ def max_pool_rule(dims: int, *targets: Any) -> None:
             tuple_of(operation["padding"], dims),
             tuple_of(operation["dilation"], dims),
         ).to(r.device)
-        return (over_windows(r, x, grad, windows, dims),)
+        return (over_windows(operation, r, x, grad, windows, dims),)
 
 
 def adaptive_max_pool_rule(dims: int, *targets: Any) -> None:
@@ -250,7 +259,7 @@ def adaptive_max_pool_rule(dims: int, *targets: Any) -> None:
         (r,), (x,) = reference, sample
         grad = values_grad(grad)
         windows = adaptive_windows(tuple(r.shape[-dims:]), tuple(grad.shape[-dims:]))
-        return (over_windows(r, x, grad, windows.to(r.device), dims),)
+        return (over_windows(operation, r, x, grad, windows.to(r.device), dims),)
 
 
 max_pool_rule(1, aten.max_pool1d, aten.max_pool1d_with_indices)

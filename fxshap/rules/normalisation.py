@@ -19,21 +19,29 @@ from torch import Tensor
 from fxshap.rules.elementwise import abs_slope, positive_power_slope, rsqrt_slope, sqrt_slope
 from fxshap.rules.generic import generic
 from fxshap.rules.maximum import over_dims
-from fxshap.rules.operation import Operation, keep
+from fxshap.rules.operation import Operation, keep, keep_between
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
 aten = torch.ops.aten
 
 
-def standardise(r: Tensor, x: Tensor, grad: Tensor, eps: float, *, centred: bool = True) -> Tensor:
+def standardise(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, eps: float, *, centred: bool = True
+) -> Tensor:
     """Multiply through c / sqrt(mean(c^2) + eps) over the last dimension."""
-    moments = keep_moments if centred else keep_square
-    (mean_r, s_r), (mean_x, s_x) = (moments(value) for value in (r, x))
-    s_r, s_x = s_r + eps, s_x + eps
-    middle = x.add(r).sub_(mean_r + mean_x).mul_(0.5)
-    along = (grad * middle).sum(-1, keepdim=True).mul_(rsqrt_slope(s_r, s_x))
-    out = grad * ((s_r.rsqrt() + s_x.rsqrt()) / 2)
+
+    def slopes() -> tuple[Tensor, Tensor, Tensor]:
+        """c_bar, v_bar and dv/ds."""
+        moments = keep_moments if centred else keep_square
+        (mean_r, s_r), (mean_x, s_x) = (moments(value) for value in (r, x))
+        s_r, s_x = s_r + eps, s_x + eps
+        middle = x.add(r).sub_(mean_r + mean_x).mul_(0.5)
+        return middle, (s_r.rsqrt() + s_x.rsqrt()) / 2, rsqrt_slope(s_r, s_x)
+
+    middle, scale, slope = keep_between(operation, r, x, slopes)
+    along = (grad * middle).sum(-1, keepdim=True).mul_(slope)
+    out = grad * scale
     out.addcmul_(middle, along.mul_(2 / r.shape[-1]))
     return out.sub_(out.mean(-1, keepdim=True)) if centred else out
 
@@ -60,7 +68,7 @@ def standardise_groups(
     """Multiply through (N, C, ...) standardised as (N, groups, everything else)."""
     ends = (value.reshape(value.shape[0], groups, -1) for value in (r, x, grad))
     flat_r, flat_x, flat_grad = ends
-    return standardise(flat_r, flat_x, flat_grad, operation["eps"]).reshape(r.shape)
+    return standardise(operation, flat_r, flat_x, flat_grad, operation["eps"]).reshape(r.shape)
 
 
 def per_channel(weight: Tensor | None, like: Tensor) -> Tensor | float:
@@ -87,7 +95,8 @@ def layer_norm(
     eps = torch.finfo(r.dtype).eps if eps is None else eps
     grad = grad if weight is None else grad * weight
     flat_r, flat_x, flat_grad = (flat(value, last) for value in (r, x, grad))
-    return (standardise(flat_r, flat_x, flat_grad, eps, centred=centred).reshape(r.shape),)
+    out = standardise(operation, flat_r, flat_x, flat_grad, eps, centred=centred)
+    return (out.reshape(r.shape),)
 
 
 @rule(aten.group_norm)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -109,6 +110,54 @@ def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kep
     if key not in kept:
         kept[key] = what, function(value)  # with `what`, so that its id is not given away
     return kept[key][1]
+
+
+def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Kept]) -> Kept:
+    """Return ``function()``, computed once for all outputs that walk between these very ends.
+
+    Slopes depend on the two ends, not on the cotangent. They are kept, on the sample's tap, only
+    while :func:`keeping_slopes` holds: they are as large as all activations.
+
+    Parameters
+    ----------
+    operation : Operation
+        Whose slopes these are.
+    r, x : Tensor
+        A tapped value at the two ends.
+    function : callable
+        Returns a tensor, or several in a tuple or a dict.
+    """
+    kept = x.__dict__.get("_fxshap_slopes")
+    if kept is None:
+        return function()
+    key = (id(operation), id(r))
+    if key not in kept:
+        found = function()
+        for slope in pytree.tree_leaves(found):
+            slope.__dict__["_fxshap_is_kept"] = True
+        kept[key] = operation, r, found  # with the first two, so that no id is given away
+    found = kept[key][2]
+    return found
+
+
+@contextmanager
+def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
+    """Keep on the taps of a sample what :func:`keep_between` is asked for."""
+    taps = list(taps)
+    for tap in taps:
+        tap.__dict__["_fxshap_slopes"] = {}
+    try:
+        yield
+    finally:
+        for tap in taps:
+            tap.__dict__.pop("_fxshap_slopes", None)
+
+
+def times(slope: Tensor, grad: Tensor) -> Tensor:
+    """Return ``slope * grad``, in the memory of `slope` where it fits and nobody keeps it."""
+    fits = slope.shape == grad.shape and slope.dtype == grad.dtype
+    own = fits and "_fxshap_is_kept" not in slope.__dict__
+    return slope.mul_(grad) if own else slope * grad
 
 
 def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxshap.rules.elementwise import scale
 from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.operation import Operation, keep_between, vjp
 from fxshap.rules.table import Multiply, Target, Tensors, rule
 
 aten = torch.ops.aten
@@ -58,7 +58,10 @@ def factors(*targets: Target) -> Callable[[Product], Multiply]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
             # The halves of the midpoints go into the cotangent, which is often smaller.
-            a, b = (r + x for r, x in zip(reference, sample, strict=True))
+            a, b = keep_between(
+                operation, reference[0], sample[0],
+                lambda: tuple(r + x for r, x in zip(reference, sample, strict=True)),
+            )  # fmt: skip
             return product(a, b, grad * 0.5)
 
         rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)

@@ -4,10 +4,11 @@ Every step is a chain of the other rules: secants for the gates (:mod:`.elementw
 their products (:mod:`.products`), matrices for the rest. The slopes of a whole sequence are taken
 at once; only the recursion itself runs step by step.
 
-A cell is a pair of pure functions over one layer and one direction, with time first:
+A cell is three pure functions over one layer and one direction, with time first:
 
-    run(sequence, state, weights)                    -> outputs, final state, trace
-    walk(trace_r, trace_x, grad, grad_state, weights) -> grad of sequence, grad of initial state
+    run(sequence, state, weights)           -> outputs, final state, trace
+    slopes(trace_r, trace_x)                -> slopes of the gates at every step
+    walk(slopes, grad, grad_state, weights) -> grad of sequence, grad of initial state
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.rules.elementwise import relu_slope, sigmoid_slope, tanh_slope
 from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, keep
+from fxshap.rules.operation import Operation, keep, keep_between
 from fxshap.rules.table import Multiply, Tensors, rule
 
 aten = torch.ops.aten
@@ -45,10 +46,11 @@ class Weights(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A recurrent cell: how to run it and how to walk it back."""
+    """A recurrent cell: how to run it, what its two ends fix, and how to walk it back."""
 
     run: Callable[[Tensor, State, Weights], tuple[Tensor, State, Trace]]
-    walk: Callable[[Trace, Trace, Tensor, State, Weights], tuple[Tensor, State]]
+    slopes: Callable[[Trace, Trace], Trace]
+    walk: Callable[[Trace, Tensor, State, Weights], tuple[Tensor, State]]
 
 
 def mean(a: Tensor, b: Tensor) -> Tensor:
@@ -89,10 +91,8 @@ def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, 
     return outputs, tuple(s.squeeze(0) for s in final), trace
 
 
-def walk_lstm(
-    r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
-) -> tuple[Tensor, State]:
-    """Walk an LSTM layer back through time."""
+def lstm_slopes(r: Trace, x: Trace) -> Trace:
+    """How each gate's pre-activation moves c' (i, f, g) or h (o), h moves c', and c' the next."""
     (zi_r, zf_r, zg_r, zo_r), (zi_x, zf_x, zg_x, zo_x) = (t["z"].chunk(4, -1) for t in (r, x))
     i, f, o = (
         mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zf_r, zf_x), (zo_r, zo_x))
@@ -100,22 +100,35 @@ def walk_lstm(
     g = mean(zg_r.tanh(), zg_x.tanh())
     c_before = mean(r["c"][:-1], x["c"][:-1])
     c_after = mean(r["c"][1:].tanh(), x["c"][1:].tanh())
-    to_cell = o * tanh_slope(r["c"][1:], x["c"][1:])
-    # How each gate's pre-activation moves c' (i, f, g) or h (o).
-    from_cell = torch.stack(
-        [g * sigmoid_slope(zi_r, zi_x), c_before * sigmoid_slope(zf_r, zf_x),
-         i * tanh_slope(zg_r, zg_x)], -2)  # fmt: skip
-    from_output = c_after * sigmoid_slope(zo_r, zo_x)
+    from_cell = [
+        g * sigmoid_slope(zi_r, zi_x),
+        c_before * sigmoid_slope(zf_r, zf_x),
+        i * tanh_slope(zg_r, zg_x),
+    ]
+    return {
+        "to_cell": o * tanh_slope(r["c"][1:], x["c"][1:]),
+        "from_cell": torch.stack(from_cell, -2),
+        "from_output": c_after * sigmoid_slope(zo_r, zo_x),
+        "forget": f,
+    }
+
+
+def walk_lstm(
+    slopes: Trace, grad: Tensor, grad_state: State, weights: Weights
+) -> tuple[Tensor, State]:
+    """Walk an LSTM layer back through time."""
+    to_cell, from_cell, from_output, forget = slopes.values()
     grad_h, grad_c = grad_state
     found = to_cell.new_empty(*to_cell.shape[:-1], 4, to_cell.shape[-1])
-    for t in reversed(range(len(grad))):
-        grad_h = grad_h + grad[t]
+    steps = zip(grad, to_cell, from_cell, from_output, forget, found, strict=True)
+    for grad_t, to_cell_t, from_cell_t, from_output_t, forget_t, found_t in reversed(list(steps)):
+        grad_h = grad_h + grad_t
         grad_y = grad_h if weights.w_hr is None else grad_h @ weights.w_hr
-        grad_c = torch.addcmul(grad_c, grad_y, to_cell[t])
-        torch.mul(grad_c.unsqueeze(-2), from_cell[t], out=found[t, :, :3])
-        torch.mul(grad_y, from_output[t], out=found[t, :, 3])
-        grad_h = found[t].flatten(-2) @ weights.w_hh
-        grad_c = grad_c * f[t]
+        grad_c = torch.addcmul(grad_c, grad_y, to_cell_t)
+        torch.mul(grad_c.unsqueeze(-2), from_cell_t, out=found_t[:, :3])
+        torch.mul(grad_y, from_output_t, out=found_t[:, 3])
+        grad_h = found_t.flatten(-2) @ weights.w_hh
+        grad_c = grad_c * forget_t
     return found.flatten(-2) @ weights.w_ih, (grad_h, grad_c)
 
 
@@ -136,23 +149,30 @@ def run_gru(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, S
     return outputs, (final.squeeze(0),), trace
 
 
-def walk_gru(
-    r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
-) -> tuple[Tensor, State]:
-    """Walk a GRU layer back through time."""
+def gru_slopes(r: Trace, x: Trace) -> Trace:
+    """How h' moves with the pre-activations, by way of the input and of h, and with h itself."""
     a, z = (mean(r[key].sigmoid(), x[key].sigmoid()) for key in ("a", "z"))
     to_n = (1 - z) * tanh_slope(r["n"], x["n"])
     to_z = mean(r["h"], x["h"]) - mean(r["n"].tanh(), x["n"].tanh())
     to_z = to_z * sigmoid_slope(r["z"], x["z"])
     to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(r["a"], x["a"])
     from_input, from_hidden = (torch.stack([to_a, to_z, n], -2) for n in (to_n, to_n * a))
+    return {"from_input": from_input, "from_hidden": from_hidden, "keep": z}
+
+
+def walk_gru(
+    slopes: Trace, grad: Tensor, grad_state: State, weights: Weights
+) -> tuple[Tensor, State]:
+    """Walk a GRU layer back through time."""
+    from_input, from_hidden, keep_h = slopes.values()
     (grad_h,) = grad_state
     found = torch.empty_like(from_input)
-    for t in reversed(range(len(grad))):
-        grad_h = (grad_h + grad[t]).unsqueeze(-2)
-        torch.mul(grad_h, from_input[t], out=found[t])
-        through = (grad_h * from_hidden[t]).flatten(-2) @ weights.w_hh
-        grad_h = torch.addcmul(through, grad_h.squeeze(-2), z[t])
+    steps = zip(grad, from_input, from_hidden, keep_h, found, strict=True)
+    for grad_t, from_input_t, from_hidden_t, keep_t, found_t in reversed(list(steps)):
+        grad_h = (grad_h + grad_t).unsqueeze(-2)
+        torch.mul(grad_h, from_input_t, out=found_t)
+        through = (grad_h * from_hidden_t).flatten(-2) @ weights.w_hh
+        grad_h = torch.addcmul(through, grad_h.squeeze(-2), keep_t)
     return found.flatten(-2) @ weights.w_ih, (grad_h,)
 
 
@@ -171,18 +191,21 @@ def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:
         z = z + linear(before(state[0], outputs), weights.w_hh, weights.b_hh)
         return outputs, (final.squeeze(0),), {"z": z}
 
+    def slopes(r: Trace, x: Trace) -> Trace:
+        return {"z": slope(r["z"], x["z"])}
+
     def walk(
-        r: Trace, x: Trace, grad: Tensor, grad_state: State, weights: Weights
+        slopes: Trace, grad: Tensor, grad_state: State, weights: Weights
     ) -> tuple[Tensor, State]:
-        slopes = slope(r["z"], x["z"])
         (grad_h,) = grad_state
-        found = torch.empty_like(slopes)
-        for t in reversed(range(len(grad))):
-            torch.mul(grad_h + grad[t], slopes[t], out=found[t])
-            grad_h = found[t] @ weights.w_hh
+        found = torch.empty_like(slopes["z"])
+        steps = zip(grad, slopes["z"], found, strict=True)
+        for grad_t, slope_t, found_t in reversed(list(steps)):
+            torch.mul(grad_h + grad_t, slope_t, out=found_t)
+            grad_h = found_t @ weights.w_hh
         return found @ weights.w_ih, (grad_h,)
 
-    return Cell(run, walk)
+    return Cell(run, slopes, walk)
 
 
 # --- stacks of layers and directions ----------------------------------------------------------
@@ -205,6 +228,11 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
 
         traces_r = keep(reference[0], operation, lambda _: run(reference))
         traces_x = keep(sample[0], operation, lambda _: run(sample))
+
+        def all_slopes() -> list[Trace]:
+            return [cell.slopes(r, x) for r, x in zip(traces_r[0], traces_x[0], strict=True)]
+
+        slopes = keep_between(operation, reference[0], sample[0], all_slopes)
         grad_out, *grad_states = grad
         if grad_out is not None and operation["batch_first"]:
             grad_out = grad_out.transpose(0, 1)
@@ -222,9 +250,8 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
                 index = layer * len(reverse) + direction
                 piece = pieces[direction].flip(0) if backwards else pieces[direction]
                 walked, firsts = cell.walk(
-                    traces_r[0][index], traces_x[0][index], piece,
-                    tuple(state[index] for state in grad_last), layers[index],
-                )  # fmt: skip
+                    slopes[index], piece, tuple(state[index] for state in grad_last), layers[index]
+                )
                 grad_out = grad_out + (walked.flip(0) if backwards else walked)
                 for whole, first in zip(grad_first, firsts, strict=True):
                     whole[index] = first
@@ -289,7 +316,7 @@ def run_stack(
     return traces, sequence, stacked
 
 
-recurrent(aten.lstm.input, Cell(run_lstm, walk_lstm), states=2)
-recurrent(aten.gru.input, Cell(run_gru, walk_gru), states=1)
+recurrent(aten.lstm.input, Cell(run_lstm, lstm_slopes, walk_lstm), states=2)
+recurrent(aten.gru.input, Cell(run_gru, gru_slopes, walk_gru), states=1)
 recurrent(aten.rnn_tanh.input, plain_cell(aten.rnn_tanh.input, tanh_slope), states=1)
 recurrent(aten.rnn_relu.input, plain_cell(aten.rnn_relu.input, relu_slope), states=1)

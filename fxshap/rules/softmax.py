@@ -13,13 +13,14 @@ All are bounded and invariant to shifts of the logits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxshap.rules.elementwise import mean_decay
-from fxshap.rules.operation import Operation, keep
+from fxshap.rules.operation import Operation, keep, keep_between, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 
@@ -48,8 +49,14 @@ def change_of_logsumexp(r: Row, x: Row) -> Tensor:
     return ((x.top - r.top) + (x.rest - r.rest)).nan_to_num_(0.0)
 
 
-def logsumexp_multiplier(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
-    """(dL / dS) (de_j / da_j) at every logit."""
+def softmax_slope(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
+    """l_i = dy_i / du_i, with u_x - u_r = (x - r) - (L_x - L_r)."""
+    change = change_of_logsumexp(end_r, end_x)
+    return mean_decay(r + change, x).mul_(torch.maximum(end_r.y, end_x.y))
+
+
+def logsumexp_slope(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
+    """m_j = (dL / dS) (de_j / da_j)."""
     change = change_of_logsumexp(end_r, end_x)
     # e = y S, and S is 1 at the end with the larger L.
     s_r, s_x = (-change).clamp_(max=0).exp_(), change.clamp(max=0).exp_()
@@ -57,17 +64,24 @@ def logsumexp_multiplier(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor
     return mean_decay(r, x).mul_(torch.maximum(end_r.y * s_r, end_x.y * s_x)).mul_(slope)
 
 
-def ends_of(
-    operation: Operation, reference: Tensors, sample: Tensors, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Row, Row, list[int]]:
-    """Return both ends in the dtype of the output, their rows, and the dimensions of a row."""
+def slopes(
+    operation: Operation,
+    reference: Tensors,
+    sample: Tensors,
+    dtype: torch.dtype,
+    *functions: Callable[[Tensor, Tensor, Row, Row], Tensor],
+) -> tuple[Tensor, ...]:
+    """Return slopes between both ends, in the dtype of the output."""
     (r,), (x,) = reference, sample
     dims = reduced_dims(operation, r)
 
-    def kept(value: Tensor) -> Row:
+    def row(value: Tensor) -> Row:
         return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
 
-    return r.to(dtype), x.to(dtype), kept(r), kept(x), dims
+    def found() -> tuple[Tensor, ...]:
+        return tuple(slope(r.to(dtype), x.to(dtype), row(r), row(x)) for slope in functions)
+
+    return keep_between(operation, r, x, found)
 
 
 @rule(aten.logsumexp, aten.special_logsumexp)
@@ -75,9 +89,8 @@ def logsumexp(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """Log of the sum of exponentials over one or more dimensions."""
-    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
-    grad = restore_dims(operation, grad, dims)
-    return (logsumexp_multiplier(r, x, end_r, end_x).mul_(grad),)
+    (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
+    return (times(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
 
 
 @rule(aten.log_softmax, aten._log_softmax, aten.special_log_softmax)
@@ -85,10 +98,9 @@ def log_softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """a - logsumexp(a)."""
-    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
-    total = grad.sum(dims, keepdim=True)
-    out = grad - logsumexp_multiplier(r, x, end_r, end_x).mul_(total)
-    return (out.to(reference[0].dtype),)
+    (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
+    total = grad.sum(reduced_dims(operation, m), keepdim=True)
+    return ((grad - times(m, total)).to(reference[0].dtype),)
 
 
 @rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.special_softmax)
@@ -96,10 +108,7 @@ def softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """exp(a - logsumexp(a))."""
-    r, x, end_r, end_x, dims = ends_of(operation, reference, sample, grad.dtype)
-    change = change_of_logsumexp(end_r, end_x)
-    # u_x - u_r = (x - r) - (L_x - L_r)
-    weighted = mean_decay(r + change, x).mul_(torch.maximum(end_r.y, end_x.y)).mul_(grad)
-    total = weighted.sum(dims, keepdim=True)
-    out = weighted.sub_(logsumexp_multiplier(r, x, end_r, end_x).mul_(total))
-    return (out.to(reference[0].dtype),)
+    own, m = slopes(operation, reference, sample, grad.dtype, softmax_slope, logsumexp_slope)
+    weighted = times(own, grad)
+    total = weighted.sum(reduced_dims(operation, m), keepdim=True)
+    return (weighted.sub_(times(m, total)).to(reference[0].dtype),)

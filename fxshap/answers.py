@@ -1,0 +1,102 @@
+"""Multipliers found before they are asked for.
+
+SHAP asks output by output and, within an output, sample by sample. Most of a walk does not depend
+on the output: the sample's values and the slopes between the two ends. So when a sample comes back
+for its second output, all the others are walked as well, while the slopes are at hand, and kept
+until SHAP asks for them. A model of few outputs is answered for all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Walk = Callable[[Tensor], list[Tensor]]
+#: Walks for several cotangents of the output between the same ends.
+Walks = Callable[[Sequence[Tensor]], list[list[Tensor]]]
+
+#: Models of so many outputs are answered for all of them at the first question.
+FEW_OUTPUTS = 4
+#: What may be kept for later questions, in bytes.
+MOST_BYTES = 2**28
+
+
+class Answer:
+    """What is known of one sample.
+
+    Attributes
+    ----------
+    output : Tensor or None
+        The model's output for the sample.
+    found : dict of int to list of Tensor
+        For each output not asked for yet, the multipliers of every input.
+    asked : set of int
+        The outputs that were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self.found: dict[int, list[Tensor]] = {}
+        self.asked: set[int] = set()
+
+
+class Answers:
+    """The answers of one explanation, by sample."""
+
+    def __init__(self) -> None:
+        self.of_sample: dict[tuple[bytes, ...], Answer] = {}
+
+    def of(self, sample: Sequence[Tensor]) -> Answer:
+        """Return what is known of a sample, one row an input."""
+        key = tuple(x.contiguous().view(torch.uint8).cpu().numpy().tobytes() for x in sample)
+        return self.of_sample.setdefault(key, Answer())
+
+    def room(self, size: int) -> int:
+        """Return for how many more outputs of `size` bytes one sample may keep its multipliers."""
+        kept = sum(len(answer.found) for answer in self.of_sample.values())
+        fair = MOST_BYTES // (size * max(len(self.of_sample), 1))
+        return min(fair, max(MOST_BYTES // size - kept, 0))
+
+    def walk(self, answer: Answer, walks: Walks, size: int, grad: Tensor) -> list[Tensor]:
+        """Return multipliers for the cotangent `grad`, and find those of other outputs ahead.
+
+        Parameters
+        ----------
+        answer : Answer
+            What is known of the sample.
+        walks : callable
+            Walks from the references to the sample.
+        size : int
+            Bytes of the multipliers of one output.
+        grad : Tensor
+            Cotangent of the output, of shape (references, outputs).
+        """
+        column = only_column(grad)
+        if column is None:
+            return walks([grad])[0]
+        if column not in answer.found:
+            outputs = grad.shape[1]
+            ahead = [(column + k) % outputs for k in range(1, outputs)]
+            ahead = [k for k in ahead if k not in answer.asked and k not in answer.found]
+            if not answer.asked and outputs > FEW_OUTPUTS:
+                ahead = []  # perhaps only this output of this sample is wanted
+            columns = [column, *ahead[: self.room(size)]]
+            found = walks([unit_column(grad, k) for k in columns])
+            answer.found.update(zip(columns, found, strict=True))
+        answer.asked.add(column)
+        return answer.found.pop(column)
+
+
+def only_column(grad: Tensor) -> int | None:
+    """Return the column that is all ones where the others are all zeros, if there is one."""
+    column = int(grad[0].argmax())
+    return column if torch.equal(grad, unit_column(grad, column)) else None
+
+
+def unit_column(grad: Tensor, column: int) -> Tensor:
+    """Return the cotangent of one output alone, in every row."""
+    unit = torch.zeros_like(grad)
+    unit[:, column] = 1
+    return unit
