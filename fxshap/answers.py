@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Walk = Callable[[Tensor], list[Tensor]]
+from fxshap.references import References
+from fxshap.refine import Found
+
 #: Walks for several cotangents of the output between the same ends.
-Walks = Callable[[Sequence[Tensor]], list[list[Tensor]]]
+Walks = Callable[[Sequence[Tensor]], Found]
 
 #: Models of so many outputs are answered for all of them at the first question.
 FEW_OUTPUTS = 4
@@ -43,9 +45,19 @@ class Answer:
 
 
 class Answers:
-    """The answers of one explanation, by sample."""
+    """The answers of one explanation, by sample.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    explanation : object
+        Tells the explanation.
+    references : References or None
+        What the samples are compared with.
+    """
+
+    def __init__(self, explanation: object, references: References | None) -> None:
+        self.explanation = explanation
+        self.references = references
         self.of_sample: dict[tuple[bytes, ...], Answer] = {}
 
     def of(self, sample: Sequence[Tensor]) -> Answer:
@@ -53,13 +65,15 @@ class Answers:
         key = tuple(x.contiguous().view(torch.uint8).cpu().numpy().tobytes() for x in sample)
         return self.of_sample.setdefault(key, Answer())
 
-    def room(self, size: int) -> int:
-        """Return for how many more outputs of `size` bytes one sample may keep its multipliers."""
+    def room(self) -> int:
+        """Return for how many more outputs one sample may keep its multipliers."""
+        assert self.references is not None
+        size = self.references.size
         kept = sum(len(answer.found) for answer in self.of_sample.values())
         fair = MOST_BYTES // (size * max(len(self.of_sample), 1))
         return min(fair, max(MOST_BYTES // size - kept, 0))
 
-    def walk(self, answer: Answer, walks: Walks, size: int, grad: Tensor) -> list[Tensor]:
+    def walk(self, answer: Answer, walks: Walks, grad: Tensor) -> list[Tensor]:
         """Return multipliers for the cotangent `grad`, and find those of other outputs ahead.
 
         Parameters
@@ -68,8 +82,6 @@ class Answers:
             What is known of the sample.
         walks : callable
             Walks from the references to the sample.
-        size : int
-            Bytes of the multipliers of one output.
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
         """
@@ -82,11 +94,14 @@ class Answers:
             ahead = [k for k in ahead if k not in answer.asked and k not in answer.found]
             if not answer.asked and outputs > FEW_OUTPUTS:
                 ahead = []  # perhaps only this output of this sample is wanted
-            columns = [column, *ahead[: self.room(size)]]
+            columns = [column, *ahead[: self.room()]]
             found = walks([unit_column(grad, k) for k in columns])
             answer.found.update(zip(columns, found, strict=True))
         answer.asked.add(column)
         return answer.found.pop(column)
+
+
+NO_ANSWERS = Answers(None, None)
 
 
 def only_column(grad: Tensor) -> int | None:

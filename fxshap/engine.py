@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxshap.answers import Answer, Answers, Walk
+from fxshap.answers import NO_ANSWERS, Answers
 from fxshap.capture import Captured, capture, tensor_at
 from fxshap.inputs import require_finite
 from fxshap.layout import Layout, probe_layout
 from fxshap.output import Selector
-from fxshap.refine import Found, Refinement, refined_multipliers
+from fxshap.pairs import Pairs
+from fxshap.references import ReferenceChunk, References, rows_that_fit
+from fxshap.refine import Refinement
 from fxshap.rewrite import Rewritten, rewrite
-from fxshap.tape import Tape, Taps
+from fxshap.tape import Taps, Walk
 
 
 class Engine:
@@ -31,6 +33,8 @@ class Engine:
         Which output to explain.
     refinement : Refinement
         How many coalitions to walk through.
+    reference_chunk : int or "auto"
+        How many references go onto one tape.
     """
 
     def __init__(
@@ -39,16 +43,17 @@ class Engine:
         inputs: Sequence[Tensor],
         output: Selector,
         refinement: Refinement,
+        reference_chunk: ReferenceChunk,
     ) -> None:
         self.model = model
         self.refinement = refinement
+        self.reference_chunk = reference_chunk
         self.captured: Captured = capture(model, inputs, output)
         self.rewritten: Rewritten = rewrite(self.captured)
         self.layout: Layout | None = None
-        self.tape: Tape | None = None
-        self.answers = Answers()
-        self.answers_key: tuple[Hashable, Tape | None] = (None, None)
-        self.tape_key: tuple[Any, ...] = ()
+        self.references: References | None = None
+        self.references_key: tuple[Any, ...] = ()
+        self.answers = NO_ANSWERS
         self.version: tuple[Any, ...] = ()
         self.asked: Hashable = None
         self.sums: tuple[complex, ...] = ()
@@ -66,62 +71,21 @@ class Engine:
             Tells one explanation, of many calls, from the next.
         """
         version = self.bind_weights(asked)
-        tape = self.tape_of(references, version)
-        alone = all(bool((x == x[:1]).all()) for x in samples)
-        if alone:
+        if all(bool((x == x[:1]).all()) for x in samples):
             samples = [x[:1] for x in samples]
         require_finite("sample", samples)
         layout = self.layout_of(samples, references)
-
-        @cache
-        def observed() -> tuple[Tensor, Taps]:
-            return self.observe_sample(samples, layout, len(references[0]))
-
-        def walks(grads: Sequence[Tensor]) -> list[list[Tensor]]:
-            return self.walks(tape, samples, references, observed()[1], grads)
-
-        answers = self.answers_of(asked, tape)
-        answer = answers.of(samples) if alone else Answer()
+        held = self.references_of(references, layout, version)
+        pairs = Pairs(self.observe, layout, self.refinement, samples, held)
+        if not pairs.single:
+            return pairs.walk, torch.cat([pairs.output(), held.output])
+        if self.answers.explanation != asked or self.answers.references is not held:
+            self.answers = Answers(asked, held)
+        answer = self.answers.of(samples)
         if answer.output is None:
-            answer.output = observed()[0]
-        output = torch.cat([answer.output.expand(len(references[0]), -1), tape.output.detach()])
-        return partial(answers.walk, answer, walks, tape.size), output
-
-    def walks(
-        self,
-        tape: Tape,
-        samples: Sequence[Tensor],
-        references: Sequence[Tensor],
-        sample: Taps,
-        grads: Sequence[Tensor],
-    ) -> list[list[Tensor]]:
-        """Return for every cotangent the multipliers from the references to the samples."""
-        if not self.refinement.pairs:
-            return tape.walks(tape.references, sample, grads)
-
-        def through(hybrid: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Found, Found]:
-            _, middle = self.observe(hybrid)
-            return tape.walks(tape.references, middle, grads), tape.walks(middle, sample, grads)
-
-        coalitions = self.refinement.draw(samples, references)
-        return refined_multipliers(through, samples, references, coalitions, grads)
-
-    def observe_sample(
-        self, samples: Sequence[Tensor], layout: Layout, rows: int
-    ) -> tuple[Tensor, Taps]:
-        """Run samples, one row or as many as the references; their taps broadcast against those."""
-        if layout.tile:
-            return self.observe([x.expand(rows, *x.shape[1:]) for x in samples])
-        output, taps = self.observe(samples)
-        if len(samples[0]) < rows:
-            taps = dict(zip(taps, layout.spread(list(taps.values()), rows), strict=True))
-        return output, taps
-
-    def answers_of(self, asked: Hashable, tape: Tape) -> Answers:
-        """Return what was found ahead in this explanation with these references."""
-        if self.answers_key != (asked, tape):
-            self.answers_key, self.answers = (asked, tape), Answers()
-        return self.answers
+            answer.output = pairs.output()
+        output = torch.cat([answer.output.expand(len(references[0]), -1), held.output])
+        return partial(self.answers.walk, answer, pairs.walks), output
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
@@ -136,22 +100,29 @@ class Engine:
             self.layout = probe_layout(self.rewritten.observe, pairs, self.captured.rows)
         return self.layout
 
-    def tape_of(self, references: Sequence[Tensor], version: tuple[Any, ...]) -> Tape:
-        """Return the tape of these references, recorded again when anything has changed."""
-        same = (
-            self.tape is not None
-            and self.tape_key == version
-            and all(
-                old.shape == new.shape and torch.equal(old, new)
-                for old, new in zip(self.tape.leaves, references, strict=True)
-            )
-        )
-        if not same or self.tape is None:
-            require_finite("references", references)
-            self.tape = None  # let go of the old one first
-            self.tape = Tape(self.rewritten.attribute, references)
-            self.tape_key = version
-        return self.tape
+    def references_of(
+        self, inputs: Sequence[Tensor], layout: Layout, version: tuple[Any, ...]
+    ) -> References:
+        """Return these references with their tape, recorded again when anything has changed."""
+        held = self.references
+        if held is None or self.references_key != version or not held.are(inputs):
+            self.references, self.answers = None, NO_ANSWERS  # let go of the old ones first
+            rows = self.rows_of_tape(inputs, layout)
+            held = References(self.rewritten.attribute, inputs, rows)
+            self.references, self.references_key = held, version
+        return held
+
+    def rows_of_tape(self, inputs: Sequence[Tensor], layout: Layout) -> int:
+        """Return how many references go onto one tape."""
+        count, chunk = len(inputs[0]), self.reference_chunk
+        if self.captured.rows is not None:  # nothing else runs
+            return count
+        fit = rows_that_fit(layout.size, inputs[0].device) if chunk == "auto" else chunk
+        return count if fit is None else min(fit, count)
+
+    def release(self) -> None:
+        """Let go of the tape and of the answers found ahead."""
+        self.references, self.answers = None, NO_ANSWERS
 
     def bind_weights(self, asked: Hashable) -> tuple[Any, ...]:
         """Point the graphs at the model's present weights; return what tells if they change."""

@@ -31,10 +31,13 @@ class Layout:
         For every tap the dimension in which rows lie one after another; ``None`` without one.
     tile : bool
         Whether some tap is not a repetition, so that the one row must be run as many.
+    size : int
+        Bytes of the taps of one row; 0 if the graph does not run on one row.
     """
 
     dims: tuple[int | None, ...]
     tile: bool
+    size: int = 0
 
     def spread(self, taps: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Make the taps of one row broadcast against those of `rows` rows."""
@@ -82,7 +85,8 @@ def probe_layout(
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
     refuse_mixing(out, torch.cat([out_1, out_2]), OTHER_SIZE)
     found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
-    return Layout(tuple(None if dim == -1 else dim for dim in found), tile=-1 in found)
+    size = sum(tap.numel() * tap.element_size() for tap in taps_1)
+    return Layout(tuple(None if dim == -1 else dim for dim in found), -1 in found, size)
 
 
 def check_fixed_rows(

@@ -13,6 +13,7 @@ from fxshap.engine import Engine
 from fxshap.errors import CaptureError, ModelError
 from fxshap.inputs import require_floats, split_pairs
 from fxshap.output import Selector, require_rows, select_output
+from fxshap.references import ReferenceChunk
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.tape import explained
 
@@ -28,6 +29,7 @@ def make_explainable(
     refine: int = 0,
     seed: int = 0,
     feature_dims: FeatureDims = None,
+    reference_chunk: ReferenceChunk = "auto",
 ) -> ExplainableModule:
     """Make a model explainable by unmodified SHAP.
 
@@ -53,6 +55,9 @@ def make_explainable(
         features; what differs in other dimensions, such as the channels of a pixel or the
         embedding of a token, is one feature. By default (2, 3) for 4-d inputs, else all. For
         token embeddings of shape (rows, tokens, width) and one-hot sequences it is (1,) or (2,).
+    reference_chunk : int or "auto"
+        How many references are kept on one tape. All of them is quickest; fewer take less memory
+        and more time. By default as many as take half of the free memory.
 
     Returns
     -------
@@ -67,7 +72,7 @@ def make_explainable(
     InputError
         If `example_inputs` are not floating-point tensors.
     ValueError
-        If `refine` is negative.
+        If `refine` is negative or `reference_chunk` is not positive.
     CaptureError
         If `example_inputs` are given and the model cannot be captured with them.
 
@@ -92,7 +97,9 @@ def make_explainable(
             "can be put into the forward method of a small nn.Module"
         )
     refinement = Refinement(refine, seed, feature_dims)
-    explainable = ExplainableModule(model, output, refinement)
+    if reference_chunk != "auto" and (not isinstance(reference_chunk, int) or reference_chunk < 1):
+        raise ValueError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
+    explainable = ExplainableModule(model, output, refinement, reference_chunk)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
         inputs = (example_inputs,) if single else tuple(example_inputs)
@@ -115,12 +122,14 @@ class ExplainableModule(nn.Module):
         model: nn.Module,
         output: Selector = None,
         refinement: Refinement = ONE_PASS,
+        reference_chunk: ReferenceChunk = "auto",
     ) -> None:
         super().__init__()
         self.held = _Held(model)
         self.probe = nn.Identity()
         self.output = output
         self.refinement = refinement
+        self.reference_chunk = reference_chunk
         self.training = model.training
         self._engines: dict[Any, Engine] = {}
 
@@ -171,6 +180,11 @@ class ExplainableModule(nn.Module):
             self._engine(inputs)
         return self
 
+    def release(self) -> None:
+        """Free the memory that references take; the next explanation takes it again."""
+        for engine in self._engines.values():
+            engine.release()
+
     def _explain(self, joint: Sequence[Tensor]) -> Tensor:
         refuse_layers(self.model)
         require_floats(joint, self.model)
@@ -200,7 +214,7 @@ class ExplainableModule(nn.Module):
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
         if key is None:
-            engine = Engine(self.model, inputs, self.output, self.refinement)
+            engine = Engine(self.model, inputs, self.output, self.refinement, self.reference_chunk)
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last

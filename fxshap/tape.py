@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from fxshap.answers import Walk
 from fxshap.rescale import Ends
 from fxshap.rules.operation import keeping_slopes
 
@@ -66,10 +65,8 @@ class Tape:
         )
         return list(found)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the multipliers of one output."""
-        return sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)
+
+Walk = Callable[[Tensor], list[Tensor]]
 
 
 class _Explained(torch.autograd.Function):

@@ -11,7 +11,7 @@ from shap.explainers._deep.deep_pytorch import deeplift_grad
 from torch import Tensor, nn
 
 import fxshap
-import fxshap.engine
+import fxshap.references
 from benchmarks.models import NETWORKS
 from fxshap.tape import Tape
 from tests.helpers import as_list, assert_exact, assert_same_values, explain, multipliers
@@ -42,7 +42,7 @@ def recorded(monkeypatch) -> list[Tape]:
         tapes.append(Tape(*args, **kwargs))
         return tapes[-1]
 
-    monkeypatch.setattr(fxshap.engine, "Tape", record)
+    monkeypatch.setattr(fxshap.references, "Tape", record)
     return tapes
 
 
