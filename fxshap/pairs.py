@@ -81,12 +81,12 @@ class Pairs:
         coalitions = self.refinement.draw(self.samples, self.references.inputs)
         found = [
             self._walk(
-                tape,
+                self.references.tape(part),
                 part,
                 [[mask[part] for mask in masks] for masks in coalitions],
                 [grad[part] for grad in grads],
             )
-            for part, tape in self.references.tapes()
+            for part in self.references.parts()
         ]
         if len(found) == 1:
             return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,16 +48,14 @@ class References:
         self.inputs = [x.detach().clone() for x in inputs]
         self.rows = rows
         self.kept: Tape | None = None
-        self.output = torch.cat([tape.output.detach() for _, tape in self.tapes()])
+        self.output = torch.cat([self.tape(part).output.detach() for part in self.parts()])
 
-    def tapes(self) -> Iterator[tuple[slice, Tape]]:
-        """Iterate over parts of the references and their tapes, one in memory at a time."""
-        for part in self.parts():
-            tape = self.kept or Tape(self.attribute, [x[part] for x in self.inputs])
-            if self.rows >= len(self.inputs[0]):
-                self.kept = tape
-            yield part, tape
-            del tape  # before the next is recorded
+    def tape(self, part: slice) -> Tape:
+        """Return the tape of a part of the references; let go of it before asking for the next."""
+        tape = self.kept or Tape(self.attribute, [x[part] for x in self.inputs])
+        if self.rows >= len(self.inputs[0]):
+            self.kept = tape
+        return tape
 
     def parts(self) -> list[slice]:
         """Return the rows of each tape."""

@@ -122,7 +122,8 @@ class _Rescale(torch.autograd.Function):
     def forward(
         ctx: Any, ends: Ends, operation: Operation, taps: tuple[str, ...], *varying: Tensor
     ) -> Output:
-        ends.reference.update(zip(taps, varying, strict=True))
+        # Detached: with their history they would hold on to the graph that holds on to `ends`.
+        ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
         if not any(map(differentiable, varying)):
             ends.jumps.append((operation, taps))
         elif not choose_rule(operation, varying).closed:
