@@ -34,7 +34,7 @@ from tqdm import tqdm
 import fxshap
 from benchmarks.models import NETWORKS, Network
 from benchmarks.models.network import Shape
-from benchmarks.shapley import shapley_values
+from fxshap.shapley import shapley_values
 
 OUTPUT = Path("docs/fidelity.md")
 ADDS_UP = 1e-5

@@ -27,3 +27,15 @@ class BatchMixingError(FxshapError, RuntimeError):
 
 class RuleError(FxshapError, RuntimeError):
     """An operation has neither a rule nor a derivative, or its rule failed."""
+
+
+class OptionError(FxshapError, ValueError):
+    """An argument of a function of fxshap is not one of the values it can have."""
+
+
+class AdditivityError(FxshapError, AssertionError):
+    """Attributions, or the multipliers of a rule, do not sum to the finite difference."""
+
+
+class MissingExtraError(FxshapError, ImportError):
+    """A feature needs a package that is not installed; the message names the extra."""

@@ -12,7 +12,7 @@ Each pass is a function from graph to graph.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,13 +236,20 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
             sources = [source for _, source in varying_arguments(node)]
             rows = tuple(batch_dim(source) for source in (*sources, node))
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            copies[node] = attribute.call_function(
-                rescale, (ends, whereabouts(node), taken, rows, node.target, *args), kwargs
-            )
-            copies[node].meta = dict(node.meta)
+            args = (ends, whereabouts(node), taken, rows, node.target, *args)
+            copies[node] = stand_in(node, attribute, rescale, args, kwargs)
         else:
             copies[node] = attribute.node_copy(node, copies.__getitem__)
     return attribute, tuple(taps)
+
+
+def stand_in(
+    node: fx.Node, graph: fx.Graph, target: Callable[..., Any], args: Any, kwargs: Any
+) -> fx.Node:
+    """Add a call to another graph, with the name and the origin of the node it stands for."""
+    call = graph.create_node("call_function", target, args, kwargs, name=node.name)
+    call.meta = dict(node.meta)
+    return call
 
 
 def make_lean(graph: fx.Graph) -> fx.Graph:

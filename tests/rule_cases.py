@@ -1,207 +1,27 @@
-"""One case for every operation that has a rule, and the check they all pass.
-
-A case is an operation, its constant arguments and a drawer of its varying ones. The check is the
-contract of a rule, row by row: the multipliers times the differences of the inputs sum to the
-cotangent times the difference of the outputs.
-"""
+"""One case for every operation that has a rule; :func:`fxshap.cases.check` is what they pass."""
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import fxshap.rules  # noqa: F401, it fills the table
-from fxshap.rescale import choose_rule
-from fxshap.rules.operation import Operation, differentiable
+from fxshap.cases import EACH, ROWS, Case, Varying
 
 aten = torch.ops.aten
-
-ROWS = 32
-#: Instead of a batch dimension: every element is a row of its own.
-EACH = -1
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 inf = math.inf
-
-
-@dataclass(frozen=True)
-class Varying:
-    """An argument that depends on the input: a shape for one row, and a range.
-
-    `row` is the batch dimension, ``None`` where the operation has none: then all is one row.
-    A `masked` argument is -inf in one column at both ends; one of `indices` holds whole numbers
-    below that, booleans for 2.
-    """
-
-    shape: tuple[int, ...]
-    low: float = -inf
-    high: float = inf
-    row: int | None = 0
-    masked: bool = False
-    indices: int = 0
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw both ends: |x - r| from 1e-12 to 1e2, both signs, and 0 in one row and elsewhere.
-
-        Some of either end lie at multiples of 1/2, where the kinks are.
-        """
-        shape = list(self.shape)
-        if self.row is not None:
-            shape.insert(self.row, ROWS)
-        uniform = torch.rand(3, *shape, generator=generator, dtype=torch.float64)
-        low, high = max(self.low, min(-7.0, self.high - 7)), min(self.high, max(7.0, self.low + 7))
-        r = low + (high - low) * uniform[0]
-        r = torch.where(uniform[0] * 100 % 10 < 2, halves(r), r).clamp(self.low, self.high)
-        d = 10 ** (14 * uniform[1] - 12) * (2 * uniform[2] - 1).sign() * (uniform[1] < 0.95)
-        x = r + d
-        x = torch.where(uniform[2] * 100 % 10 < 1, halves(x), x).clamp(self.low, self.high)
-        if self.row is not None:
-            x.select(self.row, 0).copy_(r.select(self.row, 0))
-        if self.indices:
-            r, x = ((end.abs() * 1e3).long() % self.indices for end in (r, x))
-            return (r.bool(), x.bool()) if self.indices == 2 else (r, x)
-        if self.masked:
-            for end in (r, x):
-                end[..., 1] = -inf
-        return r, x
-
-
-def halves(value: Tensor) -> Tensor:
-    return (value * 2).round() / 2
 
 
 def v(*shape: int, low: float = -inf, high: float = inf, row: int | None = 0) -> Varying:
     return Varying(shape, low, high, row)
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(dtype) if floating else value
-
-
 def constant(*shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operator and its arguments, `Varying` where they vary."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    output_row: int | None = 0
-    #: Batch dimension of the outputs after the first.
-    state_row: int = 0
-    note: str = ""
-
-    def __str__(self) -> str:
-        name = str(self.target).replace("aten.", "").replace(".default", "")
-        return f"{name} {self.note}".strip()
-
-    @property
-    def varying(self) -> list[Varying]:
-        return [a for a in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(a, Varying)]
-
-    @property
-    def rows(self) -> list[int | None]:
-        """The batch dimension of every varying argument and of the output."""
-        if self.output_row is EACH:
-            return [EACH] * (len(self.varying) + 1)
-        return [*(a.row for a in self.varying), self.output_row]
-
-    def draw(self, dtype: torch.dtype) -> tuple[Operation, list[Tensor], list[Tensor]]:
-        """Bind the operation and draw what it receives at the reference and at the sample."""
-        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
-        flat, structure = pytree.tree_flatten((self.args, self.kwargs))
-        slots = [i for i, a in enumerate(flat) if isinstance(a, Varying)]
-        ends = [flat[slot].draw(generator) for slot in slots]
-        r, x = ([cast(end[i], dtype) for end in ends] for i in (0, 1))
-        for slot, value in zip(slots, r, strict=True):
-            flat[slot] = value
-        flat = [cast(a, dtype) for a in flat]
-        args, kwargs = pytree.tree_unflatten(flat, structure)
-        operation, _ = Operation.bind(
-            self.target, args, kwargs, slots=slots, rows=[max(row or 0, 0) for row in self.rows]
-        )
-        return operation, r, x
-
-
-def multiply(operation: Operation, r: Sequence[Tensor], x: Sequence[Tensor], grad: Any) -> Any:
-    """Ask the table for the rule, as the backward pass does."""
-    rule = choose_rule(operation, r)
-    assert rule.multiply is not None
-    return rule.multiply(operation, r, x, grad)
-
-
-def cotangents(outputs: Any) -> Any:
-    """Random cotangents like the outputs: 0 for those at -inf, ``None`` for indices."""
-    generator = torch.Generator().manual_seed(0)
-    leaves = (outputs,) if isinstance(outputs, Tensor) else outputs
-    grads = tuple(
-        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) * y.isfinite()
-        if differentiable(y)
-        else None
-        for y in leaves
-    )
-    return grads[0] if isinstance(outputs, Tensor) else grads
-
-
-def row_sums(value: Tensor, row: int | None) -> Tensor:
-    if value.is_complex():
-        value = value.real
-    if row is EACH:
-        return value
-    return value.sum() if row is None else value.movedim(row, 0).reshape(ROWS, -1).sum(1)
-
-
-def additivity_errors(
-    case: Case, operation: Operation, r: list[Tensor], x: list[Tensor]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Return, row by row, the relative error of the sum, and the multipliers.
-
-    The error is |sum_j m_j (x_j - r_j) - sum_k g_k (y_k(x) - y_k(r))| over the scale
-    sum_k |g_k| max(|y_k(x)|, |y_k(r)|, 1). The operation and the rule run in the given dtype; the
-    sums are taken in float64, so that only their errors count. A difference that is not finite
-    (both ends -inf) is none, whatever its multiplier, which must be finite.
-    """
-    full = [b.expand_as(a) for a, b in zip(r, x, strict=True)]
-    before, after = operation(*r), operation(*full)
-    grad = cotangents(before)
-    multipliers = multiply(operation, r, x, grad)
-    if isinstance(before, Tensor):
-        before, after, grad = (before,), (after,), (grad,)
-    owed: Tensor | float = 0.0
-    scale: Tensor | float = 0.0
-    for place, (g, y_r, y_x) in enumerate(zip(grad, before, after, strict=True)):
-        if g is None:
-            continue
-        row = case.state_row if place else case.output_row
-        wide = torch.complex128 if y_r.is_complex() else torch.float64
-        g, y_r, y_x = (value.to(wide) for value in (g, y_r, y_x))
-        same = y_r == y_x
-        change = torch.where(same, 0.0, y_x - y_r)
-        larger = torch.maximum(y_x.abs(), y_r.abs()).clamp(min=1)
-        larger = torch.where(same & larger.isinf(), 1.0, larger)
-        owed = owed + row_sums(g.conj() * change, row)
-        scale = scale + row_sums(g.abs() * larger, row)
-    given: Tensor | float = 0.0
-    for m, a, b, row in zip(multipliers, r, full, case.rows, strict=False):
-        if m is None:
-            continue
-        assert m.shape == a.shape and m.dtype == a.dtype
-        wide = torch.complex128 if a.is_complex() else torch.float64
-        step = torch.where(a == b, 0.0, b.to(wide) - a.to(wide))
-        given = given + row_sums(m.to(wide).conj() * step, row)
-    assert isinstance(owed, Tensor)
-    return (given - owed).abs() / scale, list(multipliers)
 
 
 # --- univariate functions -----------------------------------------------------------------------

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS
-from benchmarks.shapley import shapley_values
 from fxshap.refine import Refinement, draw_coalition
+from fxshap.shapley import shapley_values
 
 SOME = ("gelu_functional", "max_pool3d", "normalize", "gru_stacked_bidirectional", "two_inputs")
 

@@ -9,14 +9,15 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from rule_cases import Case, Varying, additivity_errors, cotangents, multiply, v
+from rule_cases import v
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
-from benchmarks.shapley import shapley_values
+from fxshap.cases import Case, Varying, additivity_errors, cotangents, multiply
 from fxshap.rules.maximum import max_multiplier
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import COMPOSITES
+from fxshap.shapley import shapley_values
 
 aten = torch.ops.aten
 inf = math.inf

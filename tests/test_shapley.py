@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.shapley import coalitions, shapley_values, shapley_weights
+from fxshap.shapley import coalitions, shapley_values, shapley_weights
 
 ONES = torch.ones(10, dtype=torch.float64)
 ZEROS = torch.zeros(10, dtype=torch.float64)
@@ -72,3 +72,21 @@ def test_feature_that_changes_nothing_gets_nothing() -> None:
     x, r = random_points()
     r[3] = x[3]
     assert shapley_values(random_network, x, r)[3].abs().max() < 1e-12
+
+
+def test_groups_play_as_one() -> None:
+    """Two features in one group get, together, what the group's game gives it."""
+    x, r = random_points(4)
+    groups = torch.tensor([0, 1, 1, 2])
+
+    def function(z: torch.Tensor) -> torch.Tensor:
+        return torch.stack([z[:, 0] * z[:, 1] * z[:, 2], z[:, 2].square() + z[:, 3]], 1)
+
+    values = shapley_values(function, x, r, groups, batch_size=3)
+    pair = x[1] * x[2] - r[1] * r[2], (x[1] * x[2] + r[1] * r[2]) / 2
+    expected = [
+        [(x[0] - r[0]) * pair[1], 0.0],
+        [pair[0] * (x[0] + r[0]) / 2, x[2] ** 2 - r[2] ** 2],
+        [0.0, x[3] - r[3]],
+    ]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))

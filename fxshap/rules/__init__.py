@@ -1,24 +1,78 @@
 """Rules: how each operation multiplies a cotangent between a reference and a sample.
 
-Importing this package fills the table; each module holds one family of operations.
+Importing this package fills the table; each module holds one family of operations. The makers
+that fill it are public: an operator of your own gets a rule in one line.
+
+- :func:`elementwise`: a function of every element by itself; the multiplier is its secant.
+- :func:`bilinear`: a product of two arguments; the derivative at the midpoint.
+- :func:`linear`: linear (affine) in its arguments together; autograd's derivative.
+- :func:`composite`: made of other operations, which take its place.
+- :func:`rule`: a function of two points and a cotangent, for what has a form of its own.
+
+Declare a rule before the model is captured; a later declaration for the same operator wins.
+
+Examples
+--------
+An activation that is one kernel to PyTorch, x + sin(x)^2 (Ziyin et al. 2020, eq. 3):
+
+>>> import shap, torch, fxshap
+>>> @torch.library.custom_op("example::snake", mutates_args=())
+... def snake(x: torch.Tensor) -> torch.Tensor:
+...     return x + x.sin() ** 2
+>>> @snake.register_fake
+... def _(x):
+...     return torch.empty_like(x)
+>>> def backward(context, grad):
+...     return grad * (1 + torch.sin(2 * context.saved_tensors[0]))
+>>> def save(context, inputs, output):
+...     context.save_for_backward(*inputs)
+>>> snake.register_autograd(backward, setup_context=save)
+
+The rule, and a check of it:
+
+>>> fxshap.rules.elementwise(snake)
+>>> fxshap.testing.check_rule(snake, [fxshap.testing.Varying((5,))])
+
+From then on models that call it can be explained:
+
+>>> class Snake(torch.nn.Module):
+...     def forward(self, x):
+...         return snake(x)
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), Snake(), torch.nn.Linear(8, 2))
+>>> explainable = fxshap.make_explainable(model)
+>>> explainer = shap.DeepExplainer(explainable, torch.randn(10, 4))
+>>> explainer.shap_values(torch.randn(3, 4)).shape
+(3, 4, 2)
 """
 
 from fxshap.rules import (
+    affine,
     composites,
-    elementwise,
     gelu,
-    linear,
     logic,
     maximum,
     normalisation,
     products,
     recurrent,
     softmax,
+    univariate,
 )
+from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.products import bilinear
+from fxshap.rules.table import COMPOSITES, RULES, Rule, composite, find_rule, linear, rule
+from fxshap.rules.univariate import elementwise
 
 __all__ = [
+    "COMPOSITES",
+    "RULES",
+    "Operation",
+    "Rule",
+    "affine",
+    "bilinear",
+    "composite",
     "composites",
     "elementwise",
+    "find_rule",
     "gelu",
     "linear",
     "logic",
@@ -26,5 +80,8 @@ __all__ = [
     "normalisation",
     "products",
     "recurrent",
+    "rule",
     "softmax",
+    "univariate",
+    "vjp",
 ]

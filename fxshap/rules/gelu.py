@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import elementwise, relu_slope
 from fxshap.rules.operation import Operation, keep
+from fxshap.rules.univariate import elementwise, relu_slope
 
 aten = torch.ops.aten
 

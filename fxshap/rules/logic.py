@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import elementwise, steps
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Tensors, rule
+from fxshap.rules.univariate import elementwise, steps
 
 LIBRARY = torch.library.Library("fxshap", "DEF")
 LIBRARY.define("step(Tensor d, str relation) -> Tensor")

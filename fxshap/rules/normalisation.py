@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import abs_slope, positive_power_slope, rsqrt_slope, sqrt_slope
 from fxshap.rules.generic import generic
 from fxshap.rules.maximum import over_dims
 from fxshap.rules.operation import Operation, keep, keep_between
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
+from fxshap.rules.univariate import abs_slope, positive_power_slope, rsqrt_slope, sqrt_slope
 
 aten = torch.ops.aten
 

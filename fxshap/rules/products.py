@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import scale
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep_between, vjp
 from fxshap.rules.table import Multiply, Target, Tensors, rule
+from fxshap.rules.univariate import scale
 
 aten = torch.ops.aten
 
@@ -32,6 +32,16 @@ def bilinear(
         Argument positions of the two factors.
     others : tuple of int
         Positions of arguments that are added, such as a bias.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> fxshap.rules.bilinear(torch.ops.aten.outer)
     """
     first, second = factors
     rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(midpoint)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.elementwise import relu_slope, sigmoid_slope, tanh_slope
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep, keep_between
 from fxshap.rules.table import Multiply, Tensors, rule
+from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten
 State = tuple[Tensor, ...]

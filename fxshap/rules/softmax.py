@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.elementwise import mean_decay
 from fxshap.rules.operation import Operation, keep, keep_between, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
+from fxshap.rules.univariate import mean_decay
 
 aten = torch.ops.aten
 

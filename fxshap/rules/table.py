@@ -17,10 +17,12 @@ from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.library import CustomOpDef
 
+from fxshap.errors import RuleError
 from fxshap.rules.operation import Operation
 
-Target = OpOverload | OpOverloadPacket | Callable[..., Any]
+Target = OpOverload | OpOverloadPacket | CustomOpDef
 Tensors = Sequence[Tensor]
 Multiply = Callable[[Operation, Tensors, Tensors, Any], tuple[Tensor | None, ...]]
 Slope = Callable[[Operation, Tensor, Tensor], Tensor]
@@ -53,14 +55,47 @@ class Rule:
         return self.multiply is None or any(set(positions) <= group for group in self.linear_in)
 
 
-RULES: dict[Target, Rule] = {}
+RULES: dict[OpOverload | OpOverloadPacket, Rule] = {}
 COMPOSITES: dict[OpOverload, Callable[..., Any]] = {}
 
 
+def operator_of(target: Target) -> OpOverload | OpOverloadPacket:
+    """Return the operator that a graph will show; raise if `target` is not one."""
+    if isinstance(target, CustomOpDef):
+        overload: OpOverload = target._opoverload
+        return overload
+    if not isinstance(target, OpOverload | OpOverloadPacket):
+        raise RuleError(
+            f"a rule is for an operator, not for {target!r}; give torch.ops.namespace.name, or "
+            "what torch.library.custom_op returns"
+        )
+    return target
+
+
 def linear(*targets: Target) -> None:
-    """Declare operations that are linear (affine) in all their tensor arguments together."""
+    """Declare operations that are linear (affine) in all their tensor arguments together.
+
+    Autograd's derivative is their multiplier. For those that are linear in some arguments only,
+    see `linear_in` of :func:`rule`; for products of two, :func:`bilinear`.
+
+    Parameters
+    ----------
+    *targets : operator
+        Overloads (``torch.ops.aten.sum.dim_IntList``), packets (``torch.ops.aten.sum``), or what
+        ``torch.library.custom_op`` returns.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> fxshap.rules.linear(torch.ops.aten.flip)
+    """
     for target in targets:
-        RULES[target] = Rule("linear", None)
+        RULES[operator_of(target)] = Rule("linear", None)
 
 
 def rule(
@@ -68,33 +103,94 @@ def rule(
 ) -> Callable[[Multiply], Multiply]:
     """Declare the decorated function as the rule of `targets`.
 
+    The function is called as ``multiply(operation, reference, sample, grad)``. `operation` is an
+    :class:`Operation`, whose constant arguments are ``operation["name"]``; `reference` and `sample`
+    are lists of the arguments that vary, with as many rows each, or with one row in `sample` that
+    stands for all; `grad` is the cotangent of the output, or a tuple of cotangents and ``None``
+    for an operation of several outputs. It returns one tensor for every varying argument, of the
+    shape of that argument at the reference, or ``None`` for those without a derivative.
+
     Parameters
     ----------
     *targets : operator
-        ATen overloads (``torch.ops.aten.max.dim``) or packets (``torch.ops.aten.max``).
+        Overloads (``torch.ops.aten.max.dim``), packets (``torch.ops.aten.max``), or what
+        ``torch.library.custom_op`` returns.
     linear_in : iterable of iterable of int
-        Sets of argument positions in which the operation is jointly linear.
+        Sets of argument positions in which the operation is jointly linear. Where no other
+        argument varies, autograd's derivative is taken in place of the rule.
     closed : bool
-        Whether the rule is a closed form.
+        Whether the rule is a closed form, for reports.
     name : str
         Name for reports; the function's own by default.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    See Also
+    --------
+    fxshap.testing.check_rule : Tries a rule where rules go wrong.
+
+    Examples
+    --------
+    The square has the divided difference x + r.
+
+    >>> import torch, fxshap
+    >>> @fxshap.rules.rule(torch.ops.aten.square)
+    ... def square(operation, reference, sample, grad):
+    ...     (r,), (x,) = reference, sample
+    ...     return (grad * (x + r),)
+    >>> fxshap.testing.check_rule(torch.ops.aten.square.default, [fxshap.testing.Varying((3,))])
     """
     groups = tuple(frozenset(group) for group in linear_in)
 
     def declare(multiply: Multiply) -> Multiply:
         for target in targets:
-            RULES[target] = Rule(name or multiply.__name__, multiply, groups, closed)
+            found = Rule(name or multiply.__name__, multiply, groups, closed)
+            RULES[operator_of(target)] = found
         return multiply
 
     return declare
 
 
-def composite(*targets: OpOverload) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a decomposition: the operation is replaced by simpler ones before rewriting."""
+def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare the decorated function as a decomposition of `targets`.
+
+    It is called with the operator's own arguments and returns what the operator returns; the
+    operations that it is made of take its place before the rewrite, each with its own rule.
+
+    Parameters
+    ----------
+    *targets : operator
+        Overloads, packets (all overloads of which are meant), or what ``torch.library.custom_op``
+        returns.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> @fxshap.rules.composite(torch.ops.aten.logaddexp)
+    ... def logaddexp(self, other):
+    ...     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
+    """
+    operators = [operator_of(target) for target in targets]
+    overloads = [
+        overload
+        for operator in operators
+        for overload in (
+            [getattr(operator, name) for name in operator.overloads()]
+            if isinstance(operator, OpOverloadPacket)
+            else [operator]
+        )
+    ]
 
     def declare(decomposition: Callable[..., Any]) -> Callable[..., Any]:
-        for target in targets:
-            COMPOSITES[target] = decomposition
+        COMPOSITES.update(dict.fromkeys(overloads, decomposition))
         return decomposition
 
     return declare

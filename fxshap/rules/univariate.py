@@ -33,11 +33,29 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
     Parameters
     ----------
     *targets : operator
-        ATen operators that map every element by itself.
+        Operators that map every element by itself.
     slope : callable, optional
-        ``slope(operation, r, x)``; the default, :func:`smooth`, serves any function.
+        ``slope(operation, r, x)`` returns (f(x) - f(r)) / (x - r), a new tensor. The default,
+        :func:`smooth`, serves any function that has a derivative (an operator of your own has one
+        after ``torch.library.register_autograd``).
     bounded : bool
         Whether the slope is finite at every pair of finite points.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    The cube is smooth, and has a divided difference in closed form.
+
+    >>> import torch, fxshap
+    >>> @torch.library.custom_op("example::cube", mutates_args=())
+    ... def cube(x: torch.Tensor) -> torch.Tensor:
+    ...     return x**3
+    >>> fxshap.rules.elementwise(cube, slope=lambda operation, r, x: x * x + x * r + r * r)
+    >>> fxshap.testing.check_rule(cube, [fxshap.testing.Varying((3,))])
     """
     used = slope or smooth
 

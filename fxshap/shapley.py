@@ -54,36 +54,50 @@ def shapley_weights(players: int) -> Tensor:
 
 
 def shapley_values(
-    function: Callable[[Tensor], Tensor], sample: Tensor, reference: Tensor
+    function: Callable[[Tensor], Tensor],
+    sample: Tensor,
+    reference: Tensor,
+    groups: Tensor | None = None,
+    batch_size: int = 4096,
 ) -> Tensor:
     """Return the exact Shapley values of a function between two points.
 
-    The players are the features. A coalition's value is the function at the hybrid point that
-    has the coalition's features from the sample and the others from the reference. All of the
-    2 ** features hybrids are evaluated in one call.
+    The players are the features, or groups of them. A coalition's value is the function at the
+    hybrid point that has the coalition's features from the sample and the others from the
+    reference (Shapley 1953; Lundberg and Lee 2017, eq. 4, with the reference for what is absent).
 
     Parameters
     ----------
     function : callable
         Maps a (batch, features) tensor to a (batch, outputs) tensor, row by row.
     sample, reference : Tensor
-        One point each, of shape (features,). Use float64.
+        One point each, of shape (features,). Use float64 where the function can.
+    groups : Tensor, optional
+        Whole numbers from 0 of shape (features,): the player that each feature belongs to. By
+        default every feature is a player.
+    batch_size : int
+        Hybrids evaluated in one call; of 2 ** players in all.
 
     Returns
     -------
     Tensor
-        The values, of shape (features, outputs). Each column sums to the difference between
-        the function at the sample and at the reference.
+        The values, float64 of shape (players, outputs). Each column sums to the difference
+        between the function at the sample and at the reference.
 
     Examples
     --------
+    >>> import torch
+    >>> from fxshap.shapley import shapley_values
     >>> product = lambda x: x.prod(dim=1, keepdim=True)
     >>> x, r = torch.tensor([[2.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
     >>> shapley_values(product, x, r).squeeze(1)
     tensor([4., 2.], dtype=torch.float64)
     """
-    features = sample.numel()
-    hybrids = torch.where(coalitions(features), sample, reference)
+    groups = torch.arange(sample.numel()) if groups is None else groups
+    players = int(groups.max()) + 1
     with torch.no_grad():
-        values = function(hybrids)
-    return shapley_weights(features).to(values.dtype) @ values
+        values = [
+            function(torch.where(members[:, groups].to(sample.device), sample, reference)).cpu()
+            for members in coalitions(players).split(batch_size)
+        ]
+    return shapley_weights(players) @ torch.cat(values).double()
