@@ -1,28 +1,40 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
-from fxshap import rules
+from fxshap import rules, testing
 from fxshap.errors import (
+    AdditivityError,
     BatchMixingError,
     CaptureError,
     FxshapError,
     InputError,
+    MissingExtraError,
     ModelError,
+    OptionError,
     OutputError,
     RuleError,
 )
 from fxshap.module import ExplainableModule, make_explainable
+from fxshap.report import Report
+from fxshap.verification import Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdditivityError",
     "BatchMixingError",
     "CaptureError",
     "ExplainableModule",
     "FxshapError",
     "InputError",
+    "MissingExtraError",
     "ModelError",
+    "OptionError",
     "OutputError",
+    "Report",
     "RuleError",
+    "Verification",
     "make_explainable",
     "rules",
+    "testing",
+    "verify",
 ]

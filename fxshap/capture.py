@@ -27,6 +27,9 @@ from fxshap.errors import CaptureError, FxshapError
 from fxshap.output import Selector, select_output
 from fxshap.rules.table import COMPOSITES
 
+#: What is said of an operation that no line of the user's is known for.
+UNKNOWN_LINE = "an unknown line"
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -177,15 +180,16 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 def user_module(node: fx.Node) -> str:
     """Return the qualified name of the user's module that a node came from; '' for the model."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return stack[-1][0].removeprefix("model").removeprefix(".") if stack else ""
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    below = [path for path in paths if path.partition(".")[0] == "model"]  # export adds others
+    return below[-1].removeprefix("model").removeprefix(".") if below else ""
 
 
 def node_line(node: fx.Node) -> str:
     """Return the user's line that a node came from: ``file:line (`code`)``."""
     lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
     found = [(file, int(line), code) for file, line, code in lines if is_users(file)]
-    return "{}:{} (`{}`)".format(*found[-1]) if found else "an unknown line"
+    return "{}:{} (`{}`)".format(*found[-1]) if found else UNKNOWN_LINE
 
 
 # --- what to say when it fails ------------------------------------------------------------------
@@ -234,5 +238,5 @@ def user_line(trace: TracebackType | None) -> str:
     """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
     frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
     if not frames:
-        return "an unknown line"
+        return UNKNOWN_LINE
     return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -163,7 +163,7 @@ class Case:
         return operation, r, x
 
 
-def multiply(operation: Operation, r: Tensors, x: Tensors, grad: Any) -> Sequence[Tensor | None]:
+def multiply(operation: Operation, r: Tensors, x: Tensors, grad: Any) -> tuple[Tensor | None, ...]:
     """Ask the table for the rule, as the backward pass does."""
     rule = choose_rule(operation, r)
     assert rule.multiply is not None
@@ -209,7 +209,7 @@ def additivity_errors(
         multipliers = vjp(operation, r, grad)
     else:
         multipliers = multiply(operation, r, x, grad)
-    if isinstance(before, Tensor):
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
     owed: Tensor | float = 0.0
     scale: Tensor | float = 0.0

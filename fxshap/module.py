@@ -15,6 +15,8 @@ from fxshap.inputs import require_floats, split_pairs
 from fxshap.output import Selector, require_rows, select_output
 from fxshap.references import ReferenceChunk
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
+from fxshap.report import Report, make_report
+from fxshap.tables import count
 from fxshap.tape import explained
 
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
@@ -184,6 +186,45 @@ class ExplainableModule(nn.Module):
         """Free the memory that references take; the next explanation takes it again."""
         for engine in self._engines.values():
             engine.release()
+
+    def report(self) -> Report:
+        """Report what was done to the model: which operations were rewritten, and by which rules.
+
+        Returns
+        -------
+        Report
+            ``print`` it for a table; ``report.draw(path)`` draws the graph.
+
+        Raises
+        ------
+        CaptureError
+            If the model is not captured yet: call ``prepare(*inputs)`` first.
+
+        Examples
+        --------
+        >>> import torch, fxshap
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU())
+        >>> print(fxshap.make_explainable(model, torch.randn(2, 4)).report())
+        Sequential, captured for (*, 4) float32
+        1 node rewritten (1 by closed rules, 0 by the generic rule), 1 linear, 0 folded
+        <BLANKLINE>
+        operation nodes treatment rule                     modules
+        gelu          1 closed    elementwise (gelu_slope) 1
+        linear        1 linear                             0
+        """
+        return make_report(type(self.model).__name__, self._latest().rewritten)
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.model.parameters())
+        modules = sum(1 for _ in self.model.modules())
+        title = f"ExplainableModule of {type(self.model).__name__}: "
+        title += f"{count(modules, 'module')}, {weights:,} parameters"
+        if self._engines:
+            report = self.report()
+            state, what = f"captured for {', '.join(report.inputs)}", report.summary
+        else:
+            state, what = "not captured yet", "the first explanation does it, or prepare(*inputs)"
+        return f"{title}\n  {state}\n  {what}"
 
     def _explain(self, joint: Sequence[Tensor]) -> Tensor:
         refuse_layers(self.model)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.library import CustomOpDef
 
 from fxshap.errors import RuleError
 from fxshap.rules.operation import Operation

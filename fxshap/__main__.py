@@ -1,0 +1,22 @@
+"""The command line: ``python -m fxshap``, or ``fxshap`` after installation."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line; say what to install if its library is missing."""
+    try:
+        from fxshap.cli import cli
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        print("The command line needs click: pip install 'fxshap[cli]'", file=sys.stderr)
+        return 2
+    cli(prog_name="fxshap")  # click exits by itself
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
