@@ -8,7 +8,9 @@ weights stay where they are: the graph holds views of the model's own storage.
 from __future__ import annotations
 
 import gc
+import logging
 import re
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ import fxshap
 from fxshap.errors import CaptureError, FxshapError
 from fxshap.output import Selector, select_output
 from fxshap.rules.table import COMPOSITES
+
+logger = logging.getLogger("fxshap")
 
 #: What is said of an operation that no line of the user's is known for.
 UNKNOWN_LINE = "an unknown line"
@@ -86,10 +90,16 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
     OutputError
         If the output is not a 2-d floating-point tensor.
     """
+    start = time.perf_counter()
     selected = _Selected(model, output)
     captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model)
     if captured.rows not in (None, len(inputs[0])):
         captured = unlift(export(selected, [x.detach() for x in inputs]), model)
+    seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
+    rows = "any number of" if captured.rows is None else captured.rows
+    logger.debug(
+        "captured %s for %s rows: %d nodes in %.1f s", type(model).__name__, rows, nodes, seconds
+    )
     return captured
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxshap import make_explainable
+from fxshap.verification import additivity_error
 
 Array = npt.NDArray[Any]
 
@@ -78,32 +79,6 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 10) ->
             F.cross_entropy(model(images[rows]), labels[rows]).backward()
             optimizer.step()
     model.eval()
-
-
-def additivity_error(
-    model: nn.Module, samples: Tensor, references: Tensor, attributions: Array
-) -> float:
-    """Measure how far attributions are from summing to the change of the model's output.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The explained model, with an output of shape (batch, outputs).
-    samples, references : Tensor
-        What was explained, and the background it was explained against.
-    attributions : ndarray
-        One value per sample, input element and output, the outputs last (SHAP's layout).
-
-    Returns
-    -------
-    float
-        The largest ``|sum(phi) - (f(x) - mean f(references))|``, divided by the largest output.
-    """
-    with torch.no_grad():
-        y, y_references = model(samples).double(), model(references).double()
-    total = torch.from_numpy(attributions).double().flatten(1, -2).sum(1)
-    gap = total - (y - y_references.mean(0))
-    return float(gap.abs().max() / torch.cat([y, y_references]).abs().max())
 
 
 def draw(images: Array, attributions: Array, logits: Array, path: Path) -> None:
@@ -229,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AssertionError as error:
         print(textwrap.fill(f"AssertionError: {error}", 96))
     values = explainer.shap_values(samples, check_additivity=False)
-    print(f"\nadditivity error: {additivity_error(model, samples, references, values):.1e}")
+    print(f"\nadditivity error: {additivity_error(model, references, samples, [values]):.1e}")
 
     headline("3. The same two lines, on make_explainable(model)")
     print(">>> explainable = fxshap.make_explainable(model)")
@@ -239,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     explainer = shap.DeepExplainer(explainable, references)
     values = explainer.shap_values(samples)
     print("SHAP's additivity check passed")
-    print(f"\nadditivity error: {additivity_error(model, samples, references, values):.1e}")
+    print(f"\nadditivity error: {additivity_error(model, references, samples, [values]):.1e}")
 
     headline("4. Draw the attributions")
     with torch.no_grad():

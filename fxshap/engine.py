@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from fxshap.references import ReferenceChunk, References, rows_that_fit
 from fxshap.refine import Refinement
 from fxshap.rewrite import Rewritten, rewrite
 from fxshap.tape import Taps, Walk
+
+logger = logging.getLogger("fxshap")
 
 
 class Engine:
@@ -98,6 +101,8 @@ class Engine:
         if self.layout is None:
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
             self.layout = probe_layout(self.rewritten.observe, pairs, self.captured.rows)
+            how = "as many copies of itself" if self.layout.tile else "as one row"
+            logger.debug("a sample is run %s", how)
         return self.layout
 
     def references_of(
@@ -110,6 +115,7 @@ class Engine:
             rows = self.rows_of_tape(inputs, layout)
             held = References(self.rewritten.attribute, inputs, rows)
             self.references, self.references_key = held, version
+            logger.debug("recorded the tape of %d references, %d at a time", len(inputs[0]), rows)
         return held
 
     def rows_of_tape(self, inputs: Sequence[Tensor], layout: Layout) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxshap.asking import is_asking, is_hooked, refuse_layers, remove_hooks
 from fxshap.engine import Engine
-from fxshap.errors import CaptureError, ModelError
+from fxshap.errors import CaptureError, ModelError, OptionError
 from fxshap.inputs import require_floats, split_pairs
 from fxshap.output import Selector, require_rows, select_output
 from fxshap.references import ReferenceChunk
@@ -18,6 +19,8 @@ from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.report import Report, make_report
 from fxshap.tables import count
 from fxshap.tape import explained
+
+logger = logging.getLogger("fxshap")
 
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
 MOST_ENGINES = 8
@@ -73,7 +76,7 @@ def make_explainable(
         If `model` is not an ``nn.Module``.
     InputError
         If `example_inputs` are not floating-point tensors.
-    ValueError
+    OptionError
         If `refine` is negative or `reference_chunk` is not positive.
     CaptureError
         If `example_inputs` are given and the model cannot be captured with them.
@@ -100,7 +103,7 @@ def make_explainable(
         )
     refinement = Refinement(refine, seed, feature_dims)
     if reference_chunk != "auto" and (not isinstance(reference_chunk, int) or reference_chunk < 1):
-        raise ValueError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
+        raise OptionError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
     explainable = ExplainableModule(model, output, refinement, reference_chunk)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
@@ -261,6 +264,7 @@ class ExplainableModule(nn.Module):
         self._engines[key] = self._engines.pop(key)  # the latest last
         while len(self._engines) > MOST_ENGINES:
             del self._engines[next(iter(self._engines))]
+            logger.debug("dropped the capture that was not asked for longest")
         return self._engines[key]
 
     def _latest(self) -> Engine:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxshap.inputs import require_finite
 from fxshap.tape import Tape
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fxshap")
 
 #: How many references go onto one tape: a number, or as many as free memory holds.
 ReferenceChunk = int | Literal["auto"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.errors import InputError
+from fxshap.errors import InputError, OptionError
 
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
 #: For every cotangent the multipliers of each input.
@@ -44,7 +44,7 @@ class Refinement:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, int) or self.pairs < 0:
-            raise ValueError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
+            raise OptionError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
 
     def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> list[list[Tensor]]:
         """Draw the coalitions of one call, the same for the same inputs."""

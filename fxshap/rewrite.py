@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fxshap.booleans import booleans_to_floats
-from fxshap.capture import Captured, node_line, user_module
+from fxshap.capture import UNKNOWN_LINE, Captured, node_line, user_module
 from fxshap.errors import CaptureError
 from fxshap.lean import CONVOLUTIONS, lean_convolution
 from fxshap.rescale import rescale
@@ -181,9 +181,9 @@ def refuse_randomness(graph: fx.Graph) -> None:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags and find_rule(node.target) is None:
             raise CaptureError(
-                f"the model draws random numbers in {user_module(node) or 'its forward'} "
-                f"({node.target}), so it has no single output to explain; call model.eval(), or "
-                "turn the sampling off"
+                f"the model draws random numbers in {user_module(node) or 'its forward'}, at "
+                f"{node_line(node)} ({node.target}), so it has no single output to explain; call "
+                "model.eval(), or turn the sampling off"
             )
 
 
@@ -293,9 +293,10 @@ def needs_rule(node: fx.Node) -> bool:
 
 
 def whereabouts(node: fx.Node) -> str:
-    """Name a node and the user's module that it came from, for messages."""
-    module = user_module(node)
-    return f"{node.name} in {module}" if module else node.name
+    """Name a node and the user's module and line that it came from, for messages."""
+    module, line = user_module(node), node_line(node)
+    place = f"{node.name} in {module}" if module else node.name
+    return place if line == UNKNOWN_LINE else f"{place}, {line.partition(' (')[0]}"
 
 
 def gives_floats(node: fx.Node) -> bool:

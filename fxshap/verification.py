@@ -377,7 +377,33 @@ def output_differences(heard: Heard, f_x: Tensor, f_r: Tensor) -> list[float]:
     return largest
 
 
-def additivity_gaps(values: list[Array], f_x: Tensor, f_r: Tensor, ranks: Tensor) -> Array:
+def additivity_error(
+    model: nn.Module, background: Inputs, samples: Inputs, values: Sequence[Array]
+) -> float:
+    """Return how far attributions are from summing to the change of a model's output.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The explained model, with an output of shape (rows, outputs).
+    background, samples : Tensor or sequence of Tensor
+        One tensor an input, of shape (rows, ...).
+    values : sequence of ndarray
+        One array an input, of shape (samples, ..., outputs), the layout of SHAP.
+
+    Returns
+    -------
+    float
+        The largest ``|sum(phi) - (f(x) - mean f(background))|`` over the largest ``|f|``.
+    """
+    with torch.no_grad():
+        f_x, f_r = model(*as_list(samples)), model(*as_list(background))
+    every = torch.arange(f_x.shape[1]).expand(len(f_x), -1)
+    gap = additivity_gaps(values, f_x, f_r, every).max()
+    return float(gap) / max(float(f_x.abs().max()), float(f_r.abs().max()))
+
+
+def additivity_gaps(values: Sequence[Array], f_x: Tensor, f_r: Tensor, ranks: Tensor) -> Array:
     """Return |sum(phi) - (f(x) - mean f(references))|, of shape (samples, outputs), in float64.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What several test files need: SHAP's values, the additivity error, a model's full state."""
+"""What several test files need: SHAP's values, their exactness, a model's full state."""
 
 import itertools
 import warnings
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxshap.asking import is_shap_hook
 from fxshap.rescale import rescale
+from fxshap.verification import additivity_error
 
 Arrays = list[np.ndarray]
 
@@ -31,18 +32,6 @@ def explain(
         warnings.simplefilter("error", UserWarning)
         explainer = shap.DeepExplainer(model, background[0] if one else list(background))
         return as_list(explainer.shap_values(samples[0] if one else list(samples), **options))
-
-
-def additivity_error(
-    model: nn.Module, background: Sequence[Tensor], samples: Sequence[Tensor], values: Arrays
-) -> float:
-    """max |sum(phi) - (f(x) - mean f(refs))| / max(|f(x)|, |f(refs)|), summed in float64."""
-    with torch.no_grad():
-        f_x, f_r = (model(*x).double().numpy() for x in (samples, background))
-    features = [phi.astype(np.float64).reshape(len(phi), -1, phi.shape[-1]) for phi in values]
-    total = sum(phi.sum(axis=1) for phi in features)
-    scale = max(np.abs(f_x).max(), np.abs(f_r).max())
-    return float(np.abs(total - (f_x - f_r.mean(axis=0))).max() / scale)
 
 
 def assert_exact(

@@ -54,7 +54,7 @@ def test_both_graphs_can_be_read():
     assert "aten.gelu" in explainable.observe.code
     code = explainable.attribute.code
     assert code.count("rescale_rescale(") == 4
-    assert "'gelu in first.1'" in code and "'tanh in second.act'" in code
+    assert "'gelu in first.1, " in code and f"'tanh in second.act, {__file__}:" in code
 
 
 def test_rewritten_nodes_know_the_users_module():
