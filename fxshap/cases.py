@@ -59,7 +59,8 @@ class Varying:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw both ends: |x - r| from 1e-12 to 1e2, both signs, and 0 in one row and elsewhere.
 
-        Some of either end lie at multiples of 1/2, where the kinks are.
+        Some of either end lie at multiples of 1/2, where the kinks are, and some close pairs lie
+        on either side of one, of 0 above all.
         """
         shape = list(self.shape)
         if self.row is not None:
@@ -69,8 +70,12 @@ class Varying:
         r = low + (high - low) * uniform[0]
         r = torch.where(uniform[0] * 100 % 10 < 2, halves(r), r).clamp(self.low, self.high)
         d = 10 ** (14 * uniform[1] - 12) * (2 * uniform[2] - 1).sign() * (uniform[1] < 0.95)
+        place = uniform[2] * 100 % 10
+        across = (place > 8) & (d.abs() < 0.5)
+        kink = torch.where(uniform[0] * 1000 % 2 < 1, 0.0, halves(r))
+        r = torch.where(across, kink - uniform[0] * d, r).clamp(self.low, self.high)
         x = r + d
-        x = torch.where(uniform[2] * 100 % 10 < 1, halves(x), x).clamp(self.low, self.high)
+        x = torch.where(place < 1, halves(x), x).clamp(self.low, self.high)
         if self.row is not None:
             x.select(self.row, 0).copy_(r.select(self.row, 0))
         if self.indices:
@@ -257,7 +262,11 @@ def check(case: Case, dtype: torch.dtype) -> None:
         one = [value.narrow(row, 3, 1) for value, row in zip(x, rows, strict=False)]
         tried["from many references to one sample row"] = one
     for where, ends in tried.items():
-        errors, multipliers = additivity_errors(case, operation, r, ends)
+        try:
+            errors, multipliers = additivity_errors(case, operation, r, ends)
+        except Exception as error:
+            error.add_note(f"{describe(case)} was tried {where}, in {dtype}")
+            raise
         finite = all(m is None or bool(m.isfinite().all()) for m in multipliers)
         if not finite:
             raise AdditivityError(

@@ -217,10 +217,13 @@ def describe_input(node: fx.Node) -> str:
 
 def summarise(modules: Iterable[str]) -> list[str]:
     """Put names together that differ in their numbers alone: ``layers.*.act (12)``."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    groups: dict[str, list[list[str]]] = defaultdict(list)
     for name in modules:
-        groups[re.sub(r"\b\d+\b", "*", name)].append(name)
-    return [
-        names[0] if len(names) == 1 else f"{pattern} ({len(names)})"
-        for pattern, names in groups.items()
-    ]
+        groups[re.sub(r"\b\d+\b", "*", name)].append(name.split("."))
+    summary = []
+    for names in groups.values():
+        parts = [
+            part if len({part, *rest}) == 1 else "*" for part, *rest in zip(*names, strict=True)
+        ]
+        summary.append(".".join(parts) + (f" ({len(names)})" if len(names) > 1 else ""))
+    return summary

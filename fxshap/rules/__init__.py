@@ -22,10 +22,10 @@ An activation that is one kernel to PyTorch, x + sin(x)^2 (Ziyin et al. 2020, eq
 >>> @snake.register_fake
 ... def _(x):
 ...     return torch.empty_like(x)
->>> def backward(context, grad):
-...     return grad * (1 + torch.sin(2 * context.saved_tensors[0]))
->>> def save(context, inputs, output):
-...     context.save_for_backward(*inputs)
+>>> def backward(ctx, grad):
+...     return grad * (1 + torch.sin(2 * ctx.saved_tensors[0]))
+>>> def save(ctx, inputs, output):
+...     ctx.save_for_backward(*inputs)
 >>> snake.register_autograd(backward, setup_context=save)
 
 The rule, and a check of it:

@@ -1,0 +1,212 @@
+"""The command line, as a user calls it."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import fxshap
+import fxshap.__main__
+from fxshap.cli import cli
+from fxshap.rules import RULES, Rule
+
+MODELS = '''
+import torch
+from torch import nn
+
+print("the code of the module runs")
+
+class Tower(nn.Module):
+    """Two inputs, several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, x, y):
+        return {"logits": torch.tanh(self.a(x)) * self.b(y.flatten(1)), "rest": x}
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x  # the branch
+
+class Nothing:
+    pass
+
+class Factories:
+    small = staticmethod(lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)))
+
+ready = nn.Sequential(nn.Linear(4, 2), nn.Tanh())
+
+def fails():
+    raise KeyError("weights.pt")  # the failure
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with a module of models, and no trace of it afterwards."""
+    (tmp_path / "cli_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    levels = {name: logging.getLogger(name).level for name in ("torch", "fxshap")}
+    yield tmp_path
+    sys.modules.pop("cli_models", None)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli, arguments, prog_name="fxshap", catch_exceptions=False)
+
+
+def check(model: str, *arguments: str):
+    return run("check", f"cli_models:{model}", *arguments)
+
+
+@pytest.mark.parametrize("model", ["Factories.small", "ready"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_explainable_model_exits_with_0(model, dtype):
+    result = check(model, "--shape", "4", "--dtype", dtype, "--samples", "2")
+    assert result.exit_code == 0
+    assert f"Sequential, captured for (*, 4) {dtype}" in result.stdout
+    assert f"Sequential, 2 samples against 4 references, {dtype}" in result.stdout
+    assert "Adds up: the error is" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert not result.stderr
+
+
+def test_several_inputs_an_output_and_json():
+    result = check(
+        "Tower", "--shape", "4", "--shape", "2,3", "--output", "logits", "--references", "3",
+        "--refine", "1", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    said = json.loads(result.stdout.partition("\n")[2])  # after what the module prints
+    assert said["explainable"] is True
+    assert said["report"]["inputs"] == ["(*, 4) float32", "(*, 2, 3) float32"]
+    assert said["verification"]["references"] == 3
+    assert said["verification"]["samples"][0]["distance"] < 1
+
+
+def test_outputs_are_so_many_columns(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(fxshap, "verify", lambda *a, **options: asked.update(options) or stop())
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    assert check("ready", "--shape", "4", "--outputs", "2").exit_code == 2
+    assert asked["ranked_outputs"] == 2
+
+
+def test_a_leaking_model_exits_with_1(monkeypatch):
+    import torch
+
+    def half(operation, reference, sample, grad):
+        return (grad / 2,)
+
+    monkeypatch.setitem(RULES, torch.ops.aten.tanh, Rule("half", half))
+    result = check("ready", "--shape", "4")
+    assert result.exit_code == 1
+    assert "DOES NOT ADD UP" in result.stdout
+    assert "1.tanh: error" in result.stdout
+    result = check("ready", "--shape", "4", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verification"]["leaks"][0]["name"] == "1.tanh"
+
+
+REFUSALS = {
+    "no capture": (["cli_models:Branch", "--shape", "4"], "# the branch`"),
+    "wrong shape": (["cli_models:ready", "--shape", "5"], "shapes cannot be multiplied"),
+    "no output": (["cli_models:Tower", "--shape", "4", "--shape", "6"], "output="),
+    "not that output": (
+        ["cli_models:Tower", "--shape", "4", "--shape", "6", "--output", "1"], "output=1 is not in"
+    ),
+    "failing factory": (["cli_models:fails", "--shape", "4"], "# the failure`"),
+    "no module": (["cli_nothing:Model", "--shape", "4"], "No module named 'cli_nothing'"),
+    "no factory": (["cli_models:nothing", "--shape", "4"], "cli_models has no nothing"),
+    "no model": (["cli_models:Nothing", "--shape", "4"], "returns a Nothing, not a torch.nn"),
+    "no colon": (["cli_models", "--shape", "4"], "is not like package.module:factory"),
+    "no shape": (["cli_models:ready"], "Missing option '--shape'"),
+    "no sizes": (["cli_models:ready", "--shape", "4,-1"], "'4,-1' is not like 3,224,224"),
+    "no dtype": (["cli_models:ready", "--shape", "4", "--dtype", "int8"], "'int8' is not one of"),
+    "no format": (["cli_models:ready", "--shape", "4", "--draw", "x.y"], "cannot draw to x.y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_explained_exits_with_2_and_the_reason(name):
+    arguments, reason = REFUSALS[name]
+    result = run("check", *arguments)
+    assert result.exit_code == 2
+    assert reason in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_a_refusal_in_json():
+    result = check("fails", "--shape", "4", "--json")
+    assert result.exit_code == 2
+    said = json.loads(result.stdout.partition("\n")[2])
+    assert said["explainable"] is False and said["error"] == "KeyError"
+    assert "weights.pt" in said["message"] and "cli_models.py" in said["message"]
+
+
+def test_verbose_logs_and_shows_tracebacks(folder):
+    result = check("fails", "--shape", "4", "--verbose")
+    assert "Traceback" in result.stderr
+    command = ["-m", "fxshap", "check", "cli_models:ready", "--shape", "4", "--verbose"]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=True, cwd=folder
+    )
+    assert "DEBUG:fxshap:captured Sequential for any number of rows" in done.stderr
+    assert "Adds up" in done.stdout
+
+
+def test_a_picture_is_drawn(folder):
+    assert check("ready", "--shape", "4", "--draw", "graph.dot").exit_code == 0
+    assert (folder / "graph.dot").read_text().startswith("digraph")
+
+
+def test_the_demo_is_the_demo(monkeypatch):
+    from fxshap import demo
+
+    asked = []
+    monkeypatch.setattr(demo, "main", lambda arguments: asked.append(arguments) or 0)
+    assert run("demo", "--output", "digits.png").exit_code == 0
+    assert asked == [["--output", "digits.png"]]
+
+
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"fxshap {fxshap.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["demo"]])
+def test_help_has_an_example_and_fits(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout and "\n    fxshap " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_help_says_that_it_runs_the_users_code():
+    said = " ".join(run("check", "--help").stdout.split())
+    assert "Imports PACKAGE.MODULE, which runs its code" in said
+    assert (
+        "Exits with 0 if the attributions add up, 1 if they do not, and 2 with the reason" in said
+    )
+
+
+def test_without_click_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "fxshap.cli")
+    monkeypatch.setitem(sys.modules, "click", None)
+    assert fxshap.__main__.main() == 2
+    out, err = capsys.readouterr()
+    assert not out and "pip install 'fxshap[cli]'" in err
