@@ -35,12 +35,12 @@ def sizes_of(shape: str) -> tuple[int, ...]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fxshap.__version__, prog_name="fxshap", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Make PyTorch models explainable by unmodified SHAP, and check that they are.
+    """Make PyTorch models explainable by unmodified SHAP, and check that they are.
 
     \b
     Example:
       fxshap check torchvision.models:resnet18 --shape 3,224,224
-    """
+    """  # noqa: D301, click reads \b
 
 
 @cli.command()
@@ -113,7 +113,7 @@ def check(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    r"""Check that SHAP explains a model exactly, on random inputs.
+    """Check that SHAP explains a model exactly, on random inputs.
 
     Imports PACKAGE.MODULE, which runs its code, and calls FACTORY without arguments; a model that
     is there already will do too. The present folder comes first on the import path.
@@ -126,7 +126,7 @@ def check(
       fxshap check torchvision.models:resnet18 --shape 3,224,224
       fxshap check my_project.models:two_towers --shape 10 --shape 16,384
       fxshap check my_project.models:bert --shape 16,384 --output logits --json
-    """
+    """  # noqa: D301, click reads \b
     if verbose:
         logging.basicConfig(level=logging.WARNING)
         logging.getLogger("fxshap").setLevel(logging.DEBUG)
@@ -167,12 +167,12 @@ def check(
     help="The picture of the attributions.",
 )
 def demo(output: Path) -> None:
-    r"""Train a small network on digits, and explain it with SHAP before and after.
+    """Train a small network on digits, and explain it with SHAP before and after.
 
     \b
     Example:
       fxshap demo --output digits.png
-    """
+    """  # noqa: D301, click reads \b
     from fxshap.demo import main  # which imports SHAP
 
     sys.exit(main(["--output", str(output)]))

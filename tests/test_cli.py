@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -162,8 +164,14 @@ def test_verbose_logs_and_shows_tracebacks(folder):
     result = check("fails", "--shape", "4", "--verbose")
     assert "Traceback" in result.stderr
     command = ["-m", "fxshap", "check", "cli_models:ready", "--shape", "4", "--verbose"]
+    there = {**os.environ, "PYTHONPATH": str(Path(fxshap.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, check=True, cwd=folder
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env=there,
     )
     assert "DEBUG:fxshap:captured Sequential for any number of rows" in done.stderr
     assert "Adds up" in done.stdout
