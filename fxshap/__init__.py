@@ -1,6 +1,7 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
 from fxshap import rules
+from fxshap.asking import paired
 from fxshap.errors import (
     BatchMixingError,
     CaptureError,
@@ -8,6 +9,7 @@ from fxshap.errors import (
     InputError,
     ModelError,
     OutputError,
+    RecognitionError,
     RuleError,
 )
 from fxshap.module import ExplainableModule, make_explainable
@@ -22,7 +24,9 @@ __all__ = [
     "InputError",
     "ModelError",
     "OutputError",
+    "RecognitionError",
     "RuleError",
     "make_explainable",
+    "paired",
     "rules",
 ]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxshap.capture import Captured, capture, tensor_at
+from fxshap.capture import Captured, tensor_at
 from fxshap.inputs import require_finite
+from fxshap.layers import Trunk
 from fxshap.layout import Layout, probe_layout
-from fxshap.output import Selector
 from fxshap.refine import Refinement, refined_multipliers
 from fxshap.rewrite import Rewritten, rewrite
 from fxshap.tape import Tape, Walk
@@ -26,24 +26,25 @@ class Engine:
     Parameters
     ----------
     model : nn.Module
-    inputs : sequence of Tensor
-        Inputs to capture the model with.
-    output : str, int, callable or None
-        Which output to explain.
+    captured : Captured
+        The model's graph, or the head of it.
     refinement : Refinement
         How many coalitions to walk through.
+    trunk : Trunk, optional
+        What leads to the head.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inputs: Sequence[Tensor],
-        output: Selector,
+        captured: Captured,
         refinement: Refinement,
+        trunk: Trunk | None = None,
     ) -> None:
         self.model = model
+        self.captured = captured
         self.refinement = refinement
-        self.captured: Captured = capture(model, inputs, output)
+        self.trunk = trunk
         self.rewritten: Rewritten = rewrite(self.captured)
         self.layout: Layout | None = None
         self.tape: Tape | None = None
@@ -51,6 +52,10 @@ class Engine:
         self.version: tuple[Any, ...] = ()
         self.asked: Hashable = None
         self.sums: tuple[complex, ...] = ()
+
+    def enter(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the graph takes for inputs of the model."""
+        return list(inputs) if self.trunk is None else self.trunk(self.model, inputs)
 
     def explain(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
@@ -60,7 +65,7 @@ class Engine:
         Parameters
         ----------
         samples, references : sequence of Tensor
-            One tensor an input, with as many rows each.
+            One tensor an input of the graph, with as many rows each.
         asked : hashable
             Tells one explanation, of many calls, from the next.
         """
@@ -70,22 +75,26 @@ class Engine:
         alone = all(bool((x == x[:1]).all()) for x in samples)
         if alone:
             samples = [x[:1] for x in samples]
-        require_finite("sample", samples)
+        require_finite("sample", samples[: self.captured.explained])
         layout = self.layout_of(samples, references)
         tiled = [x.expand(rows, *x.shape[1:]) for x in samples] if layout.tile else samples
         y_sample, sample = self.observe(tiled)
         if alone and not layout.tile:
             sample = dict(zip(sample, layout.spread(list(sample.values()), rows), strict=True))
-        output = torch.cat([y_sample.expand(rows, -1), tape.output.detach()])
+        output = torch.cat([y_sample.expand(rows, *y_sample.shape[1:]), tape.output.detach()])
         if not self.refinement.pairs:
             return partial(tape.walk, tape.references, sample), output
 
+        explained = self.captured.explained
+        beside = references[explained:]
+
         def through(hybrid: Sequence[Tensor], grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-            _, middle = self.observe(hybrid)
+            _, middle = self.observe([*hybrid, *beside])
             return tape.walk(tape.references, middle, grad), tape.walk(middle, sample, grad)
 
-        coalitions = self.refinement.draw(samples, references)
-        return partial(refined_multipliers, through, samples, references, coalitions), output
+        ends = samples[:explained], references[:explained]
+        coalitions = self.refinement.draw(*ends)
+        return partial(refined_multipliers, through, *ends, coalitions), output
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
@@ -97,7 +106,9 @@ class Engine:
         """Return where the batch lies in every tap, found out at the first explanation."""
         if self.layout is None:
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
-            self.layout = probe_layout(self.rewritten.observe, pairs, self.captured.rows)
+            self.layout = probe_layout(
+                self.rewritten.observe, pairs, self.captured.rows, self.captured.explained
+            )
         return self.layout
 
     def tape_of(self, references: Sequence[Tensor], version: tuple[Any, ...]) -> Tape:
@@ -107,13 +118,13 @@ class Engine:
             and self.tape_key == version
             and all(
                 old.shape == new.shape and torch.equal(old, new)
-                for old, new in zip(self.tape.leaves, references, strict=True)
+                for old, new in zip(self.tape.inputs, references, strict=True)
             )
         )
         if not same or self.tape is None:
-            require_finite("references", references)
+            require_finite("references", references[: self.captured.explained])
             self.tape = None  # let go of the old one first
-            self.tape = Tape(self.rewritten.attribute, references)
+            self.tape = Tape(self.rewritten.attribute, references, self.captured.explained)
             self.tape_key = version
         return self.tape
 

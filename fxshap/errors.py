@@ -27,3 +27,7 @@ class BatchMixingError(FxshapError, RuntimeError):
 
 class RuleError(FxshapError, RuntimeError):
     """An operation has neither a rule nor a derivative, or its rule failed."""
+
+
+class RecognitionError(FxshapError, RuntimeError):
+    """A library asks for an explanation in a way that fxshap does not know."""

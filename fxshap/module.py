@@ -6,13 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from fxshap.asking import is_asking, is_hooked, refuse_layers, remove_hooks
+from fxshap.arguments import Arguments
+from fxshap.asking import (
+    asker,
+    caller,
+    hooked_by,
+    hooks_on,
+    mode,
+    needs_gradient,
+    remove_hooks,
+    works_for,
+)
+from fxshap.capture import capture
 from fxshap.engine import Engine
 from fxshap.errors import CaptureError, ModelError
-from fxshap.inputs import require_floats, split_pairs
-from fxshap.output import Selector, require_rows, select_output
+from fxshap.inputs import is_floating, require_floats
+from fxshap.layers import asked_layer, require_room, set_aside, split
+from fxshap.output import Selector, pick, require_columns, require_rows, select_output
+from fxshap.place import Place
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.tape import explained
 
@@ -118,7 +133,7 @@ class ExplainableModule(nn.Module):
     ) -> None:
         super().__init__()
         self.held = _Held(model)
-        self.probe = nn.Identity()
+        self.probe = nn.ReLU()  # which all the libraries hook
         self.output = output
         self.refinement = refinement
         self.training = model.training
@@ -139,20 +154,54 @@ class ExplainableModule(nn.Module):
         """The captured graph with its nonlinear nodes rewritten."""
         return self._latest().rewritten.attribute
 
-    def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
-        """Return the model's own output; give SHAP multipliers for gradients when it asks."""
-        if not is_asking(self.probe, inputs):
-            remove_hooks((self.held, self.probe))
-            require_floats(inputs, self.model)
-            result = select_output(self.model(*inputs, **kwargs), self.output)
-            require_rows(result, inputs)
-            return result
+    @property
+    def mode(self) -> str:
+        """Who has prepared this model to ask it: 'shap', 'captum', ... 'paired', or 'plain'."""
+        return mode(self.probe)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # As torch.compile's wrapper does it; private names are each module's own business.
+            if name.startswith("_") or "held" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the model's own output; multipliers for gradients if a library asks for them."""
+        library = asker(self.probe, pytree.tree_leaves((inputs, kwargs)))
+        if library is None:
+            return self._answer(inputs, kwargs)
         with self._cleaning():
-            return self._explain(inputs)
+            return self._explain(library, inputs, kwargs)
+
+    def _answer(self, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the user's model, as anyone does, and SHAP to see what it is about to explain."""
+        library = caller()
+        if library in (None, "shap") and hooks_on(self.probe):
+            self._remove_hooks()  # left over from a call that failed: SHAP has not yet hooked
+        if library != "shap":
+            return pick(self.model(*inputs, **kwargs), self.output)
+        with self._cleaning():
+            require_floats(inputs, self.model)
+            asked = asked_layer(self.model, library)
+            with set_aside(asked):
+                result = select_output(self.model(*inputs, **kwargs), self.output)
+                require_columns(result)
+                require_rows(result, inputs)
+            if asked is not None:
+                given = Arguments.of(inputs, kwargs, is_floating)
+                with set_aside(asked):
+                    engine = self._engine(given, given.tensors, asked.place)
+                    passing = engine.enter(given.tensors)[: engine.captured.explained]
+                require_room(asked.place, passing, inputs)
+                asked.hand_over(passing)
+            return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
-        if not is_hooked(self.probe):
+        if not hooked_by(self.probe):
             super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,22 +216,34 @@ class ExplainableModule(nn.Module):
             One tensor an input of the model, with the batch first.
         """
         require_floats(inputs, self.model)
+        given = Arguments.of(inputs, {}, is_floating)
         with evaluating(self.model):
-            self._engine(inputs)
+            self._engine(given, given.tensors)
         return self
 
-    def _explain(self, joint: Sequence[Tensor]) -> Tensor:
-        refuse_layers(self.model)
-        require_floats(joint, self.model)
-        samples, references = split_pairs(joint)
-        asked = tuple(self.probe._backward_hooks)  # SHAP hooks anew for every explanation
-        walk, output = self._engine(references).explain(samples, references, asked)
+    def _explain(self, library: str, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """Return the output for rows of samples and references, with multipliers to be had."""
+        given = Arguments.of(inputs, kwargs, needs_gradient)
+        require_floats(given.tensors[: given.explained], self.model)
+        samples, references = given.halves()
+        asked = asked_layer(self.model, library)
+        place = None if asked is None else asked.place
+        with set_aside(asked):
+            engine = self._engine(given, references, place)
+            samples, references = engine.enter(samples), engine.enter(references)
+            # The libraries hook anew for every explanation.
+            explanation = hooks_on(self.probe) or object()
+            walk, output = engine.explain(samples, references, explanation)
 
         def guarded(grad: Tensor) -> list[Tensor]:
             with self._cleaning():
                 return walk(grad)
 
-        return explained(guarded, output, joint)
+        if asked is None:
+            return explained(guarded, output, given.tensors[: given.explained])
+        pairs = zip(samples, references, strict=True)
+        rows = [torch.cat(pair) for pair in pairs][: engine.captured.explained]
+        return explained(guarded, output, asked.hand_over([x.requires_grad_() for x in rows]))
 
     @contextmanager
     def _cleaning(self) -> Iterator[None]:
@@ -190,23 +251,37 @@ class ExplainableModule(nn.Module):
         try:
             yield
         except BaseException:
-            remove_hooks((self.held, self.probe))
+            self._remove_hooks()
             raise
 
-    def _engine(self, inputs: Sequence[Tensor]) -> Engine:
+    def _remove_hooks(self) -> None:
+        remove_hooks([self.held, self.probe, *self.model.modules()])
+
+    def _engine(
+        self, given: Arguments, inputs: Sequence[Tensor], place: Place | None = None
+    ) -> Engine:
+        """Return the capture for arguments of this kind, made with these inputs if it is new."""
         modes = tuple((module, module.training) for module in self.model.modules())
-        kind = (modes, *((x.shape[1:], x.dtype, x.device) for x in inputs))
+        kind = (modes, place, given.kind)
         # A model that fixes its number of rows is captured once for each.
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
         if key is None:
-            engine = Engine(self.model, inputs, self.output, self.refinement)
+            engine = self._captured(given, inputs, place)
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
         while len(self._engines) > MOST_ENGINES:
             del self._engines[next(iter(self._engines))]
         return self._engines[key]
+
+    def _captured(self, given: Arguments, inputs: Sequence[Tensor], place: Place | None) -> Engine:
+        captured = capture(self.model, inputs, self.output, given.explained, given.form.call, place)
+        if place is None:
+            return Engine(self.model, captured, self.refinement)
+        trunk, head = split(captured, place)
+        trunk.require_separate_rows(self.model, inputs, head, given.explained)
+        return Engine(self.model, head, self.refinement, trunk)
 
     def _latest(self) -> Engine:
         if not self._engines:
@@ -249,7 +324,8 @@ class _Held(nn.Module):
         return super().train(mode)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        self.model.apply(fn)
+        if not works_for(fn):
+            self.model.apply(fn)
         return super().apply(fn)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
