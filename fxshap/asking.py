@@ -10,7 +10,7 @@ marks and stack disagree there is an error, never an ordinary gradient in silenc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxshap.errors import RecognitionError
+import fxshap
+from fxshap.errors import InputError, RecognitionError
+from fxshap.place import Place
 
 Hook = Callable[..., Any]
 
@@ -67,6 +69,9 @@ LIBRARIES = {
     "tangermeme": Library(asks=("tangermeme.deep_lift_shap", "tangermeme.pisa")),
 }
 
+#: The modules of all libraries that ask for multipliers.
+ASKING = tuple(module for library in LIBRARIES.values() for module in library.asks)
+
 #: What the mode is called while :func:`paired` is on.
 PAIRED = "paired"
 
@@ -103,13 +108,87 @@ def paired() -> Iterator[None]:
         _paired.reset(token)
 
 
-def asker(probe: nn.Module, inputs: Sequence[Any]) -> str | None:
-    """Return who asks for multipliers of these inputs, if anyone: a library's name or 'paired'.
+@dataclass(frozen=True)
+class Layer:
+    """A library's hook on one of the user's modules: a question about what passes there.
+
+    Attributes
+    ----------
+    place : Place
+    module : nn.Module
+    table : str
+        The table of hooks that it is in.
+    key : int
+        Its number there.
+    """
+
+    place: Place
+    module: nn.Module
+    table: str
+    key: int
+
+    @property
+    def hooks(self) -> dict[int, Hook]:
+        """The table of hooks."""
+        hooks: dict[int, Hook] = getattr(self.module, self.table)
+        return hooks
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Take the hook away for a while, so that it does not see how the model is captured."""
+        kept = dict(self.hooks)
+        del self.hooks[self.key]
+        try:
+            yield
+        finally:
+            self.hooks.clear()
+            self.hooks.update(kept)
+
+    def hand_over(self, passing: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Call the hook as the module would; return the tensors to go on with.
+
+        Raises
+        ------
+        InputError
+            If the library would differentiate the layer instead of the model.
+        """
+        entering, hook = tuple(passing), self.hooks[self.key]
+        if self.table == "_forward_pre_hooks":
+            result = hook(self.module, entering)
+        elif self.place.side == "input":  # SHAP looks back at it
+            result = hook(self.module, entering, None) or entering
+        else:
+            result = hook(self.module, (), entering[0] if len(entering) == 1 else entering)
+        if result is None:
+            raise InputError(
+                f"{self.place} is asked for its own gradient (Captum's neuron methods); explain a "
+                "model that ends there, with the neurons as its outputs"
+            )
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request for multipliers.
+
+    Attributes
+    ----------
+    layer : Layer or None
+        The layer that is asked about; ``None`` for the model's own inputs.
+    """
+
+    layer: Layer | None = None
+
+
+def question(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> Question | None:
+    """Return what is asked by calling an explainable model; ``None`` for an ordinary call.
 
     Parameters
     ----------
     probe : nn.Module
         The module that is never run.
+    model : nn.Module
+        The user's model.
     inputs : sequence
         Everything that the explainable model is called with.
 
@@ -119,14 +198,20 @@ def asker(probe: nn.Module, inputs: Sequence[Any]) -> str | None:
         If a library that explains by differences is calling but has left no mark that we know, or
         has left marks that we do not know.
     """
-    if not (torch.is_grad_enabled() and any(map(needs_gradient, inputs))):
+    if not torch.is_grad_enabled():
+        return None
+    recorded, calling = any(map(needs_gradient, inputs)), caller()
+    layer = layer_asked(model, calling) if calling else None
+    if not recorded and layer is None:
         return None
     if _paired.get():
-        return PAIRED
-    marked, calling = hooked_by(probe), caller()
-    if calling and calling not in marked:
+        return Question(layer)
+    marked = hooked_by(probe)
+    if calling is None:
+        return None  # the marks are left over from a call that failed
+    if calling not in marked:
         raise RecognitionError(strange(calling, "calls this model without the hooks"))
-    return calling
+    return Question(layer)
 
 
 def needs_gradient(value: Any) -> bool:
@@ -139,16 +224,24 @@ def mode(probe: nn.Module) -> str:
     return PAIRED if _paired.get() else next(iter(hooked_by(probe)), "plain")
 
 
-def hooked_by(probe: nn.Module) -> set[str]:
-    """Return the libraries that have hooked the probe to ask for multipliers."""
+def hooked_by(probe: nn.Module) -> list[str]:
+    """Return the libraries that have hooked the probe to ask for multipliers.
+
+    Raises
+    ------
+    RecognitionError
+        If one of them has hooked it in a way that we do not know; its hooks are removed.
+    """
     modules = {module_of(hook) for table in TABLES for hook in getattr(probe, table).values()}
-    found = {name for name in LIBRARIES if any(is_from(m, LIBRARIES[name].asks) for m in modules)}
-    for name in LIBRARIES.keys() - found:
-        known = LIBRARIES[name].gradients
-        unknown = [m for m in modules if is_from(m, (name,)) and not is_from(m, known)]
-        if unknown:
-            remove_hooks([probe])
-            raise RecognitionError(strange(name, f"has hooked this model from {unknown[0]}, not"))
+    found = []
+    for name, library in LIBRARIES.items():
+        theirs = [module for module in modules if is_from(module, (name,))]
+        if any(is_from(module, library.asks) for module in theirs):
+            found.append(name)
+        elif strangers := [m for m in theirs if not is_from(m, library.gradients)]:
+            remove_hooks([probe], (name,))
+            does = f"has hooked this model from {strangers[0]}, which is not among the modules"
+            raise RecognitionError(strange(name, does))
     return found
 
 
@@ -166,9 +259,15 @@ def caller() -> str | None:
     return None
 
 
-def works_for(function: Hook) -> bool:
-    """Say whether a function belongs to a library that explains by differences."""
-    return any(is_from(module_of(function), library.asks) for library in LIBRARIES.values())
+def layer_asked(model: nn.Module, library: str) -> Layer | None:
+    """Return the layer of the user's model that a library asks about, if it does."""
+    for name, module in model.named_modules():
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            for key, hook in getattr(module, table).items():
+                if is_from(module_of(hook), (LIBRARIES[library].layers,)):
+                    output = library == "captum" and table == "_forward_hooks"
+                    return Layer(Place(name, "output" if output else "input"), module, table, key)
+    return None
 
 
 def hooks_on(module: nn.Module) -> tuple[int, ...]:
@@ -176,12 +275,17 @@ def hooks_on(module: nn.Module) -> tuple[int, ...]:
     return tuple(key for table in TABLES for key in getattr(module, table))
 
 
-def remove_hooks(modules: Sequence[nn.Module]) -> None:
+def works_for(function: Hook) -> bool:
+    """Say whether a function belongs to a library that explains by differences."""
+    return is_from(module_of(function), ASKING)
+
+
+def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = ASKING) -> None:
     """Remove hooks of libraries that ask; SHAP leaves its own behind when a call of it fails."""
     for module in modules:
         for table in TABLES:
             hooks = getattr(module, table)
-            for key in [key for key, hook in hooks.items() if works_for(hook)]:
+            for key in [key for key, hook in hooks.items() if is_from(module_of(hook), owners)]:
                 del hooks[key]
 
 
@@ -199,7 +303,7 @@ def is_from(module: str, packages: Sequence[str]) -> bool:
 def strange(library: str, does: str) -> str:
     """Say that a library does what the release we know does not."""
     return (
-        f"{library} {installed(library)} {does} that fxshap {installed('fxshap')} knows, and would "
+        f"{library} {installed(library)} {does} that fxshap {fxshap.__version__} knows, and would "
         "get ordinary gradients instead of attributions that add up; use a release of "
         f"{library} that fxshap supports, or, if it passes rows [samples; references], ask inside "
         "`with fxshap.paired():`"

@@ -13,108 +13,18 @@ missing from the sum.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxshap.asking import LIBRARIES, Hook, is_from, module_of
 from fxshap.capture import Captured, node_line, tensor_at
 from fxshap.errors import InputError
 from fxshap.layout import probe_layout
-from fxshap.place import Place, Side
+from fxshap.place import Place
 from fxshap.rewrite import IDENTITIES, dependents, mark_varying, packet
-
-# --- who asks about a layer ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A library's hook on one of the user's modules: a question about what passes there.
-
-    Attributes
-    ----------
-    place : Place
-    module : nn.Module
-    hook : callable
-    table : str
-        The table of hooks that it is in.
-    """
-
-    place: Place
-    module: nn.Module
-    hook: Hook
-    table: str
-
-    def hand_over(self, passing: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Call the hook as the module would; return the tensors to be used in their stead.
-
-        Raises
-        ------
-        InputError
-            If the library would differentiate the layer instead of the model.
-        """
-        values: Any = passing[0] if len(passing) == 1 and self.place.side == "output" else passing
-        if self.table == "_forward_pre_hooks":
-            result = self.hook(self.module, tuple(passing))
-        elif self.place.side == "output":
-            result = self.hook(self.module, (), values)
-        else:  # SHAP looks at what has entered when the module has been called
-            self.hook(self.module, tuple(passing), None)
-            result = tuple(passing)
-        if result is None:
-            raise InputError(
-                f"{self.place} is asked for its own gradient (Captum's neuron methods); explain a "
-                "model that ends there, with the neurons as its outputs"
-            )
-        return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def asked_layer(model: nn.Module, library: str) -> Asked | None:
-    """Return the question of a library about a layer of the user's model, if it asks one."""
-    owner = (LIBRARIES[library].layers,) if library in LIBRARIES else ()
-    for name, module in model.named_modules():
-        for table in ("_forward_pre_hooks", "_forward_hooks"):
-            for hook in getattr(module, table).values():
-                if is_from(module_of(hook), owner):
-                    before = library == "shap" or table == "_forward_pre_hooks"
-                    side: Side = "input" if before else "output"
-                    return Asked(Place(name, side), module, hook, table)
-    return None
-
-
-def require_room(place: Place, passing: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Raise if more tensors pass than SHAP has room for: as many as the model has inputs."""
-    if len(passing) > len(inputs):
-        raise InputError(
-            f"{place} is {len(passing)} tensors, and SHAP keeps attributions of layers for as many "
-            f"tensors as the model has inputs, here {len(inputs)}; explain from there on instead, "
-            "with explainable.from_layer(...), which gives a model with that many inputs"
-        )
-
-
-@contextmanager
-def set_aside(asked: Asked | None) -> Iterator[None]:
-    """Take a hook off its module for a while, so that it does not see how a graph is captured."""
-    if asked is None:
-        yield
-        return
-    hooks = getattr(asked.module, asked.table)
-    kept = list(hooks.items())
-    for key, hook in kept:
-        if hook is asked.hook:
-            del hooks[key]
-    try:
-        yield
-    finally:
-        hooks.clear()
-        hooks.update(kept)
-
-
-# --- cutting the graph --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,4 +158,14 @@ def warn_of_detours(head: fx.Graph, passing: int, place: Place) -> None:
             f"the model goes around {place}{where}: what goes around gets no attribution, so the "
             "attributions do not add up to the whole difference of the outputs",
             stacklevel=2,
+        )
+
+
+def require_room(place: Place, passing: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Raise if more tensors pass than SHAP has room for: as many as the model has inputs."""
+    if len(passing) > len(inputs):
+        raise InputError(
+            f"{place} is {len(passing)} tensors, and SHAP keeps attributions of layers for as many "
+            f"tensors as the model has inputs, here {len(inputs)}; explain from there on instead, "
+            "with explainable.from_layer(...), which gives a model with that many inputs"
         )

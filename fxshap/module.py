@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from fxshap.arguments import Arguments
 from fxshap.asking import (
-    asker,
+    Question,
     caller,
     hooked_by,
     hooks_on,
+    layer_asked,
     mode,
     needs_gradient,
+    question,
     remove_hooks,
     works_for,
 )
@@ -25,7 +27,7 @@ from fxshap.capture import capture
 from fxshap.engine import Engine
 from fxshap.errors import CaptureError, ModelError
 from fxshap.inputs import is_floating, require_floats
-from fxshap.layers import asked_layer, require_room, set_aside, split
+from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
 from fxshap.place import Place
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
@@ -170,34 +172,17 @@ class ExplainableModule(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the model's own output; multipliers for gradients if a library asks for them."""
-        library = asker(self.probe, pytree.tree_leaves((inputs, kwargs)))
-        if library is None:
-            return self._answer(inputs, kwargs)
-        with self._cleaning():
-            return self._explain(library, inputs, kwargs)
-
-    def _answer(self, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Call the user's model, as anyone does, and SHAP to see what it is about to explain."""
+        asked = question(self.probe, self.model, pytree.tree_leaves((inputs, kwargs)))
+        if asked is not None:
+            with self._cleaning():
+                return self._explain(asked, inputs, kwargs)
         library = caller()
         if library in (None, "shap") and hooks_on(self.probe):
             self._remove_hooks()  # left over from a call that failed: SHAP has not yet hooked
-        if library != "shap":
-            return pick(self.model(*inputs, **kwargs), self.output)
-        with self._cleaning():
-            require_floats(inputs, self.model)
-            asked = asked_layer(self.model, library)
-            with set_aside(asked):
-                result = select_output(self.model(*inputs, **kwargs), self.output)
-                require_columns(result)
-                require_rows(result, inputs)
-            if asked is not None:
-                given = Arguments.of(inputs, kwargs, is_floating)
-                with set_aside(asked):
-                    engine = self._engine(given, given.tensors, asked.place)
-                    passing = engine.enter(given.tensors)[: engine.captured.explained]
-                require_room(asked.place, passing, inputs)
-                asked.hand_over(passing)
-            return result
+        if library == "shap":
+            with self._cleaning():
+                return self._introduce(inputs)
+        return pick(self.model(*inputs, **kwargs), self.output)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
@@ -221,29 +206,46 @@ class ExplainableModule(nn.Module):
             self._engine(given, given.tensors)
         return self
 
-    def _explain(self, library: str, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    def _introduce(self, inputs: Sequence[Any]) -> Tensor:
+        """Answer SHAP when it looks at the model that it is about to explain."""
+        require_floats(inputs, self.model)
+        layer = layer_asked(self.model, "shap")
+        with layer.set_aside() if layer else nullcontext():
+            result = select_output(self.model(*inputs), self.output)
+            require_columns(result)
+            require_rows(result, inputs)
+            if layer:
+                given = Arguments.of(inputs, {}, is_floating)
+                engine = self._engine(given, given.tensors, layer.place)
+                passing = engine.enter(given.tensors)[: engine.captured.explained]
+                require_room(layer.place, passing, inputs)
+        if layer:
+            layer.hand_over(passing)
+        return result
+
+    def _explain(self, asked: Question, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """Return the output for rows of samples and references, with multipliers to be had."""
-        given = Arguments.of(inputs, kwargs, needs_gradient)
+        layer = asked.layer
+        given = Arguments.of(inputs, kwargs, is_floating if layer else needs_gradient)
         require_floats(given.tensors[: given.explained], self.model)
         samples, references = given.halves()
-        asked = asked_layer(self.model, library)
-        place = None if asked is None else asked.place
-        with set_aside(asked):
-            engine = self._engine(given, references, place)
+        with layer.set_aside() if layer else nullcontext():
+            engine = self._engine(given, references, layer.place if layer else None)
             samples, references = engine.enter(samples), engine.enter(references)
             # The libraries hook anew for every explanation.
             explanation = hooks_on(self.probe) or object()
             walk, output = engine.explain(samples, references, explanation)
+        require_rows(output, given.tensors)
 
         def guarded(grad: Tensor) -> list[Tensor]:
             with self._cleaning():
                 return walk(grad)
 
-        if asked is None:
+        if layer is None:
             return explained(guarded, output, given.tensors[: given.explained])
         pairs = zip(samples, references, strict=True)
         rows = [torch.cat(pair) for pair in pairs][: engine.captured.explained]
-        return explained(guarded, output, asked.hand_over([x.requires_grad_() for x in rows]))
+        return explained(guarded, output, layer.hand_over([x.requires_grad_() for x in rows]))
 
     @contextmanager
     def _cleaning(self) -> Iterator[None]:
