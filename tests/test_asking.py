@@ -90,6 +90,8 @@ def nothing_is_left(model, explainable, flat):
     """Check after every test that the model is as it was, and answers plainly."""
     before = state_of(model)
     yield
+    for x in (SAMPLES, REFERENCES, BACKGROUND):
+        x.requires_grad_(False)  # which Captum does not do when it fails
     assert_same_state(model, before)
     for asked in (explainable, flat):
         assert_no_shap_hooks(asked)
