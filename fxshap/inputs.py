@@ -23,7 +23,9 @@ def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
         if not x.is_floating_point():
             raise InputError(
                 f"input {position} is of {x.dtype}; only floating-point inputs have attributions. "
-                "Cast features with .float(); for token ids explain the embeddings (inputs_embeds)"
+                "Cast features with .float(), bind what is not to be explained "
+                "(explainable.bind), and explain token ids from their embeddings "
+                "(explainable.from_layer)"
             )
     wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
     found = {x.dtype for x in inputs}

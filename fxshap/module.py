@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -25,16 +26,26 @@ from fxshap.asking import (
 )
 from fxshap.capture import capture
 from fxshap.engine import Engine
+from fxshap.entry import (
+    Entry,
+    embedded,
+    has_rows,
+    require_one_row,
+    require_parameters,
+    spread,
+)
 from fxshap.errors import CaptureError, ModelError
 from fxshap.inputs import is_floating, require_floats
 from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
-from fxshap.place import Place
+from fxshap.place import Place, Side, place_of
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.tape import explained
 
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
 MOST_ENGINES = 8
+
+FIRST = Entry()
 
 
 def make_explainable(
@@ -42,6 +53,9 @@ def make_explainable(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     output: Selector = None,
+    inputs: str | Sequence[str] | None = None,
+    bound: Mapping[str, Any] | None = None,
+    from_layer: str | nn.Module | None = None,
     refine: int = 0,
     seed: int = 0,
     feature_dims: FeatureDims = None,
@@ -56,9 +70,17 @@ def make_explainable(
         Inputs to capture the model with now; their values do not matter. By default the model is
         captured at the first explanation.
     output : str, int or callable, optional
-        Which tensor to explain of a model that returns a dict, a dataclass or a tuple: a key or
-        attribute name, an index, or a function of the result. It must be of shape
-        (rows, outputs) and floating point.
+        Which tensor to explain of what the model returns: a key or attribute name, an index of a
+        tuple, an index into the second dimension of a tensor (a class, a time step), or a function
+        of the result. It must be floating point, and for SHAP of shape (rows, outputs).
+    inputs : str or sequence of str, optional
+        The parameters of the model's ``forward`` that are explained, such as ``"inputs_embeds"``.
+        By default the first ones.
+    bound : mapping, optional
+        Other arguments of the model, by name; see :meth:`ExplainableModule.bind`.
+    from_layer : str or nn.Module, optional
+        The layer from whose output on to explain; see :meth:`ExplainableModule.from_layer`. What
+        the layer gives is then had by ``explainable.embed(...)``.
     refine : int
         How many complementary pairs of random half-coalitions of features to walk through for
         every reference. 0 is one pass; more are nearer to the exact Shapley values, as additive,
@@ -82,7 +104,8 @@ def make_explainable(
     ModelError
         If `model` is not an ``nn.Module``.
     InputError
-        If `example_inputs` are not floating-point tensors.
+        If `example_inputs` are not floating-point tensors, or the model has no such parameters or
+        layer.
     ValueError
         If `refine` is negative.
     CaptureError
@@ -109,11 +132,15 @@ def make_explainable(
             "can be put into the forward method of a small nn.Module"
         )
     refinement = Refinement(refine, seed, feature_dims)
-    explainable = ExplainableModule(model, output, refinement)
+    given = (inputs,) if isinstance(inputs, str) else inputs
+    names = None if given is None else tuple(given)
+    require_parameters(model, names or ())
+    explainable = ExplainableModule(model, output, refinement, Entry(names)).bind(**bound or {})
+    if from_layer is not None:
+        _, explainable = explainable.from_layer(from_layer)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
-        inputs = (example_inputs,) if single else tuple(example_inputs)
-        explainable.prepare(*inputs)
+        explainable.prepare(*((example_inputs,) if single else example_inputs))
     return explainable
 
 
@@ -132,12 +159,15 @@ class ExplainableModule(nn.Module):
         model: nn.Module,
         output: Selector = None,
         refinement: Refinement = ONE_PASS,
+        entry: Entry = FIRST,
     ) -> None:
         super().__init__()
         self.held = _Held(model)
         self.probe = nn.ReLU()  # which all the libraries hook
         self.output = output
         self.refinement = refinement
+        self.entry = entry
+        self.bound: dict[str, Any] = {}
         self.training = model.training
         self._engines: dict[Any, Engine] = {}
 
@@ -182,7 +212,121 @@ class ExplainableModule(nn.Module):
         if library == "shap":
             with self._cleaning():
                 return self._introduce(inputs)
-        return pick(self.model(*inputs, **kwargs), self.output)
+        return pick(self._call(inputs, kwargs), self.output)
+
+    def bind(self, **arguments: Any) -> ExplainableModule:
+        """Bind arguments of the model that are not explained: the same for sample and reference.
+
+        Parameters
+        ----------
+        **arguments
+            By the names of the parameters of the model's ``forward``. A tensor of one row is
+            repeated for every row of a call. A tensor with a row for every sample goes along with
+            them in Captum, tangermeme and ordinary calls; SHAP compares one sample at a time
+            with all references and does not say which, so there each sample needs an explainer
+            of its own. Anything but a tensor is passed as it is.
+
+        Returns
+        -------
+        ExplainableModule
+            Of the same model, sharing its captures; this one stays as it is.
+
+        Raises
+        ------
+        InputError
+            If the model takes no such argument.
+
+        Examples
+        --------
+        >>> import shap, torch, fxshap
+        >>> class Scaled(torch.nn.Module):
+        ...     def forward(self, x, unit):
+        ...         return torch.tanh(x * unit[:, None])
+        >>> explainable = fxshap.make_explainable(Scaled())
+        >>> background, samples, units = torch.randn(9, 3), torch.randn(2, 3), torch.tensor([1, 60])
+        >>> for x, unit in zip(samples.split(1), units.split(1)):
+        ...     explainer = shap.DeepExplainer(explainable.bind(unit=unit), background)
+        ...     print(explainer.shap_values(x).shape)
+        (1, 3, 3)
+        (1, 3, 3)
+        """
+        require_parameters(self.model, tuple(arguments))
+        bound = self._variant(self.entry)
+        bound.bound.update(arguments)
+        return bound
+
+    def from_layer(
+        self, layer: str | nn.Module, side: Side = "output"
+    ) -> tuple[Callable[..., Any], ExplainableModule]:
+        """Cut the model at a layer, and explain from there on.
+
+        Token models take integers, which have no attributions; their embeddings have.
+
+        Parameters
+        ----------
+        layer : str or nn.Module
+            The layer, or its qualified name, such as ``"bert.embeddings"``. The model must call it
+            once.
+        side : 'output' or 'input'
+            Whether to begin with what the layer gives or with what it takes.
+
+        Returns
+        -------
+        embed : callable
+            Takes what the model takes and returns what passes there, a tensor or a tuple of
+            several, without gradient.
+        head : ExplainableModule
+            Takes what `embed` returns. What else the model needs, the ids themselves, masks,
+            must be bound by name with :meth:`bind`; of the ids only what the model makes of them
+            beside the layer, such as the place of the padding, has a meaning then.
+
+        Raises
+        ------
+        InputError
+            If the model has no such layer; at the first call, if it is not called once, or what is
+            bound and what is explained are not of one shape.
+
+        Examples
+        --------
+        >>> import shap, torch, fxshap
+        >>> class Bag(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embedding = torch.nn.Embedding(10, 4)
+        ...     def forward(self, ids):
+        ...         return torch.tanh(self.embedding(ids)).sum(1)
+        >>> embed, head = fxshap.make_explainable(Bag()).from_layer("embedding")
+        >>> ids, nothing = torch.tensor([[3, 1, 4]]), torch.tensor([[0, 0, 0]])
+        >>> explainer = shap.DeepExplainer(head.bind(ids=ids), embed(nothing))
+        >>> explainer.shap_values(embed(ids)).sum(2).shape  # tokens, outputs
+        (1, 3, 4)
+        """
+        head = self._variant(Entry(place=place_of(self.model, layer, side)))
+        return head.embed, head
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
+        if self.entry.place is None:
+            raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
+        with evaluating(self.model):
+            return embedded(self.model, self.entry.place, *args, **self._filled(args, kwargs))
+
+    def _variant(self, entry: Entry) -> ExplainableModule:
+        """Return another view of the same model that shares the captures."""
+        variant = ExplainableModule(self.model, self.output, self.refinement, entry)
+        variant.bound = dict(self.bound)
+        variant._engines = self._engines
+        return variant
+
+    def _filled(
+        self, inputs: Sequence[Any], kwargs: Mapping[str, Any], pairs: bool = False
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of a call with those that are bound."""
+        like = next(filter(has_rows, pytree.tree_leaves((inputs, kwargs))), None)
+        return {**(self.bound if like is None else spread(self.bound, like, pairs)), **kwargs}
+
+    def _call(self, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self.entry(self.model, *inputs, **self._filled(inputs, kwargs))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
@@ -201,21 +345,22 @@ class ExplainableModule(nn.Module):
             One tensor an input of the model, with the batch first.
         """
         require_floats(inputs, self.model)
-        given = Arguments.of(inputs, {}, is_floating)
         with evaluating(self.model):
+            given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
         return self
 
     def _introduce(self, inputs: Sequence[Any]) -> Tensor:
         """Answer SHAP when it looks at the model that it is about to explain."""
         require_floats(inputs, self.model)
+        require_one_row(self.bound)
         layer = layer_asked(self.model, "shap")
         with layer.set_aside() if layer else nullcontext():
-            result = select_output(self.model(*inputs), self.output)
+            result = select_output(self._call(inputs, {}), self.output)
             require_columns(result)
             require_rows(result, inputs)
             if layer:
-                given = Arguments.of(inputs, {}, is_floating)
+                given = self._given(inputs, {}, is_floating)
                 engine = self._engine(given, given.tensors, layer.place)
                 passing = engine.enter(given.tensors)[: engine.captured.explained]
                 require_room(layer.place, passing, inputs)
@@ -226,7 +371,8 @@ class ExplainableModule(nn.Module):
     def _explain(self, asked: Question, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """Return the output for rows of samples and references, with multipliers to be had."""
         layer = asked.layer
-        given = Arguments.of(inputs, kwargs, is_floating if layer else needs_gradient)
+        explains = is_floating if layer else needs_gradient
+        given = self._given(inputs, kwargs, explains, pairs=True)
         require_floats(given.tensors[: given.explained], self.model)
         samples, references = given.halves()
         with layer.set_aside() if layer else nullcontext():
@@ -259,12 +405,24 @@ class ExplainableModule(nn.Module):
     def _remove_hooks(self) -> None:
         remove_hooks([self.held, self.probe, *self.model.modules()])
 
+    def _given(
+        self,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        explains: Callable[[Any], bool],
+        pairs: bool = False,
+    ) -> Arguments:
+        """Take the arguments of a call apart; what is bound is never explained."""
+        filled = self._filled(inputs, kwargs, pairs)
+        bound = {id(filled[name]) for name in self.bound.keys() - kwargs.keys()}
+        return Arguments.of(inputs, filled, lambda x: explains(x) and id(x) not in bound)
+
     def _engine(
         self, given: Arguments, inputs: Sequence[Tensor], place: Place | None = None
     ) -> Engine:
         """Return the capture for arguments of this kind, made with these inputs if it is new."""
         modes = tuple((module, module.training) for module in self.model.modules())
-        kind = (modes, place, given.kind)
+        kind = (modes, self.entry, place, given.kind)
         # A model that fixes its number of rows is captured once for each.
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
@@ -278,7 +436,12 @@ class ExplainableModule(nn.Module):
         return self._engines[key]
 
     def _captured(self, given: Arguments, inputs: Sequence[Tensor], place: Place | None) -> Engine:
-        captured = capture(self.model, inputs, self.output, given.explained, given.form.call, place)
+        form = given.form
+
+        def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+            return form.call(partial(self.entry, model), tensors)
+
+        captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
             return Engine(self.model, captured, self.refinement)
         trunk, head = split(captured, place)

@@ -64,7 +64,10 @@ def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
 
 
 def pick(result: Any, output: Selector) -> Any:
-    """Apply a key, an attribute name, an index or a function."""
+    """Apply a key, an attribute name, an index or a function.
+
+    An index of a tensor is a column, as a class or a time step is, never a row.
+    """
     if output is None:
         return result
     if callable(output):
@@ -72,6 +75,9 @@ def pick(result: Any, output: Selector) -> Any:
     try:
         if isinstance(output, str) and not isinstance(result, dict):
             return getattr(result, output)
+        if isinstance(result, Tensor) and isinstance(output, int):
+            picked = result[:, output]
+            return picked.unsqueeze(1) if picked.dim() == 1 else picked
         return result[output]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise OutputError(

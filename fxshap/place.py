@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from fxshap.errors import InputError
 
@@ -47,13 +49,34 @@ def watching(model: nn.Module, place: Place) -> Iterator[list[tuple[Tensor, ...]
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
         note(output)
 
-    module = model.get_submodule(place.name)
-    with (
-        module.register_forward_pre_hook(entering, with_kwargs=True)
-        if place.side == "input"
-        else module.register_forward_hook(leaving)
-    ):
+    with hooked(model, place, entering, leaving):
         yield seen
+
+
+def hooked(
+    model: nn.Module, place: Place, entering: Callable[..., Any], leaving: Callable[..., Any]
+) -> RemovableHandle:
+    """Hook a place with one of two functions: of arguments and keywords, or of the output."""
+    module = model.get_submodule(place.name)
+    if place.side == "input":
+        return module.register_forward_pre_hook(entering, with_kwargs=True)
+    return module.register_forward_hook(leaving)
+
+
+def place_of(model: nn.Module, layer: str | nn.Module, side: Side) -> Place:
+    """Return the place at a layer, given by name or itself.
+
+    Raises
+    ------
+    InputError
+        If the model has no such layer.
+    """
+    for name, module in model.named_modules():
+        if layer == name or layer is module:
+            return Place(name, side)
+    near = get_close_matches(str(layer), dict(model.named_modules()), n=3, cutoff=0.3)
+    hint = f"; is it one of {', '.join(near)}?" if near else ""
+    raise InputError(f"{type(model).__name__} has no module {str(layer)!r}{hint}")
 
 
 def tensors_in(values: Any) -> list[Tensor]:
