@@ -245,8 +245,14 @@ def hooked_by(probe: nn.Module) -> list[str]:
     return found
 
 
-def caller() -> str | None:
-    """Return the library that is calling us for an explanation by differences, if one is."""
+def caller(directly: bool = False) -> str | None:
+    """Return the library that is calling us for an explanation by differences, if one is.
+
+    Parameters
+    ----------
+    directly : bool
+        Whether to look no further than to who called the explainable model.
+    """
     if torch.compiler.is_compiling():
         return None
     frame: FrameType | None = sys._getframe(1)
@@ -255,6 +261,8 @@ def caller() -> str | None:
         for name, library in LIBRARIES.items():
             if is_from(module, library.asks):
                 return name
+        if directly and not is_from(module, ("fxshap", "torch.nn.modules.module")):
+            return None
         frame = frame.f_back
     return None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self
@@ -209,7 +210,7 @@ class ExplainableModule(nn.Module):
         library = caller()
         if library in (None, "shap") and hooks_on(self.probe):
             self._remove_hooks()  # left over from a call that failed: SHAP has not yet hooked
-        if library == "shap":
+        if caller(directly=True) == "shap":
             with self._cleaning():
                 return self._introduce(inputs)
         return pick(self._call(inputs, kwargs), self.output)
@@ -308,8 +309,10 @@ class ExplainableModule(nn.Module):
         """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
         if self.entry.place is None:
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
+        given = inspect.signature(self.model.forward).bind_partial(*args, **kwargs).arguments
         with evaluating(self.model):
-            return embedded(self.model, self.entry.place, *args, **self._filled(args, kwargs))
+            filled = self._filled(args, kwargs, taken=given)
+            return embedded(self.model, self.entry.place, *args, **filled)
 
     def _variant(self, entry: Entry) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
@@ -319,11 +322,16 @@ class ExplainableModule(nn.Module):
         return variant
 
     def _filled(
-        self, inputs: Sequence[Any], kwargs: Mapping[str, Any], pairs: bool = False
+        self,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        pairs: bool = False,
+        taken: Collection[str] = (),
     ) -> dict[str, Any]:
-        """Return the keyword arguments of a call with those that are bound."""
+        """Return the keyword arguments of a call with those that are bound and not taken."""
+        bound = {k: v for k, v in self.bound.items() if k not in kwargs and k not in taken}
         like = next(filter(has_rows, pytree.tree_leaves((inputs, kwargs))), None)
-        return {**(self.bound if like is None else spread(self.bound, like, pairs)), **kwargs}
+        return {**(bound if like is None else spread(bound, like, pairs)), **kwargs}
 
     def _call(self, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self.entry(self.model, *inputs, **self._filled(inputs, kwargs))
