@@ -1,6 +1,7 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
 from fxshap import rules, testing
+from fxshap.asking import paired
 from fxshap.errors import (
     AdditivityError,
     BatchMixingError,
@@ -11,6 +12,7 @@ from fxshap.errors import (
     ModelError,
     OptionError,
     OutputError,
+    RecognitionError,
     RuleError,
 )
 from fxshap.module import ExplainableModule, make_explainable
@@ -30,10 +32,12 @@ __all__ = [
     "ModelError",
     "OptionError",
     "OutputError",
+    "RecognitionError",
     "Report",
     "RuleError",
     "Verification",
     "make_explainable",
+    "paired",
     "rules",
     "testing",
     "verify",

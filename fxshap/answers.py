@@ -106,6 +106,8 @@ NO_ANSWERS = Answers(None, None)
 
 def only_column(grad: Tensor) -> int | None:
     """Return the column that is all ones where the others are all zeros, if there is one."""
+    if grad.dim() != 2:
+        return None
     column = int(grad[0].argmax())
     return column if torch.equal(grad, unit_column(grad, column)) else None
 

@@ -13,7 +13,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 import fxshap
 from fxshap.errors import CaptureError, FxshapError
 from fxshap.output import Selector, select_output
+from fxshap.place import Place, only_call, watching
 from fxshap.rules.table import COMPOSITES
 
 logger = logging.getLogger("fxshap")
@@ -47,26 +48,51 @@ class Captured:
         For each weight of the graph, its qualified name in the user's model.
     rows : int or None
         The only number of rows the graph runs on; ``None`` if any will do.
+    explained : int
+        How many of the placeholders, the first ones, are explained.
     """
 
     module: fx.GraphModule
     weights: dict[str, str]
     rows: int | None
+    explained: int
+
+
+#: How tensors are given to a model.
+Call = Callable[[nn.Module, Sequence[Tensor]], Any]
+
+
+def positionally(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Call a model with tensors and nothing else."""
+    return model(*inputs)
 
 
 class _Selected(nn.Module):
-    """The user's model, returning only the tensor to explain."""
+    """The user's model, returning only the tensor to explain, and what passes a place in it."""
 
-    def __init__(self, model: nn.Module, output: Selector) -> None:
+    def __init__(self, model: nn.Module, output: Selector, call: Call, place: Place | None) -> None:
         super().__init__()
         self.model = model
         self.output = output
+        self.call = call
+        self.place = place
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return select_output(self.model(*inputs), self.output)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        if self.place is None:
+            return select_output(self.call(self.model, inputs), self.output)
+        with watching(self.model, self.place) as seen:
+            result = select_output(self.call(self.model, inputs), self.output)
+        return result, only_call(self.place, seen)
 
 
-def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None) -> Captured:
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    output: Selector = None,
+    explained: int | None = None,
+    call: Call = positionally,
+    place: Place | None = None,
+) -> Captured:
     """Capture `model` as a functional ATen graph.
 
     Parameters
@@ -78,6 +104,13 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
         number of rows in Python, as ``len(x)`` does, is captured for as many rows as these have.
     output : str, int, callable or None
         Which output to explain.
+    explained : int, optional
+        How many of the inputs, the first ones, are explained, by default all; the others are the
+        same for sample and reference.
+    call : callable
+        ``call(model, inputs)`` gives the inputs to the model.
+    place : Place, optional
+        A place in the model; the graph then returns ``(output, (tensors that pass there))``.
 
     Returns
     -------
@@ -88,13 +121,14 @@ def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None)
     CaptureError
         If the model cannot be captured, naming the user's line.
     OutputError
-        If the output is not a 2-d floating-point tensor.
+        If the output is not a floating-point tensor.
     """
     start = time.perf_counter()
-    selected = _Selected(model, output)
-    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model)
+    selected = _Selected(model, output, call, place)
+    count = len(inputs) if explained is None else explained
+    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model, count)
     if captured.rows not in (None, len(inputs[0])):
-        captured = unlift(export(selected, [x.detach() for x in inputs]), model)
+        captured = unlift(export(selected, [x.detach() for x in inputs]), model, count)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
     rows = "any number of" if captured.rows is None else captured.rows
     logger.debug(
@@ -132,8 +166,8 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
         raise CaptureError(explain_failure(error)) from error
 
 
-def unlift(program: ExportedProgram, model: nn.Module) -> Captured:
-    """Turn an exported program's weight inputs into attributes and keep one output."""
+def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
+    """Turn an exported program's weight inputs into attributes and keep what was returned."""
     signature = program.graph_signature
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -141,7 +175,8 @@ def unlift(program: ExportedProgram, model: nn.Module) -> Captured:
     weights: dict[str, str] = {}
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     outputs = [spec.kind for spec in signature.output_specs]
-    sizes: list[int | torch.SymInt] = []  # of the batch, at the inputs and the output
+    inputs: list[int | torch.SymInt] = []  # sizes of the batch
+    sizes: list[int | torch.SymInt] = []
 
     for node in program.graph.nodes:
         if node.op == "placeholder" and kinds[node.name].kind is not InputKind.USER_INPUT:
@@ -153,17 +188,21 @@ def unlift(program: ExportedProgram, model: nn.Module) -> Captured:
             if has_tensor(model, path):  # the others are constants made in `forward`
                 weights[node.name] = path
         elif node.op == "output":
-            explained = node.args[0][outputs.index(OutputKind.USER_OUTPUT)]
-            graph.output(values[explained])
-            sizes.append(explained.meta["val"].shape[0])
+            returned = zip(node.args[0], outputs, strict=True)
+            result, *passing = [n for n, kind in returned if kind is OutputKind.USER_OUTPUT]
+            kept = tuple(values[n] for n in passing)
+            graph.output((values[result], kept) if kept else values[result])
+            sizes.append(result.meta["val"].shape[0])
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
             if node.op == "placeholder":
-                sizes.append(node.meta["val"].shape[0])
+                values[node].meta["bound"] = len(inputs) >= explained
+                inputs.append(node.meta["val"].shape[0])
     graph.eliminate_dead_code()
+    sizes += inputs
     rows = next((size for size in sizes if isinstance(size, int)), None)
     root: dict[str, Any] = dict(tensors)
-    return Captured(fx.GraphModule(root, graph, "Captured"), weights, rows)
+    return Captured(fx.GraphModule(root, graph, "Captured"), weights, rows, explained)
 
 
 def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.answers import NO_ANSWERS, Answers
-from fxshap.capture import Captured, capture, tensor_at
+from fxshap.capture import Captured, tensor_at
 from fxshap.inputs import require_finite
+from fxshap.layers import Trunk
 from fxshap.layout import Layout, probe_layout
-from fxshap.output import Selector
 from fxshap.pairs import Pairs
 from fxshap.references import ReferenceChunk, References, rows_that_fit
 from fxshap.refine import Refinement
@@ -30,28 +30,29 @@ class Engine:
     Parameters
     ----------
     model : nn.Module
-    inputs : sequence of Tensor
-        Inputs to capture the model with.
-    output : str, int, callable or None
-        Which output to explain.
+    captured : Captured
+        The model's graph, or the head of it.
     refinement : Refinement
         How many coalitions to walk through.
     reference_chunk : int or "auto"
         How many references go onto one tape.
+    trunk : Trunk, optional
+        What leads to the head.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inputs: Sequence[Tensor],
-        output: Selector,
+        captured: Captured,
         refinement: Refinement,
         reference_chunk: ReferenceChunk,
+        trunk: Trunk | None = None,
     ) -> None:
         self.model = model
+        self.captured = captured
         self.refinement = refinement
         self.reference_chunk = reference_chunk
-        self.captured: Captured = capture(model, inputs, output)
+        self.trunk = trunk
         self.rewritten: Rewritten = rewrite(self.captured)
         self.layout: Layout | None = None
         self.references: References | None = None
@@ -61,6 +62,10 @@ class Engine:
         self.asked: Hashable = None
         self.sums: tuple[complex, ...] = ()
 
+    def enter(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the graph takes for inputs of the model."""
+        return list(inputs) if self.trunk is None else self.trunk(self.model, inputs)
+
     def explain(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
     ) -> tuple[Walk, Tensor]:
@@ -69,14 +74,14 @@ class Engine:
         Parameters
         ----------
         samples, references : sequence of Tensor
-            One tensor an input, with as many rows each.
+            One tensor an input of the graph, with as many rows each.
         asked : hashable
             Tells one explanation, of many calls, from the next.
         """
         version = self.bind_weights(asked)
         if all(bool((x == x[:1]).all()) for x in samples):
             samples = [x[:1] for x in samples]
-        require_finite("sample", samples)
+        require_finite("sample", samples[: self.captured.explained])
         layout = self.layout_of(samples, references)
         held = self.references_of(references, layout, version)
         pairs = Pairs(self.observe, layout, self.refinement, samples, held)
@@ -87,8 +92,8 @@ class Engine:
         answer = self.answers.of(samples)
         if answer.output is None:
             answer.output = pairs.output()
-        output = torch.cat([answer.output.expand(len(references[0]), -1), held.output])
-        return partial(self.answers.walk, answer, pairs.walks), output
+        alike = answer.output.expand(len(references[0]), *answer.output.shape[1:])
+        return partial(self.answers.walk, answer, pairs.walks), torch.cat([alike, held.output])
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
@@ -100,7 +105,9 @@ class Engine:
         """Return where the batch lies in every tap, found out at the first explanation."""
         if self.layout is None:
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
-            self.layout = probe_layout(self.rewritten.observe, pairs, self.captured.rows)
+            self.layout = probe_layout(
+                self.rewritten.observe, pairs, self.captured.rows, self.captured.explained
+            )
             how = "as many copies of itself" if self.layout.tile else "as one row"
             logger.debug("a sample is run %s", how)
         return self.layout
@@ -113,7 +120,7 @@ class Engine:
         if held is None or self.references_key != version or not held.are(inputs):
             self.references, self.answers = None, NO_ANSWERS  # let go of the old ones first
             rows = self.rows_of_tape(inputs, layout)
-            held = References(self.rewritten.attribute, inputs, rows)
+            held = References(self.rewritten.attribute, inputs, self.captured.explained, rows)
             self.references, self.references_key = held, version
             logger.debug("recorded the tape of %d references, %d at a time", len(inputs[0]), rows)
         return held

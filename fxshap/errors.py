@@ -39,3 +39,7 @@ class AdditivityError(FxshapError, AssertionError):
 
 class MissingExtraError(FxshapError, ImportError):
     """A feature needs a package that is not installed; the message names the extra."""
+
+
+class RecognitionError(FxshapError, RuntimeError):
+    """A library asks for an explanation in a way that fxshap does not know."""

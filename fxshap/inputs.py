@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from fxshap.errors import InputError
+
+
+def is_floating(value: Any) -> bool:
+    """Say whether a value is a floating-point tensor."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
@@ -17,7 +23,9 @@ def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
         if not x.is_floating_point():
             raise InputError(
                 f"input {position} is of {x.dtype}; only floating-point inputs have attributions. "
-                "Cast features with .float(); for token ids explain the embeddings (inputs_embeds)"
+                "Cast features with .float(), bind what is not to be explained "
+                "(explainable.bind), and explain token ids from their embeddings "
+                "(explainable.from_layer)"
             )
     wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
     found = {x.dtype for x in inputs}
@@ -26,18 +34,6 @@ def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
             f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
             "samples and background to the dtype of the model"
         )
-
-
-def split_pairs(joint: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Split joint inputs into samples and references, one of each a pair."""
-    rows = [len(x) for x in joint]
-    if rows[0] % 2 or len(set(rows)) > 1:
-        raise InputError(
-            "samples and references come in pairs, but the inputs have "
-            f"{', '.join(map(str, rows))} rows"
-        )
-    halves = [x.detach().chunk(2) for x in joint]
-    return [sample for sample, _ in halves], [reference for _, reference in halves]
 
 
 def require_finite(what: str, inputs: Sequence[Tensor]) -> None:

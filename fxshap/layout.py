@@ -7,11 +7,12 @@ finds models in which the rows of a batch influence each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxshap.errors import BatchMixingError
 
@@ -54,18 +55,23 @@ def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
 
 @torch.no_grad()
 def probe_layout(
-    observe: fx.GraphModule, inputs: Sequence[Tensor], rows: int | None = None
+    observe: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    rows: int | None = None,
+    explained: int | None = None,
 ) -> Layout:
     """Compare two rows run together with each run alone.
 
     Parameters
     ----------
-    observe : fx.GraphModule
+    observe : callable
         ``observe(*inputs) -> (output, taps)``.
     inputs : sequence of Tensor
         Rows to probe with; the first and the last are used.
     rows : int, optional
         The only number of rows the graph runs on, by default any.
+    explained : int, optional
+        How many of the inputs, the first ones, may take other values, by default all.
 
     Raises
     ------
@@ -73,13 +79,15 @@ def probe_layout(
         If a row of the output depends on another row of the input.
     """
     # Rows that differ everywhere: what agrees by chance tells nothing about where it came from.
-    first = [perturbed(x[:1], seed=0) for x in inputs]
-    second = [perturbed(x[-1:], seed=1) for x in inputs]
+    free = len(inputs) if explained is None else explained
+    rows_of = [[x[:1] for x in inputs], [x[-1:] for x in inputs], [x[-1:] for x in inputs]]
+    first, second, third = (
+        [perturbed(x, seed) for x in row[:free]] + row[free:] for seed, row in enumerate(rows_of)
+    )
     if rows is not None:
         check_fixed_rows(observe, first, second, rows)
         return Layout((), tile=True)
     out, taps = observe(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
-    third = [perturbed(x[-1:], seed=2) for x in inputs]
     beside, _ = observe(*[torch.cat(pair) for pair in zip(first, third, strict=True)])
     refuse_mixing(beside[:1], out[:1])
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
@@ -90,7 +98,7 @@ def probe_layout(
 
 
 def check_fixed_rows(
-    observe: fx.GraphModule, first: Sequence[Tensor], second: Sequence[Tensor], rows: int
+    observe: Callable[..., Any], first: Sequence[Tensor], second: Sequence[Tensor], rows: int
 ) -> None:
     """Compare a row among copies of itself with the same row before copies of another."""
     if rows == 1:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from fxshap.asking import is_asking, is_hooked, refuse_layers, remove_hooks
+from fxshap.arguments import Arguments
+from fxshap.asking import (
+    Question,
+    caller,
+    hooked_by,
+    hooks_on,
+    layer_asked,
+    mode,
+    needs_gradient,
+    question,
+    remove_hooks,
+    works_for,
+)
+from fxshap.capture import capture
 from fxshap.engine import Engine
+from fxshap.entry import (
+    Entry,
+    embedded,
+    has_rows,
+    require_one_row,
+    require_parameters,
+    spread,
+)
 from fxshap.errors import CaptureError, ModelError, OptionError
-from fxshap.inputs import require_floats, split_pairs
-from fxshap.output import Selector, require_rows, select_output
+from fxshap.inputs import is_floating, require_floats
+from fxshap.layers import require_room, split
+from fxshap.output import Selector, pick, require_columns, require_rows, select_output
+from fxshap.place import Place, Side, place_of
 from fxshap.references import ReferenceChunk
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.report import Report, make_report
@@ -25,12 +52,17 @@ logger = logging.getLogger("fxshap")
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
 MOST_ENGINES = 8
 
+FIRST = Entry()
+
 
 def make_explainable(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     output: Selector = None,
+    inputs: str | Sequence[str] | None = None,
+    bound: Mapping[str, Any] | None = None,
+    from_layer: str | nn.Module | None = None,
     refine: int = 0,
     seed: int = 0,
     feature_dims: FeatureDims = None,
@@ -46,9 +78,17 @@ def make_explainable(
         Inputs to capture the model with now; their values do not matter. By default the model is
         captured at the first explanation.
     output : str, int or callable, optional
-        Which tensor to explain of a model that returns a dict, a dataclass or a tuple: a key or
-        attribute name, an index, or a function of the result. It must be of shape
-        (rows, outputs) and floating point.
+        Which tensor to explain of what the model returns: a key or attribute name, an index of a
+        tuple, an index into the second dimension of a tensor (a class, a time step), or a function
+        of the result. It must be floating point, and for SHAP of shape (rows, outputs).
+    inputs : str or sequence of str, optional
+        The parameters of the model's ``forward`` that are explained, such as ``"inputs_embeds"``.
+        By default the first ones.
+    bound : mapping, optional
+        Other arguments of the model, by name; see :meth:`ExplainableModule.bind`.
+    from_layer : str or nn.Module, optional
+        The layer from whose output on to explain; see :meth:`ExplainableModule.from_layer`. What
+        the layer gives is then had by ``explainable.embed(...)``.
     refine : int
         How many complementary pairs of random half-coalitions of features to walk through for
         every reference. 0 is one pass; more are nearer to the exact Shapley values, as additive,
@@ -75,7 +115,8 @@ def make_explainable(
     ModelError
         If `model` is not an ``nn.Module``.
     InputError
-        If `example_inputs` are not floating-point tensors.
+        If `example_inputs` are not floating-point tensors, or the model has no such parameters or
+        layer.
     OptionError
         If `refine` is negative or `reference_chunk` is not positive.
     CaptureError
@@ -104,11 +145,17 @@ def make_explainable(
     refinement = Refinement(refine, seed, feature_dims)
     if reference_chunk != "auto" and (not isinstance(reference_chunk, int) or reference_chunk < 1):
         raise OptionError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
-    explainable = ExplainableModule(model, output, refinement, reference_chunk)
+    given = (inputs,) if isinstance(inputs, str) else inputs
+    names = None if given is None else tuple(given)
+    require_parameters(model, names or ())
+    explainable = ExplainableModule(model, output, refinement, Entry(names), reference_chunk).bind(
+        **bound or {}
+    )
+    if from_layer is not None:
+        _, explainable = explainable.from_layer(from_layer)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
-        inputs = (example_inputs,) if single else tuple(example_inputs)
-        explainable.prepare(*inputs)
+        explainable.prepare(*((example_inputs,) if single else example_inputs))
     return explainable
 
 
@@ -127,14 +174,17 @@ class ExplainableModule(nn.Module):
         model: nn.Module,
         output: Selector = None,
         refinement: Refinement = ONE_PASS,
+        entry: Entry = FIRST,
         reference_chunk: ReferenceChunk = "auto",
     ) -> None:
         super().__init__()
         self.held = _Held(model)
-        self.probe = nn.Identity()
+        self.probe = nn.ReLU()  # which all the libraries hook
         self.output = output
         self.refinement = refinement
         self.reference_chunk = reference_chunk
+        self.entry = entry
+        self.bound: dict[str, Any] = {}
         self.training = model.training
         self._engines: dict[Any, Engine] = {}
 
@@ -153,20 +203,158 @@ class ExplainableModule(nn.Module):
         """The captured graph with its nonlinear nodes rewritten."""
         return self._latest().rewritten.attribute
 
-    def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
-        """Return the model's own output; give SHAP multipliers for gradients when it asks."""
-        if not is_asking(self.probe, inputs):
-            remove_hooks((self.held, self.probe))
-            require_floats(inputs, self.model)
-            result = select_output(self.model(*inputs, **kwargs), self.output)
-            require_rows(result, inputs)
-            return result
-        with self._cleaning():
-            return self._explain(inputs)
+    @property
+    def mode(self) -> str:
+        """Who has prepared this model to ask it: 'shap', 'captum', ... 'paired', or 'plain'."""
+        return mode(self.probe)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # As torch.compile's wrapper does it; private names are each module's own business.
+            if name.startswith("_") or "held" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the model's own output; multipliers for gradients if a library asks for them."""
+        asked = question(self.probe, self.model, pytree.tree_leaves((inputs, kwargs)))
+        if asked is not None:
+            with self._cleaning():
+                return self._explain(asked, inputs, kwargs)
+        library = caller()
+        if library in (None, "shap") and hooks_on(self.probe):
+            self._remove_hooks()  # left over from a call that failed: SHAP has not yet hooked
+        if caller(directly=True) == "shap":
+            with self._cleaning():
+                return self._introduce(inputs)
+        return pick(self._call(inputs, kwargs), self.output)
+
+    def bind(self, **arguments: Any) -> ExplainableModule:
+        """Bind arguments of the model that are not explained: the same for sample and reference.
+
+        Parameters
+        ----------
+        **arguments
+            By the names of the parameters of the model's ``forward``. A tensor of one row is
+            repeated for every row of a call. A tensor with a row for every sample goes along with
+            them in Captum, tangermeme and ordinary calls; SHAP compares one sample at a time
+            with all references and does not say which, so there each sample needs an explainer
+            of its own. Anything but a tensor is passed as it is.
+
+        Returns
+        -------
+        ExplainableModule
+            Of the same model, sharing its captures; this one stays as it is.
+
+        Raises
+        ------
+        InputError
+            If the model takes no such argument.
+
+        Examples
+        --------
+        >>> import shap, torch, fxshap
+        >>> class Scaled(torch.nn.Module):
+        ...     def forward(self, x, unit):
+        ...         return torch.tanh(x * unit[:, None])
+        >>> explainable = fxshap.make_explainable(Scaled())
+        >>> background, samples, units = torch.randn(9, 3), torch.randn(2, 3), torch.tensor([1, 60])
+        >>> for x, unit in zip(samples.split(1), units.split(1)):
+        ...     explainer = shap.DeepExplainer(explainable.bind(unit=unit), background)
+        ...     print(explainer.shap_values(x).shape)
+        (1, 3, 3)
+        (1, 3, 3)
+        """
+        require_parameters(self.model, tuple(arguments))
+        bound = self._variant(self.entry)
+        bound.bound.update(arguments)
+        return bound
+
+    def from_layer(
+        self, layer: str | nn.Module, side: Side = "output"
+    ) -> tuple[Callable[..., Any], ExplainableModule]:
+        """Cut the model at a layer, and explain from there on.
+
+        Token models take integers, which have no attributions; their embeddings have.
+
+        Parameters
+        ----------
+        layer : str or nn.Module
+            The layer, or its qualified name, such as ``"bert.embeddings"``. The model must call it
+            once.
+        side : 'output' or 'input'
+            Whether to begin with what the layer gives or with what it takes.
+
+        Returns
+        -------
+        embed : callable
+            Takes what the model takes and returns what passes there, a tensor or a tuple of
+            several, without gradient.
+        head : ExplainableModule
+            Takes what `embed` returns. What else the model needs, the ids themselves, masks,
+            must be bound by name with :meth:`bind`; of the ids only what the model makes of them
+            beside the layer, such as the place of the padding, has a meaning then.
+
+        Raises
+        ------
+        InputError
+            If the model has no such layer; at the first call, if it is not called once, or what is
+            bound and what is explained are not of one shape.
+
+        Examples
+        --------
+        >>> import shap, torch, fxshap
+        >>> class Bag(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embedding = torch.nn.Embedding(10, 4)
+        ...     def forward(self, ids):
+        ...         return torch.tanh(self.embedding(ids)).sum(1)
+        >>> embed, head = fxshap.make_explainable(Bag()).from_layer("embedding")
+        >>> ids, nothing = torch.tensor([[3, 1, 4]]), torch.tensor([[0, 0, 0]])
+        >>> explainer = shap.DeepExplainer(head.bind(ids=ids), embed(nothing))
+        >>> explainer.shap_values(embed(ids)).sum(2).shape  # tokens, outputs
+        (1, 3, 4)
+        """
+        head = self._variant(Entry(place=place_of(self.model, layer, side)))
+        return head.embed, head
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
+        if self.entry.place is None:
+            raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
+        given = inspect.signature(self.model.forward).bind_partial(*args, **kwargs).arguments
+        with evaluating(self.model):
+            filled = self._filled(args, kwargs, taken=given)
+            return embedded(self.model, self.entry.place, *args, **filled)
+
+    def _variant(self, entry: Entry) -> ExplainableModule:
+        """Return another view of the same model that shares the captures."""
+        variant = ExplainableModule(self.model, self.output, self.refinement, entry)
+        variant.bound = dict(self.bound)
+        variant._engines = self._engines
+        return variant
+
+    def _filled(
+        self,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        pairs: bool = False,
+        taken: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of a call with those that are bound and not taken."""
+        bound = {k: v for k, v in self.bound.items() if k not in kwargs and k not in taken}
+        like = next(filter(has_rows, pytree.tree_leaves((inputs, kwargs))), None)
+        return {**(bound if like is None else spread(bound, like, pairs)), **kwargs}
+
+    def _call(self, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self.entry(self.model, *inputs, **self._filled(inputs, kwargs))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
-        if not is_hooked(self.probe):
+        if not hooked_by(self.probe):
             super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,7 +370,8 @@ class ExplainableModule(nn.Module):
         """
         require_floats(inputs, self.model)
         with evaluating(self.model):
-            self._engine(inputs)
+            given = self._given(inputs, {}, is_floating)
+            self._engine(given, given.tensors)
         return self
 
     def release(self) -> None:
@@ -229,18 +418,48 @@ class ExplainableModule(nn.Module):
             state, what = "not captured yet", "the first explanation does it, or prepare(*inputs)"
         return f"{title}\n  {state}\n  {what}"
 
-    def _explain(self, joint: Sequence[Tensor]) -> Tensor:
-        refuse_layers(self.model)
-        require_floats(joint, self.model)
-        samples, references = split_pairs(joint)
-        asked = tuple(self.probe._backward_hooks)  # SHAP hooks anew for every explanation
-        walk, output = self._engine(references).explain(samples, references, asked)
+    def _introduce(self, inputs: Sequence[Any]) -> Tensor:
+        """Answer SHAP when it looks at the model that it is about to explain."""
+        require_floats(inputs, self.model)
+        require_one_row(self.bound)
+        layer = layer_asked(self.model, "shap")
+        with layer.set_aside() if layer else nullcontext():
+            result = select_output(self._call(inputs, {}), self.output)
+            require_columns(result)
+            require_rows(result, inputs)
+            if layer:
+                given = self._given(inputs, {}, is_floating)
+                engine = self._engine(given, given.tensors, layer.place)
+                passing = engine.enter(given.tensors)[: engine.captured.explained]
+                require_room(layer.place, passing, inputs)
+        if layer:
+            layer.hand_over(passing)
+        return result
+
+    def _explain(self, asked: Question, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """Return the output for rows of samples and references, with multipliers to be had."""
+        layer = asked.layer
+        explains = is_floating if layer else needs_gradient
+        given = self._given(inputs, kwargs, explains, pairs=True)
+        require_floats(given.tensors[: given.explained], self.model)
+        samples, references = given.halves()
+        with layer.set_aside() if layer else nullcontext():
+            engine = self._engine(given, references, layer.place if layer else None)
+            samples, references = engine.enter(samples), engine.enter(references)
+            # The libraries hook anew for every explanation.
+            explanation = hooks_on(self.probe) or object()
+            walk, output = engine.explain(samples, references, explanation)
+        require_rows(output, given.tensors)
 
         def guarded(grad: Tensor) -> list[Tensor]:
             with self._cleaning():
                 return walk(grad)
 
-        return explained(guarded, output, joint)
+        if layer is None:
+            return explained(guarded, output, given.tensors[: given.explained])
+        pairs = zip(samples, references, strict=True)
+        rows = [torch.cat(pair) for pair in pairs][: engine.captured.explained]
+        return explained(guarded, output, layer.hand_over([x.requires_grad_() for x in rows]))
 
     @contextmanager
     def _cleaning(self) -> Iterator[None]:
@@ -248,17 +467,35 @@ class ExplainableModule(nn.Module):
         try:
             yield
         except BaseException:
-            remove_hooks((self.held, self.probe))
+            self._remove_hooks()
             raise
 
-    def _engine(self, inputs: Sequence[Tensor]) -> Engine:
+    def _remove_hooks(self) -> None:
+        remove_hooks([self.held, self.probe, *self.model.modules()])
+
+    def _given(
+        self,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        explains: Callable[[Any], bool],
+        pairs: bool = False,
+    ) -> Arguments:
+        """Take the arguments of a call apart; what is bound is never explained."""
+        filled = self._filled(inputs, kwargs, pairs)
+        bound = {id(filled[name]) for name in self.bound.keys() - kwargs.keys()}
+        return Arguments.of(inputs, filled, lambda x: explains(x) and id(x) not in bound)
+
+    def _engine(
+        self, given: Arguments, inputs: Sequence[Tensor], place: Place | None = None
+    ) -> Engine:
+        """Return the capture for arguments of this kind, made with these inputs if it is new."""
         modes = tuple((module, module.training) for module in self.model.modules())
-        kind = (modes, *((x.shape[1:], x.dtype, x.device) for x in inputs))
+        kind = (modes, self.entry, place, given.kind)
         # A model that fixes its number of rows is captured once for each.
         keys = [(kind, None), (kind, len(inputs[0]))]
         key = next((key for key in keys if key in self._engines), None)
         if key is None:
-            engine = Engine(self.model, inputs, self.output, self.refinement, self.reference_chunk)
+            engine = self._captured(given, inputs, place)
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
@@ -266,6 +503,19 @@ class ExplainableModule(nn.Module):
             del self._engines[next(iter(self._engines))]
             logger.debug("dropped the capture that was not asked for longest")
         return self._engines[key]
+
+    def _captured(self, given: Arguments, inputs: Sequence[Tensor], place: Place | None) -> Engine:
+        form = given.form
+
+        def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+            return form.call(partial(self.entry, model), tensors)
+
+        captured = capture(self.model, inputs, self.output, given.explained, call, place)
+        if place is None:
+            return Engine(self.model, captured, self.refinement, self.reference_chunk)
+        trunk, head = split(captured, place)
+        trunk.require_separate_rows(self.model, inputs, head, given.explained)
+        return Engine(self.model, head, self.refinement, self.reference_chunk, trunk)
 
     def _latest(self) -> Engine:
         if not self._engines:
@@ -308,7 +558,8 @@ class _Held(nn.Module):
         return super().train(mode)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        self.model.apply(fn)
+        if not works_for(fn):
+            self.model.apply(fn)
         return super().apply(fn)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:

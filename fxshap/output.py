@@ -13,7 +13,7 @@ Selector = str | int | Callable[[Any], Tensor] | None
 
 
 def select_output(result: Any, output: Selector) -> Tensor:
-    """Return the 2-d floating-point tensor that `output` picks from a model's result.
+    """Return the floating-point tensor that `output` picks from a model's result.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def select_output(result: Any, output: Selector) -> Tensor:
     Raises
     ------
     OutputError
-        If there is no such output, or it is not a 2-d floating-point tensor.
+        If there is no such output, or it is not a floating-point tensor with rows.
     """
     picked = pick(result, output)
     if not isinstance(picked, Tensor):
@@ -38,13 +38,19 @@ def select_output(result: Any, output: Selector) -> Tensor:
             f"the model returns a tensor of {picked.dtype}, which has no attributions; choose a "
             "floating-point output, such as the logits, with make_explainable(model, output=...)"
         )
-    if picked.dim() != 2:
+    if picked.dim() == 0:
+        require_columns(picked)
+    return picked
+
+
+def require_columns(result: Tensor) -> None:
+    """Raise unless an output is of shape (rows, outputs), the only one that SHAP explains."""
+    if result.dim() != 2:
         raise OutputError(
-            f"the model returns a tensor of shape {tuple(picked.shape)}; SHAP explains outputs of "
+            f"the model returns a tensor of shape {tuple(result.shape)}; SHAP explains outputs of "
             "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
             "example output=lambda y: y.reshape(len(y), -1)"
         )
-    return picked
 
 
 def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -58,7 +64,10 @@ def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
 
 
 def pick(result: Any, output: Selector) -> Any:
-    """Apply a key, an attribute name, an index or a function."""
+    """Apply a key, an attribute name, an index or a function.
+
+    An index of a tensor is a column, as a class or a time step is, never a row.
+    """
     if output is None:
         return result
     if callable(output):
@@ -66,6 +75,9 @@ def pick(result: Any, output: Selector) -> Any:
     try:
         if isinstance(output, str) and not isinstance(result, dict):
             return getattr(result, output)
+        if isinstance(result, Tensor) and isinstance(output, int):
+            picked = result[:, output]
+            return picked.unsqueeze(1) if picked.dim() == 1 else picked
         return result[output]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise OutputError(

@@ -78,7 +78,10 @@ class Pairs:
 
     def walks(self, grads: Sequence[Tensor]) -> Found:
         """Return for every cotangent the multipliers from the references to the samples."""
-        coalitions = self.refinement.draw(self.samples, self.references.inputs)
+        explained = self.references.explained
+        coalitions = self.refinement.draw(
+            self.samples[:explained], self.references.inputs[:explained]
+        )
         found = [
             self._walk(
                 self.references.tape(part),
@@ -106,10 +109,13 @@ class Pairs:
         if not coalitions:
             return tape.walks(tape.references, sample, grads)
 
+        explained = self.references.explained
+        samples = [x if self.single else x[part] for x in self.samples[:explained]]
+        references = [x[part] for x in self.references.inputs]
+        references, beside = references[:explained], references[explained:]
+
         def through(hybrid: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Found, Found]:
-            _, middle = self.observe(hybrid)
+            _, middle = self.observe([*hybrid, *beside])
             return tape.walks(tape.references, middle, grads), tape.walks(middle, sample, grads)
 
-        samples = [x if self.single else x[part] for x in self.samples]
-        references = [x[part] for x in self.references.inputs]
         return refined_multipliers(through, samples, references, coalitions, grads)

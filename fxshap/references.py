@@ -33,6 +33,8 @@ class References:
         ``attribute(ends, *inputs) -> output``.
     inputs : sequence of Tensor
         One tensor an input, of shape (references, ...).
+    explained : int
+        How many of the inputs, the first ones, have multipliers.
     rows : int
         The most rows that go onto one tape.
 
@@ -42,9 +44,12 @@ class References:
         The model's output for every reference.
     """
 
-    def __init__(self, attribute: fx.GraphModule, inputs: Sequence[Tensor], rows: int) -> None:
-        require_finite("references", inputs)
+    def __init__(
+        self, attribute: fx.GraphModule, inputs: Sequence[Tensor], explained: int, rows: int
+    ) -> None:
+        require_finite("references", inputs[:explained])
         self.attribute = attribute
+        self.explained = explained
         self.inputs = [x.detach().clone() for x in inputs]
         self.rows = rows
         self.kept: Tape | None = None
@@ -52,7 +57,7 @@ class References:
 
     def tape(self, part: slice) -> Tape:
         """Return the tape of a part of the references; let go of it before asking for the next."""
-        tape = self.kept or Tape(self.attribute, [x[part] for x in self.inputs])
+        tape = self.kept or Tape(self.attribute, [x[part] for x in self.inputs], self.explained)
         if self.rows >= len(self.inputs[0]):
             self.kept = tape
         return tape
@@ -72,7 +77,7 @@ class References:
     @property
     def size(self) -> int:
         """Bytes of the multipliers of one output."""
-        return sum(x.numel() * x.element_size() for x in self.inputs)
+        return sum(x.numel() * x.element_size() for x in self.inputs[: self.explained])
 
 
 def rows_that_fit(size: int, device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ Each pass is a function from graph to graph.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,13 +149,20 @@ def reshape_views(graph: fx.Graph) -> fx.Graph:
 
 def mark_varying(graph: fx.Graph) -> fx.Graph:
     """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    varying = dependents(graph, [node for node in placeholders if not node.meta.get("bound")])
     for node in graph.nodes:
-        depends = node.op == "placeholder" or (
-            packet(node) not in SHAPE_ONLY
-            and any(source.meta.get("varying", False) for source in node.all_input_nodes)
-        )
-        node.meta["varying"] = depends
+        node.meta["varying"] = node in varying
     return graph
+
+
+def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes whose values depend on the values of `roots`, these included."""
+    found = set(roots)
+    for node in graph.nodes:
+        if packet(node) not in SHAPE_ONLY and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def refuse_choices(graph: fx.Graph) -> None:

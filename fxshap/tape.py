@@ -28,13 +28,18 @@ class Tape:
         ``attribute(ends, *inputs) -> output``.
     references : sequence of Tensor
         One tensor an input, of shape (references, ...).
+    explained : int
+        How many of the inputs, the first ones, have multipliers.
     """
 
-    def __init__(self, attribute: fx.GraphModule, references: Sequence[Tensor]) -> None:
+    def __init__(
+        self, attribute: fx.GraphModule, references: Sequence[Tensor], explained: int
+    ) -> None:
         self.ends = Ends()
-        self.leaves = [reference.detach().clone().requires_grad_() for reference in references]
+        self.inputs = [reference.detach().clone() for reference in references]
+        self.leaves = [leaf.requires_grad_() for leaf in self.inputs[:explained]]
         with torch.enable_grad():
-            self.output: Tensor = attribute(self.ends, *self.leaves)
+            self.output: Tensor = attribute(self.ends, *self.inputs)
         self.references = self.ends.reference
 
     def walks(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -80,9 +85,11 @@ class _Explained(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Give both rows of a pair the pair's multipliers."""
-        multipliers = ctx.walk(grad[len(grad) // 2 :])
-        return (None, None, *[torch.cat([m, m]) for m in multipliers])
+        """Give both rows of a pair the pair's multipliers, each for its own cotangent."""
+        ends = grad.chunk(2)
+        alike = torch.equal(*ends)  # as whoever asks for the sum over all rows has it
+        walks = [ctx.walk(ends[0])] * 2 if alike else [ctx.walk(end) for end in ends]
+        return (None, None, *[torch.cat(pair) for pair in zip(*walks, strict=True)])
 
 
 def explained(walk: Walk, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:

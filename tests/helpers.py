@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import shap
 import torch
-from shap.explainers._deep.deep_pytorch import deeplift_grad
 from torch import Tensor, fx, nn
 
-from fxshap.asking import is_shap_hook
+import fxshap
+from fxshap.asking import works_for
 from fxshap.rescale import rescale
 from fxshap.verification import additivity_error
 
@@ -89,7 +89,7 @@ def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
 def assert_no_shap_hooks(explainable: nn.Module) -> None:
     """Check that SHAP has left no hook on any module."""
     modules = [*explainable.modules(), *explainable.model.modules()]
-    assert not [hook for module in modules for hook in hooks(module) if is_shap_hook(hook)]
+    assert not [hook for module in modules for hook in hooks(module) if works_for(hook)]
 
 
 def rewritten(explainable: nn.Module) -> list[fx.Node]:
@@ -101,9 +101,8 @@ def multipliers(
     explainable: nn.Module, samples: list[Tensor], references: list[Tensor], output: int
 ) -> tuple[Tensor, list[Tensor]]:
     """Ask as SHAP does, for rows of samples that differ; return outputs and multipliers."""
-    handle = explainable.probe.register_full_backward_hook(deeplift_grad)
     joint = [torch.cat(pair).requires_grad_() for pair in zip(samples, references, strict=True)]
-    outputs = explainable(*joint)
+    with fxshap.paired():
+        outputs = explainable(*joint)
     grads = torch.autograd.grad(list(outputs[:, output]), joint)
-    handle.remove()
     return outputs.detach(), [grad.chunk(2)[1] for grad in grads]

@@ -428,16 +428,6 @@ def test_dependence_through_integers_alone_is_refused(end):
     refused(Model(end), RuleError, "depends on the input only through integers or booleans")
 
 
-def test_the_input_of_a_layer_is_refused_by_name():
-    model = Model()
-    explainable = fxshap.make_explainable(model)
-    explainer = shap.DeepExplainer((explainable, model.head), REFERENCES)
-    with pytest.raises(InputError, match="asks about the input of 'head'"):
-        explainer.shap_values(SAMPLES)
-    assert not model.head._forward_hooks
-    assert_as_new(explainable)
-
-
 def test_rounding_that_depends_on_the_number_of_rows_is_not_mixing():
     def observe(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return x.sum(1, keepdim=True) * (1 + 0.1 * len(x)), (x,)

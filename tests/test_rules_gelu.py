@@ -8,7 +8,6 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from shap.explainers._deep import deep_pytorch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,9 +90,9 @@ class Pointwise(nn.Module):
 def multiplier(spelling: str, r: Tensor, x: Tensor) -> Tensor:
     """Read the multiplier of a pointwise network as SHAP does: the gradient of a paired call."""
     explainable = fxshap.make_explainable(Pointwise(SPELLINGS[spelling]))
-    explainable.probe.register_full_backward_hook(deep_pytorch.deeplift_grad)
     joint = torch.cat([x, r]).requires_grad_()
-    (grad,) = torch.autograd.grad(explainable(joint).sum(), joint)
+    with fxshap.paired():
+        (grad,) = torch.autograd.grad(explainable(joint).sum(), joint)
     return grad[len(x) :]
 
 

