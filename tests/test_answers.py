@@ -141,8 +141,8 @@ def test_one_chunk_is_in_memory_at_a_time(monkeypatch):
     most = []
 
     class Watched(Tape):
-        def __init__(self, attribute, references):
-            super().__init__(attribute, references)
+        def __init__(self, attribute, references, explained):
+            super().__init__(attribute, references, explained)
             alive.add(self)
             most.append((len(alive), len(references[0])))
 
