@@ -43,6 +43,19 @@ def operation_of(name: str, shape: tuple[int, ...] = (1,), args: Any = None) -> 
     return operation
 
 
+@FLOATS
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e10, 1e30])
+def test_multipliers_of_softmax_are_bounded(scale: float, dtype: torch.dtype) -> None:
+    """Moving one logit by d moves no output by more than d / 4: slopes of a logistic function.
+
+    A multiplier is a mean of such slopes times the cotangents, here at most 1, and their sum.
+    """
+    generator = torch.Generator().manual_seed(0)
+    r, x, g = torch.randn(3, 500, 6, generator=generator, dtype=torch.float64).to(dtype)
+    (m,) = multiply(operation_of("softmax.int", args=(-1,)), [scale * r], [scale * x], g.sign())
+    assert m.abs().max() <= 2
+
+
 # --- what the draws have found --------------------------------------------------------------------
 
 
@@ -87,3 +100,90 @@ def test_silu_and_mish_owe_nothing_far_below_0(name, x, dtype):
     """mean(s) + mean(x) ds/dx cancelled, to rounding errors of the size of x."""
     _, change = secant(name, 0.0, x, dtype)
     assert abs(change) < 1e-6 if x < -50 else abs(change) < 1e-18
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "r, x", [(1e4, 1.1e4), (-29668.155684547422, 29668.155684547422), (1e19, 0)]
+)
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_waves_of_large_arguments_add_up(name, r, x, dtype):
+    """The midpoint's rounding error, times d, is larger than that of the quotient."""
+    ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
+    owed = getattr(torch, name)(ends[1].double()) - getattr(torch, name)(ends[0].double())
+    _, change = secant(name, r, x, dtype)
+    assert change == pytest.approx(owed.item(), abs=TOLERANCE[dtype])
+
+
+def along_rows(name: str, r: Tensor, x: Tensor, *args: Any) -> float:
+    """Additivity error of an operation along the last dimension, for a random cotangent."""
+    operation = operation_of(name, args=args)
+    y_r, y_x = operation(r), operation(x)
+    g = torch.randn(r.shape, generator=torch.Generator().manual_seed(0)).to(r.dtype)
+    (m,) = multiply(operation, [r], [x], g)
+    given, owed = (
+        (m.double() * (x.double() - r.double())).sum(-1),
+        (g * (y_x - y_r)).double().sum(-1),
+    )
+    return float((given - owed).abs().max() / g.abs().sum(-1).max())
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [1e4, 1e8, 1e15, 1e25])
+def test_softmax_adds_up_where_a_logit_moves_far(far, dtype):
+    """m is 1 - 1/far, which a number near 1 cannot hold."""
+    r = torch.tensor([[1.0, 0.5, -1.0], [0.0, far, 2 * far], [far, -far, 0.0]], dtype=dtype)
+    x = torch.tensor([[1.0, 0.5, far], [-far, 1.0, 2.0], [far, -far, far]], dtype=dtype)
+    assert along_rows("softmax.int", r, x, -1) <= TOLERANCE[dtype]
+
+
+def generic_error(target: Any, r: list[Tensor], x: list[Tensor], *others: Any) -> float:
+    operation, _ = Operation.bind(target, (*r, *others), slots=tuple(range(len(r))))
+    y_r, y_x = operation(*r), operation(*x)
+    assert isinstance(y_r, Tensor) and isinstance(y_x, Tensor)
+    grads = multiply(operation, r, x, torch.ones_like(y_r))
+    given = sum((m * (b - a)).flatten(1).sum(1) for m, a, b in zip(grads, r, x, strict=True))
+    owed = (y_x - y_r).flatten(1).sum(1)
+    return float(((given - owed).abs() / torch.maximum(y_x.abs(), y_r.abs()).amax(1)).max())
+
+
+@FLOATS
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e12, 1e25, 1e200])
+def test_the_generic_rule_holds_for_steps_whose_square_is_no_number(size, dtype):
+    """<d, d> under- or overflowed, and the correction was lost."""
+    if not 0 < torch.tensor(size, dtype=dtype) < torch.inf:
+        pytest.skip("no number of this dtype")
+    r = torch.tensor([[1.0, -0.5, 3.0, 0.25], [2.0, 1.0, 0.0, -1.0]], dtype=dtype) * size
+    x = torch.tensor([[0.5, 2.0, -1.0, 0.125], [1.0, 3.0, -2.0, 0.0]], dtype=dtype) * size
+    error = generic_error(aten.logcumsumexp.default, [r], [x], 1)
+    assert error <= 10 * TOLERANCE[dtype]
+
+
+@FLOATS
+def test_the_generic_rule_passes_a_singularity_on_its_way(dtype):
+    """The angle has no derivative at the origin, half way between opposite points."""
+    y = torch.tensor([[1.0, -2.0, 0.5]], dtype=dtype)
+    x = torch.tensor([[0.5, 1.0, 3.0]], dtype=dtype)
+    assert generic_error(aten.atan2.default, [y, x], [-y, -x]) <= TOLERANCE[dtype]
+
+
+@FLOATS
+def test_the_generic_rule_ignores_what_nobody_asks_about(dtype):
+    """0 * inf made all multipliers of the row NaN."""
+    r, x = torch.tensor([[1.0, 2.0]], dtype=dtype), torch.tensor([[0.0, 3.0]], dtype=dtype)
+    exponent = torch.tensor([[-1.0, 2.0]], dtype=dtype)
+    operation, _ = Operation.bind(aten.pow.Tensor_Tensor, (r, exponent), slots=(0,))
+    (m,) = multiply(operation, [r], [x], torch.tensor([[0.0, 1.0]], dtype=dtype))
+    assert (m * (x - r)).sum().item() == pytest.approx(5, rel=TOLERANCE[dtype])
+
+
+@FLOATS
+def test_the_generic_rule_keeps_small_changes_beside_huge_steps(dtype):
+    """A gather whose index moves away from a number of 1e25."""
+    r = torch.tensor([[-5.0, -0.2, 4.7]], dtype=dtype)
+    x = torch.tensor([[-5.0, -8.6e25, 5.2]], dtype=dtype)
+    ends = [r, torch.tensor([[0, 1]])], [x, torch.tensor([[0, 2]])]
+    operation, _ = Operation.bind(aten.gather.default, (r, 1, ends[0][1]), slots=(0, 2))
+    m, _ = multiply(operation, *ends, torch.tensor([[1.0, 1.4]], dtype=dtype))
+    given = (m.double() * (x.double() - r.double())).sum().item()
+    assert given == pytest.approx(1.4 * (5.2 + 0.2), rel=TOLERANCE[dtype])
