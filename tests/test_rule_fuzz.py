@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.shapley import shapley_values
 from fxshap.rules.operation import Operation
 from tests.fuzzing.extremes import draw_values
 from tests.rule_cases import TOLERANCE, multiply
@@ -135,6 +137,50 @@ def test_softmax_adds_up_where_a_logit_moves_far(far, dtype):
     r = torch.tensor([[1.0, 0.5, -1.0], [0.0, far, 2 * far], [far, -far, 0.0]], dtype=dtype)
     x = torch.tensor([[1.0, 0.5, far], [-far, 1.0, 2.0], [far, -far, far]], dtype=dtype)
     assert along_rows("softmax.int", r, x, -1) <= TOLERANCE[dtype]
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm"])
+def test_norms_add_up_where_one_end_is_much_larger(name, far, dtype):
+    """The two terms of c times 1/t cancelled, to rounding errors of the ratio of the ends."""
+    generator = torch.Generator().manual_seed(1)
+    r, x = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64).to(dtype)
+    x[0] *= far
+    x[1, 2] = far
+    r[2] = 0
+    x[2] *= far
+    args = {"layer_norm": ([6], None, None, 1e-5), "rms_norm": ([6],), "group_norm": (1,)}[name]
+    assert along_rows(name, r, x, *args) <= TOLERANCE[dtype]
+
+
+NORMS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "layer": ("layer_norm", ([8],)),
+    "rms": ("rms_norm", ([8], None, 1e-6)),
+    "group": ("group_norm", (1,)),
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "tenth", "hundredth", "zero", "constant", "large"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_near_shapley_values_from_every_reference(norm: str, kind: str) -> None:
+    """A constant reference gave attributions of the size of 1 / sqrt(eps)."""
+    name, args = NORMS[norm]
+    operation = operation_of(name, args=args)
+    generator = torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(9):
+        x, r, g = torch.randn(3, 1, 8, generator=generator, dtype=torch.float64)
+        factor = {"tenth": 0.1, "hundredth": 0.01, "zero": 0.0, "large": 30.0}.get(kind, 1.0)
+        r = torch.ones_like(r) * 0.7 if kind == "constant" else r * factor
+        (m,) = multiply(operation, [r], [x], g)
+
+        def value(point: Tensor, g: Tensor = g) -> Tensor:
+            return (g * operation(point)).sum(-1, keepdim=True)
+
+        exact = shapley_values(value, x[0], r[0]).squeeze(1)
+        distances.append(float(((m * (x - r))[0] - exact).abs().sum() / exact.abs().sum()))
+    assert statistics.median(distances) < 0.5
 
 
 def generic_error(target: Any, r: list[Tensor], x: list[Tensor], *others: Any) -> float:
