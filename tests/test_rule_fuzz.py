@@ -15,11 +15,54 @@ from torch import Tensor
 
 from benchmarks.shapley import shapley_values
 from fxshap.rules.operation import Operation
-from tests.fuzzing.extremes import draw_values
-from tests.rule_cases import TOLERANCE, multiply
+from tests.fuzzing.extremes import check_draws, draw_values, rows_of
+from tests.rule_cases import ALL, TOLERANCE, Case, multiply
 
 aten = torch.ops.aten
 FLOATS = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+@FLOATS
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_rules_add_up_at_every_size(case: Case, dtype: torch.dtype) -> None:
+    """Finite and additive in every row that is not excused; most rows are not."""
+    rows, excused = 0, 0
+    for seed in range(6 if case.output_row is None else 1):
+        found = check_draws(case, dtype, rows_of(case, 200), seed)
+        assert not found.message
+        rows, excused = rows + found.rows, excused + found.excused
+    assert excused < 0.9 * rows
+
+
+# --- multipliers that are bounded -----------------------------------------------------------------
+
+#: Least and largest slope.
+SLOPES: dict[str, tuple[float, float]] = {
+    "relu": (0, 1),
+    "relu6": (0, 1),
+    "hardtanh": (0, 1),
+    "clamp": (0, 1),
+    "hardsigmoid": (0, 0.1666666717),  # torch's own derivative is 1/6 in float32
+    "hardswish": (-0.5, 1.5),
+    "softshrink": (0, 1),
+    "leaky_relu": (0.01, 1),
+    "abs": (-1, 1),
+    "sigmoid": (0, 0.25),
+    "tanh": (0, 1),
+    "softplus": (0, 1),
+    "log_sigmoid": (0, 1),
+    "elu": (0, 1),
+    "selu": (0, 1.7580993408473766),
+    "silu": (-0.1, 1.1),
+    "mish": (-0.12, 1.09),
+    "gelu": (-0.13, 1.13),
+    "erf": (0, 2 / math.sqrt(math.pi)),
+    "special_ndtr": (0, 1 / math.sqrt(2 * math.pi)),
+    "sin": (-1, 1),
+    "cos": (-1, 1),
+    "atan": (0, 1),
+    "asinh": (0, 1),
+}
 
 
 def both_ends(
@@ -36,6 +79,16 @@ def slack(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps / 1e-3
 
 
+@FLOATS
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_stay_within_those_of_the_function(name: str, dtype: torch.dtype) -> None:
+    operation, low, high = operation_of(name), *SLOPES[name]
+    r, x = both_ends((4000,), dtype)
+    (m,) = multiply(operation, [r], [x], torch.ones_like(r))
+    assert m.min() >= low - slack(dtype)
+    assert m.max() <= high + slack(dtype)
+
+
 def operation_of(name: str, shape: tuple[int, ...] = (1,), args: Any = None) -> Operation:
     """Bind an operator of one varying argument and constants."""
     constants = {"clamp": (-1.0, 0.5), "softshrink": (0.5,)}.get(name, ()) if args is None else args
@@ -43,6 +96,28 @@ def operation_of(name: str, shape: tuple[int, ...] = (1,), args: Any = None) -> 
     operator = getattr(getattr(aten, target), overload or "default")
     operation, _ = Operation.bind(operator, (torch.zeros(shape), *constants), slots=(0,))
     return operation
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "name, args",
+    [
+        ("amax", ([-1],)), ("amin", ([-1],)), ("max.dim", (-1,)), ("maximum", None),
+        ("max_pool1d", ([5],)), ("adaptive_max_pool1d", ([1],)), ("logsumexp", ([-1],)),
+    ],
+)  # fmt: skip
+def test_shares_of_a_maximum_lie_between_0_and_1(name: str, args: Any, dtype: torch.dtype) -> None:
+    r, x = both_ends((500, 1, 5), dtype)
+    if name == "maximum":
+        operation, _ = Operation.bind(aten.maximum.default, (r, x), slots=(0, 1))
+        ends = [r, x], [x.flip(0), r.flip(1)]
+    else:
+        operation, ends = operation_of(name, args=args), ([r], [x])
+    y = operation(*ends[0])
+    ones = (torch.ones_like(y[0]), None) if isinstance(y, tuple) else torch.ones_like(y)
+    for m in multiply(operation, *ends, ones):
+        assert m.min() >= -slack(dtype)
+        assert m.max() <= 1 + slack(dtype)
 
 
 @FLOATS
