@@ -315,8 +315,8 @@ INDICES = [
     ),
     Case(aten.index_fill.int_Scalar, (ROW, 0, PLACES, 1.5), output_row=None),
     Case(aten.masked_fill.Scalar, (v(5), MASK, 1.5)),
-    Case(aten.masked_scatter.default, (v(9, row=None), Varying((9,), row=None, indices=2),
-                                       v(9, row=None)), output_row=None),
+    Case(aten.masked_scatter.default, (v(5, row=None), Varying((5,), row=None, indices=2),
+                                       v(7, row=None)), output_row=None),
     Case(aten.where.self, (MASK, v(5), v(5))),
     *(
         Case(t, (v(1, 4, 4), v(2, 2, 2), 0, 0, False))

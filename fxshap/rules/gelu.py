@@ -11,13 +11,12 @@ Hendrycks and Gimpel 2016, eq. 1 (GELU) and 2 (its tanh form); Shrikumar et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fxshap.rules.operation import Operation, keep
-from fxshap.rules.univariate import elementwise, relu_slope
+from fxshap.rules.univariate import elementwise, relu_slope, replace_close
 
 aten = torch.ops.aten
 
@@ -27,6 +26,10 @@ SYMMETRIC_NODES = (
     (0.6612093864662645, 0.3607615730481386),
     (0.9324695142031521, 0.17132449237917036),
 )
+
+
+#: Beyond it both tails are 0 in float64, and what makes good for rounding would overflow.
+NOTHING_LEFT = 64.0
 
 
 def split_square(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +43,7 @@ def normal_tail(z: Tensor) -> Tensor:
 
     erfc(a) e^(a^2) varies slowly, so the factor e^(a^2 - z^2 / 2) is what the rounding costs.
     """
+    z = z.clamp(max=NOTHING_LEFT)
     a = z * math.sqrt(0.5)
     exact_a, rest_a = split_square(a)
     exact_z, rest_z = split_square(z)
@@ -50,7 +54,7 @@ def normal_tail(z: Tensor) -> Tensor:
 
 def root_density(z: Tensor) -> Tensor:
     """e^(-z^2 / 4), the square root of the normal density up to a constant."""
-    exact, rest = split_square(z)
+    exact, rest = split_square(z.clamp(-NOTHING_LEFT, NOTHING_LEFT))
     return torch.exp(-exact / 4) * torch.exp(-rest / 4)
 
 
@@ -78,22 +82,6 @@ def mean_density(r: Tensor, x: Tensor) -> Tensor:
         step = node * h
         total += weight * torch.exp((h - step) * (h + step) / 2) * torch.cosh(c * step)
     return root_density(x) * root_density(r) * total / math.sqrt(2 * math.pi)
-
-
-#: Ends are close where |d| (1 + |c|) is less. A larger bound is more precise around it and slower,
-#: for more places take the form that does not cancel; tests/test_rules_gelu.py holds the precision.
-CLOSE = 0.05
-
-
-def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
-    """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
-    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
-    slope = slope.contiguous()
-    if len(places):
-        at_r, at_x = (end.expand_as(slope).reshape(-1)[places] for end in (r, x))
-        slope.view(-1)[places] = close(at_r, at_x)
-    return slope
 
 
 def normal_slope(r: Tensor, x: Tensor) -> Tensor:
@@ -134,6 +122,7 @@ def cubic_tail(z: Tensor) -> Tensor:
 
     As in :func:`split_square`, u is the sum of a part with one rounding and a small rest.
     """
+    z = z.clamp(max=NOTHING_LEFT)
     nearby = (z * 16).round() / 16
     rest = z - nearby
     shifted = nearby.square() + SHIFT_MAIN  # exact, as is its product with nearby
@@ -146,8 +135,9 @@ def cubic_tail(z: Tensor) -> Tensor:
 
 def gelu_tanh_slope(r: Tensor, x: Tensor) -> Tensor:
     """Secant of x s(u), since (1 + tanh z) / 2 = s(2z), in the two forms of :func:`gelu_slope`."""
-    d = x - r
-    rate = CUBIC * (x * x + x * r + r * r + 1 / 0.044715)  # du / d
+    near_r, near_x = (end.clamp(-NOTHING_LEFT, NOTHING_LEFT) for end in (r, x))
+    d = near_x - near_r
+    rate = CUBIC * (near_x.square() + near_x * near_r + near_r.square() + 1 / 0.044715)  # du / d
     gap = (rate * d).abs()
     tail_r, tail_x = cubic_tail(r.abs()), cubic_tail(x.abs())
     s_r, s_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
@@ -155,7 +145,8 @@ def gelu_tanh_slope(r: Tensor, x: Tensor) -> Tensor:
     # s(hi) - s(lo) = s(hi) s(-lo) (1 - e^-|du|), over |du|
     both = torch.where(x > r, s_x * not_r, s_r * not_x)
     slope = both * torch.where(d == 0, 1.0, -torch.expm1(-gap) / gap)
-    close = (s_x + s_r) / 2 + (x + r) / 2 * rate * slope
+    close = (s_x + s_r) / 2 + (near_x + near_r) / 2 * rate * slope
+    d = x - r
     far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
     return torch.where(gap < 1, close, far)
 

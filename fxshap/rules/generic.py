@@ -40,7 +40,8 @@ def generic(
             ]
             for total, step in zip(average, vjp(operation, point, grad), strict=True):
                 if total is not None and step is not None:
-                    total.add_(step, alpha=weight / len(ends))
+                    # At a singularity on the way (an angle at the origin) only the ends count.
+                    total.add_(step.nan_to_num(0.0, 0.0, 0.0), alpha=weight / len(ends))
     return correct(operation, reference, sample, grad, average)
 
 
@@ -54,32 +55,70 @@ def correct(
     """Add the smallest correction that makes `multipliers` restore the finite difference."""
     *rows, output_row = operation.rows
     before, after = operation(*reference), operation(*sample)
-    missing: Tensor | float = 0.0
     count = common_rows(reference, rows, before, output_row)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
-    for g, y_r, y_x in zip(grad, before, after, strict=True):
-        if g is not None:
-            missing = missing + row_sums(inner(g, y_x - y_r), output_row, count)
-    length: Tensor | float = 0.0
-    steps: list[Tensor | None] = []
-    for m, r, x, row in zip(multipliers, reference, sample, rows, strict=True):
-        steps.append(None if m is None else x - r)
-        if m is not None:
-            missing = missing - row_sums(inner(m, x - r), row, count)
-            length = length + row_sums(inner(x - r, x - r), row, count)
-    if not isinstance(length, Tensor) or not isinstance(missing, Tensor):
-        return tuple(multipliers)
-    scale = torch.where(length == 0, 0.0, missing / length)
-    return tuple(
-        None if m is None or d is None else m + d * along(scale, d, row)
-        for m, d, row in zip(multipliers, steps, rows, strict=True)
+    owed = sum(
+        (in_rows(g, output_row, count) * in_rows(change, output_row, count)).sum(1)
+        for g, change in [
+            (g, torch.where(g == 0, 0.0, y_x - y_r))  # what nobody asks about may be infinite
+            for g, y_r, y_x in zip(grad, before, after, strict=True)
+            if g is not None
+        ]
     )
+    moving = {place: m for place, m in enumerate(multipliers) if m is not None}
+    if not moving or not isinstance(owed, Tensor):
+        return tuple(multipliers)
+    wide = [in_rows(m, rows[place], count) for place, m in moving.items()]
+    steps = [in_rows(sample[place] - reference[place], rows[place], count) for place in moving]
+    restored = restore(torch.cat(wide, 1), torch.cat(steps, 1), owed.unsqueeze(1))
+    corrected = list(multipliers)
+    for place, part in zip(moving, restored.split([w.shape[1] for w in wide], 1), strict=True):
+        corrected[place] = out_of_rows(part, reference[place], rows[place])
+    return tuple(corrected)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise real inner product, for autograd's convention of complex gradients."""
-    return (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
+#: Every round gains the digits of the dtype, which very long steps take away again.
+ROUNDS = 3
+
+
+def restore(multipliers: Tensor, steps: Tensor, owed: Tensor) -> Tensor:
+    """Add to each row the smallest correction for which its products with `steps` sum to `owed`.
+
+    Parameters
+    ----------
+    multipliers, steps : Tensor
+        Of shape (rows, features).
+    owed : Tensor
+        Of shape (rows, 1).
+    """
+    longest = steps.abs().amax(1, keepdim=True)
+    still = longest == 0
+    unit = steps / longest.masked_fill(still, 1.0)  # the square of a step could overflow
+    length = unit.square().sum(1, keepdim=True).clamp_min(1)
+    for _ in range(ROUNDS):
+        missing = owed - (multipliers * steps).sum(1, keepdim=True)
+        multipliers = multipliers + unit * (missing / length / longest).masked_fill(still, 0.0)
+    return multipliers
+
+
+def restore_along(
+    dims: list[int], multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor, change: Tensor
+) -> Tensor:
+    """Make `multipliers` between r and x restore a change of outputs, along `dims`.
+
+    For closed forms that lose digits where the two ends are of very different sizes.
+    """
+    last = list(range(-len(dims), 0))
+
+    def flat(value: Tensor) -> Tensor:
+        return value.movedim(dims, last).flatten(last[0]).flatten(0, -2)
+
+    steps = torch.where(x == r, 0.0, x - r)  # also where both are -inf
+    owed = (grad * change).sum(dims, keepdim=True)
+    restored = restore(flat(multipliers), flat(steps), flat(owed))
+    moved = multipliers.movedim(dims, last)
+    return restored.reshape(moved.shape).movedim(last, dims)
 
 
 def common_rows(reference: Tensors, rows: list[int], before: Any, output_row: int) -> int:
@@ -89,17 +128,20 @@ def common_rows(reference: Tensors, rows: list[int], before: Any, output_row: in
     return math.gcd(*(value.shape[row] if value.dim() else 1 for value, row in pairs))
 
 
-def row_sums(value: Tensor, row: int, count: int) -> Tensor:
-    """Sum over all but the batch dimension `row`, for `count` rows."""
-    return (value.movedim(row, 0) if value.dim() else value).reshape(count, -1).sum(1)
+def in_rows(value: Tensor, row: int, count: int) -> Tensor:
+    """View as `count` rows of real numbers, given the batch dimension `row`."""
+    first = value.movedim(row, 0) if value.dim() else value
+    first = torch.view_as_real(first.resolve_conj()) if value.is_complex() else first
+    return first.reshape(count, -1)
 
 
-def along(scale: Tensor, like: Tensor, row: int) -> Tensor:
-    """View one number a row so that it broadcasts along dimension `row` of `like`."""
-    if like.dim() == 0:
-        return scale.squeeze()
-    scale = scale.repeat_interleave(like.shape[row] // len(scale))
-    return scale.reshape([-1 if dim == row else 1 for dim in range(like.dim())])
+def out_of_rows(value: Tensor, like: Tensor, row: int) -> Tensor:
+    """Undo :func:`in_rows` for a value like `like`."""
+    first = like.movedim(row, 0) if like.dim() else like
+    if like.is_complex():
+        value = torch.view_as_complex(value.reshape(*first.shape, 2))
+    value = value.reshape(first.shape)
+    return value.movedim(0, row) if like.dim() else value
 
 
 GENERIC = Rule("generic", generic, closed=False)

@@ -19,12 +19,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxshap.rules.generic import restore_along
 from fxshap.rules.operation import Operation, keep, keep_between, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 from fxshap.rules.univariate import mean_decay
 
 aten = torch.ops.aten
+
+
+#: A change of logsumexp that costs two digits.
+FAR = 100.0
 
 
 class Row(NamedTuple):
@@ -60,8 +65,14 @@ def logsumexp_slope(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
     change = change_of_logsumexp(end_r, end_x)
     # e = y S, and S is 1 at the end with the larger L.
     s_r, s_x = (-change).clamp_(max=0).exp_(), change.clamp(max=0).exp_()
-    slope = mean_decay(torch.zeros_like(change), change).reciprocal_()
-    return mean_decay(r, x).mul_(torch.maximum(end_r.y * s_r, end_x.y * s_x)).mul_(slope)
+    decay = mean_decay(torch.zeros_like(change), change)
+    # Divided last, so that a logit which is all of its row has a multiplier of exactly 1.
+    return mean_decay(r, x).mul_(torch.maximum(end_r.y * s_r, end_x.y * s_x)).div_(decay)
+
+
+def largest_change(r: Tensor, x: Tensor, end_r: Row, end_x: Row) -> Tensor:
+    """The largest |L_x - L_r|, one number."""
+    return change_of_logsumexp(end_r, end_x).abs().amax()
 
 
 def slopes(
@@ -73,15 +84,18 @@ def slopes(
 ) -> tuple[Tensor, ...]:
     """Return slopes between both ends, in the dtype of the output."""
     (r,), (x,) = reference, sample
-    dims = reduced_dims(operation, r)
-
-    def row(value: Tensor) -> Row:
-        return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
 
     def found() -> tuple[Tensor, ...]:
-        return tuple(slope(r.to(dtype), x.to(dtype), row(r), row(x)) for slope in functions)
+        rows = kept_row(operation, r, dtype), kept_row(operation, x, dtype)
+        return tuple(slope(r.to(dtype), x.to(dtype), *rows) for slope in functions)
 
     return keep_between(operation, r, x, found)
+
+
+def kept_row(operation: Operation, value: Tensor, dtype: torch.dtype) -> Row:
+    """Return the row of one end."""
+    dims = reduced_dims(operation, value)
+    return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
 
 
 @rule(aten.logsumexp, aten.special_logsumexp)
@@ -108,7 +122,15 @@ def softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """exp(a - logsumexp(a))."""
-    own, m = slopes(operation, reference, sample, grad.dtype, softmax_slope, logsumexp_slope)
+    own, m, moved = slopes(
+        operation, reference, sample, grad.dtype, softmax_slope, logsumexp_slope, largest_change
+    )
+    dims = reduced_dims(operation, m)
     weighted = times(own, grad)
-    total = weighted.sum(reduced_dims(operation, m), keepdim=True)
-    return (weighted.sub_(times(m, total)).to(reference[0].dtype),)
+    total = weighted.sum(dims, keepdim=True)
+    out = weighted.sub_(times(m, total))
+    if moved > FAR:  # m is so near to 1 that the difference is lost
+        (r,), (x,) = reference, sample
+        change = kept_row(operation, x, grad.dtype).y - kept_row(operation, r, grad.dtype).y
+        out = restore_along(dims, out, grad, r.to(grad.dtype), x.to(grad.dtype), change)
+    return (out.to(reference[0].dtype),)

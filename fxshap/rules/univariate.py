@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import GAUSS_LEGENDRE, generic
-from fxshap.rules.operation import Operation, keep_between, times, vjp
+from fxshap.rules.operation import Operation, keep, keep_between, times, vjp
 from fxshap.rules.table import Slope, Target, Tensors, rule
 
 aten = torch.ops.aten
@@ -223,6 +223,22 @@ def exponential(base: Callable[[Operation], float]) -> Slope:
     return exp
 
 
+#: Ends are close where |d| (1 + |c|) is less. A larger bound is more precise around it and slower,
+#: for more places take the form that does not cancel; tests/test_rules_gelu.py holds the precision.
+CLOSE = 0.05
+
+
+def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
+    """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
+    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
+    places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
+    slope = slope.contiguous()
+    if len(places):
+        at_r, at_x = (end.expand_as(slope).reshape(-1)[places] for end in (r, x))
+        slope.view(-1)[places] = close(at_r, at_x)
+    return slope
+
+
 # --- activations ------------------------------------------------------------------------------
 
 
@@ -237,9 +253,22 @@ def tanh(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
 
 
 def silu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """x s(x): mean(s) + mean(x) ds/dx."""
-    s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
-    return s + (x + r) / 2 * sigmoid_slope(r, x)
+    """x s(x) = relu(x) - |x| s(-|x|): by these parts from afar, mean(s) + mean(x) ds/dx close by.
+
+    The form for close ends cancels from afar, to rounding errors of the size of x itself.
+    """
+
+    def moment(z: Tensor) -> Tensor:
+        size = z.abs()
+        return torch.sigmoid(-size).mul_(size)
+
+    def close(r: Tensor, x: Tensor) -> Tensor:
+        s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
+        return s + (x + r) / 2 * sigmoid_slope(r, x)
+
+    change = keep(x, "logistic moment", moment) - keep(r, "logistic moment", moment)
+    far = relu_slope(r, x).sub_(change.div_(x - r))
+    return replace_close(far, r, x, close)
 
 
 def log_sigmoid(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
@@ -283,10 +312,23 @@ def elu_parameters(operation: Operation) -> tuple[float, float, float]:
 
 
 def mish(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """x tanh(softplus(x)), as a chain of its parts."""
-    s_r, s_x = softplus_value(r), softplus_value(x)
-    t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
-    return t + (x + r) / 2 * tanh_slope(s_r, s_x) * softplus_slope(r, x)
+    """x tanh(softplus(x)) = relu(x) - moment(x), in the two forms of :func:`silu`."""
+
+    def moment(z: Tensor) -> Tensor:
+        """z (1 - tanh(softplus(z))) above 0 and -z tanh(softplus(z)) below, in t = e^z."""
+        t = torch.exp(z)
+        above = 2 / ((1 + t).square() + 1)
+        below = t * (t + 2) / (t * (t + 2) + 2)
+        return z.abs() * torch.where(z > 0, above, below)
+
+    def close(r: Tensor, x: Tensor) -> Tensor:
+        s_r, s_x = softplus_value(r), softplus_value(x)
+        t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
+        return t + (x + r) / 2 * tanh_slope(s_r, s_x) * softplus_slope(r, x)
+
+    change = keep(x, "mish moment", moment) - keep(r, "mish moment", moment)
+    far = relu_slope(r, x).sub_(change.div_(x - r))
+    return replace_close(far, r, x, close)
 
 
 # --- powers -----------------------------------------------------------------------------------
@@ -371,14 +413,22 @@ def half_sinc(d: Tensor) -> Tensor:
     return torch.sinc(d / (2 * math.pi))
 
 
+def wave(operation: Operation, r: Tensor, x: Tensor, close: Tensor) -> Tensor:
+    """`close` where the ends are close, else the quotient, whose rounding does not grow with x."""
+    d = x - r
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    return torch.where((x.abs() + r.abs()) * d.abs() > 1, (f_x - f_r) / d, close)
+
+
 def sin(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """sin x - sin r = 2 cos((x + r)/2) sin(d/2)."""
-    return torch.cos((x + r) / 2) * half_sinc(x - r)
+    return wave(operation, r, x, torch.cos((x + r) / 2) * half_sinc(x - r))
 
 
 def cos(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """cos x - cos r = -2 sin((x + r)/2) sin(d/2)."""
-    return -torch.sin((x + r) / 2) * half_sinc(x - r)
+    return wave(operation, r, x, -torch.sin((x + r) / 2) * half_sinc(x - r))
 
 
 def zero(operation: Operation) -> float:

@@ -1,0 +1,107 @@
+"""How many digits a network has to give, whoever computes it.
+
+Monte Carlo arithmetic (Parker 1997): the network is run with a small random relative error in the
+result of every operation. An output that moves by a thousand times that error has three digits
+fewer than the arithmetic, and no attributions of it can add up to more than it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+#: Relative error put into every result.
+ERROR = 1e-6
+TRIALS = 3
+
+
+class RandomErrors(TorchDispatchMode):
+    """Multiply what every operation returns by 1 + ERROR * uniform(-1, 1).
+
+    What float32 can hold is left alone: a product of halves or an integer is exact in float64, and
+    a tie between such numbers is a tie.
+
+    Attributes
+    ----------
+    overflow : bool
+        Whether any result was NaN or infinite; constant -inf (masks) do not count.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.overflow = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        outputs = list(result) if isinstance(result, tuple | list) else [result]
+        for place, output in enumerate(outputs):
+            alias = returns[min(place, len(returns) - 1)].alias_info
+            if alias is None or alias.is_write:  # a view computes nothing
+                for value in pytree.tree_leaves(output):
+                    if isinstance(value, Tensor) and value.dtype is torch.float64:
+                        self.disturb(value)
+        return result
+
+    def disturb(self, value: Tensor) -> None:
+        self.overflow |= bool((value.isnan() | (value == torch.inf)).any())
+        exact = value.float().double() == value
+        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+        value.mul_(torch.where(exact, 1.0, 1 + ERROR * noise))
+
+
+@torch.no_grad()
+def condition_number(
+    model: nn.Module, samples: Sequence[Tensor], references: Sequence[Tensor]
+) -> tuple[float, bool]:
+    """Return how much relative errors grow on the way to the output, and whether any overflows.
+
+    Parameters
+    ----------
+    model : nn.Module
+    samples, references : sequence of Tensor
+        In float64, one tensor an input.
+    """
+    inputs = [torch.cat(pair) for pair in zip(samples, references, strict=True)]
+    output = model(*inputs)
+    scale = output.abs().max()
+    largest, overflow = steepest(output, inputs, len(samples[0])), False
+    for trial in range(TRIALS):
+        errors = RandomErrors(trial)
+        moved = [x.clone() for x in inputs]
+        for x in moved:
+            errors.disturb(x)
+        with errors:
+            noisy = model(*moved)
+        largest = max(largest, float((noisy - output).abs().max() / (scale * ERROR)))
+        overflow |= errors.overflow
+    return largest, overflow
+
+
+def steepest(output: Tensor, inputs: Sequence[Tensor], count: int) -> float:
+    """Largest relative change of the output between two ends over that of the input.
+
+    It is large where the ends lie close together on either side of a jump: a multiplier is that
+    large too, and magnifies the rounding of what it is multiplied with.
+
+    Parameters
+    ----------
+    output : Tensor
+        For `count` samples and, after them, the references.
+    inputs : sequence of Tensor
+    count : int
+    """
+    flat = torch.cat([x.flatten(1) for x in inputs], 1)
+    changes, steps = (
+        (value[:count, None] - value[None, count:]).abs().amax(2) / value.abs().max()
+        for value in (output, flat)
+    )
+    return float(torch.where(changes == 0, 0.0, changes / steps).max())

@@ -1,0 +1,310 @@
+"""Every rule from denormal numbers to 1e30, and what that has found.
+
+``python -m tests.fuzzing rules`` draws 100,000 times a rule; here a few hundred rows each.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.shapley import shapley_values
+from torch import Tensor
+
+from fxshap.rules.operation import Operation
+from tests.fuzzing.extremes import check_draws, draw_values, rows_of
+from tests.rule_cases import ALL, TOLERANCE, Case, multiply
+
+aten = torch.ops.aten
+FLOATS = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+@FLOATS
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_rules_add_up_at_every_size(case: Case, dtype: torch.dtype) -> None:
+    """Finite and additive in every row that is not excused; most rows are not."""
+    rows, excused = 0, 0
+    for seed in range(6 if case.output_row is None else 1):
+        found = check_draws(case, dtype, rows_of(case, 200), seed)
+        assert not found.message
+        rows, excused = rows + found.rows, excused + found.excused
+    assert excused < 0.9 * rows
+
+
+# --- multipliers that are bounded -----------------------------------------------------------------
+
+#: Least and largest slope.
+SLOPES: dict[str, tuple[float, float]] = {
+    "relu": (0, 1),
+    "relu6": (0, 1),
+    "hardtanh": (0, 1),
+    "clamp": (0, 1),
+    "hardsigmoid": (0, 0.1666666717),  # torch's own derivative is 1/6 in float32
+    "hardswish": (-0.5, 1.5),
+    "softshrink": (0, 1),
+    "leaky_relu": (0.01, 1),
+    "abs": (-1, 1),
+    "sigmoid": (0, 0.25),
+    "tanh": (0, 1),
+    "softplus": (0, 1),
+    "log_sigmoid": (0, 1),
+    "elu": (0, 1),
+    "selu": (0, 1.7580993408473766),
+    "silu": (-0.1, 1.1),
+    "mish": (-0.12, 1.09),
+    "gelu": (-0.13, 1.13),
+    "erf": (0, 2 / math.sqrt(math.pi)),
+    "special_ndtr": (0, 1 / math.sqrt(2 * math.pi)),
+    "sin": (-1, 1),
+    "cos": (-1, 1),
+    "atan": (0, 1),
+    "asinh": (0, 1),
+}
+
+
+def both_ends(
+    shape: tuple[int, ...], dtype: torch.dtype, high: float = 30
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    r, x = (draw_values(shape, (-40, 30), dtype, generator) for _ in range(2))
+    near = torch.rand(shape, generator=generator) < 0.3
+    return r, torch.where(near, r * 1.001, x)
+
+
+def slack(dtype: torch.dtype) -> float:
+    """What a quotient of differences loses where the ends differ by a thousandth."""
+    return 16 * torch.finfo(dtype).eps / 1e-3
+
+
+@FLOATS
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_stay_within_those_of_the_function(name: str, dtype: torch.dtype) -> None:
+    operation, low, high = operation_of(name), *SLOPES[name]
+    r, x = both_ends((4000,), dtype)
+    (m,) = multiply(operation, [r], [x], torch.ones_like(r))
+    assert m.min() >= low - slack(dtype)
+    assert m.max() <= high + slack(dtype)
+
+
+def operation_of(name: str, shape: tuple[int, ...] = (1,), args: Any = None) -> Operation:
+    """Bind an operator of one varying argument and constants."""
+    constants = {"clamp": (-1.0, 0.5), "softshrink": (0.5,)}.get(name, ()) if args is None else args
+    target, _, overload = name.partition(".")
+    operator = getattr(getattr(aten, target), overload or "default")
+    operation, _ = Operation.bind(operator, (torch.zeros(shape), *constants), slots=(0,))
+    return operation
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "name, args",
+    [
+        ("amax", ([-1],)), ("amin", ([-1],)), ("max.dim", (-1,)), ("maximum", None),
+        ("max_pool1d", ([5],)), ("adaptive_max_pool1d", ([1],)), ("logsumexp", ([-1],)),
+    ],
+)  # fmt: skip
+def test_shares_of_a_maximum_lie_between_0_and_1(name: str, args: Any, dtype: torch.dtype) -> None:
+    r, x = both_ends((500, 1, 5), dtype)
+    if name == "maximum":
+        operation, _ = Operation.bind(aten.maximum.default, (r, x), slots=(0, 1))
+        ends = [r, x], [x.flip(0), r.flip(1)]
+    else:
+        operation, ends = operation_of(name, args=args), ([r], [x])
+    y = operation(*ends[0])
+    ones = (torch.ones_like(y[0]), None) if isinstance(y, tuple) else torch.ones_like(y)
+    for m in multiply(operation, *ends, ones):
+        assert m.min() >= -slack(dtype)
+        assert m.max() <= 1 + slack(dtype)
+
+
+@FLOATS
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e10, 1e30])
+def test_multipliers_of_softmax_are_bounded(scale: float, dtype: torch.dtype) -> None:
+    """Moving one logit by d moves no output by more than d / 4: slopes of a logistic function.
+
+    A multiplier is a mean of such slopes times the cotangents, here at most 1, and their sum.
+    """
+    generator = torch.Generator().manual_seed(0)
+    r, x, g = torch.randn(3, 500, 6, generator=generator, dtype=torch.float64).to(dtype)
+    (m,) = multiply(operation_of("softmax.int", args=(-1,)), [scale * r], [scale * x], g.sign())
+    assert m.abs().max() <= 2
+
+
+# --- what the draws have found --------------------------------------------------------------------
+
+
+def secant(name: str, r: float, x: float, dtype: torch.dtype, *args: Any) -> tuple[float, float]:
+    """The multiplier between two numbers, and the change of the output that it gives."""
+    ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
+    (m,) = multiply(operation_of(name, args=args), ends[:1], ends[1:], torch.ones(1, dtype=dtype))
+    return m.item(), m.item() * (ends[1].double() - ends[0].double()).item()
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [700.0, 7782.53125, 1e5, 2.7695840936682888e10, 1e30])
+@pytest.mark.parametrize("name", ["gelu", "erf", "erfc", "special_ndtr"])
+def test_far_tails_of_the_normal_distribution_are_finite(name, far, dtype):
+    """What made good for the rounding of z^2 overflowed: 0 * inf."""
+    for r, x in ((far, far), (-far, -far), (-far, far), (far, far * (1 + 1e-6)), (0.0, -far)):
+        m, _ = secant(name, r, x, dtype)
+        assert math.isfinite(m)
+    assert secant("gelu", far, 2 * far, dtype)[0] == pytest.approx(1, rel=1e-6)
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [90.0, 8390.605691451925, 1e6, 1e19, 1e30])
+def test_far_tails_of_gelus_tanh_form_are_finite(far, dtype):
+    for r, x, slope in (
+        (0.0, far, 1),
+        (far, far, 1),
+        (-far, -far, 0),
+        (-far, 0.0, 0),
+        (-far, far, 0.5),
+    ):
+        ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
+        operation, _ = Operation.bind(aten.gelu.default, (ends[0],), {"approximate": "tanh"})
+        (m,) = multiply(operation, ends[:1], ends[1:], torch.ones(1, dtype=dtype))
+        assert m.item() == pytest.approx(slope, abs=1e-6)
+
+
+@FLOATS
+@pytest.mark.parametrize("name", ["silu", "mish"])
+@pytest.mark.parametrize("x", [-50.0, -907405033298.1686, -1.4678160959147837e26])
+def test_silu_and_mish_owe_nothing_far_below_0(name, x, dtype):
+    """mean(s) + mean(x) ds/dx cancelled, to rounding errors of the size of x."""
+    _, change = secant(name, 0.0, x, dtype)
+    assert abs(change) < 1e-6 if x < -50 else abs(change) < 1e-18
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "r, x", [(1e4, 1.1e4), (-29668.155684547422, 29668.155684547422), (1e19, 0)]
+)
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_waves_of_large_arguments_add_up(name, r, x, dtype):
+    """The midpoint's rounding error, times d, is larger than that of the quotient."""
+    ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
+    owed = getattr(torch, name)(ends[1].double()) - getattr(torch, name)(ends[0].double())
+    _, change = secant(name, r, x, dtype)
+    assert change == pytest.approx(owed.item(), abs=TOLERANCE[dtype])
+
+
+def along_rows(name: str, r: Tensor, x: Tensor, *args: Any) -> float:
+    """Additivity error of an operation along the last dimension, for a random cotangent."""
+    operation = operation_of(name, args=args)
+    y_r, y_x = operation(r), operation(x)
+    g = torch.randn(r.shape, generator=torch.Generator().manual_seed(0)).to(r.dtype)
+    (m,) = multiply(operation, [r], [x], g)
+    given, owed = (
+        (m.double() * (x.double() - r.double())).sum(-1),
+        (g * (y_x - y_r)).double().sum(-1),
+    )
+    return float((given - owed).abs().max() / g.abs().sum(-1).max())
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [1e4, 1e8, 1e15, 1e25])
+def test_softmax_adds_up_where_a_logit_moves_far(far, dtype):
+    """m is 1 - 1/far, which a number near 1 cannot hold."""
+    r = torch.tensor([[1.0, 0.5, -1.0], [0.0, far, 2 * far], [far, -far, 0.0]], dtype=dtype)
+    x = torch.tensor([[1.0, 0.5, far], [-far, 1.0, 2.0], [far, -far, far]], dtype=dtype)
+    assert along_rows("softmax.int", r, x, -1) <= TOLERANCE[dtype]
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm"])
+def test_norms_add_up_where_one_end_is_much_larger(name, far, dtype):
+    """The two terms of c times 1/t cancelled, to rounding errors of the ratio of the ends."""
+    generator = torch.Generator().manual_seed(1)
+    r, x = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64).to(dtype)
+    x[0] *= far
+    x[1, 2] = far
+    r[2] = 0
+    x[2] *= far
+    args = {"layer_norm": ([6], None, None, 1e-5), "rms_norm": ([6],), "group_norm": (1,)}[name]
+    assert along_rows(name, r, x, *args) <= TOLERANCE[dtype]
+
+
+NORMS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "layer": ("layer_norm", ([8],)),
+    "rms": ("rms_norm", ([8], None, 1e-6)),
+    "group": ("group_norm", (1,)),
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "tenth", "hundredth", "zero", "constant", "large"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_near_shapley_values_from_every_reference(norm: str, kind: str) -> None:
+    """A constant reference gave attributions of the size of 1 / sqrt(eps)."""
+    name, args = NORMS[norm]
+    operation = operation_of(name, args=args)
+    generator = torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(9):
+        x, r, g = torch.randn(3, 1, 8, generator=generator, dtype=torch.float64)
+        factor = {"tenth": 0.1, "hundredth": 0.01, "zero": 0.0, "large": 30.0}.get(kind, 1.0)
+        r = torch.ones_like(r) * 0.7 if kind == "constant" else r * factor
+        (m,) = multiply(operation, [r], [x], g)
+
+        def value(point: Tensor, g: Tensor = g) -> Tensor:
+            return (g * operation(point)).sum(-1, keepdim=True)
+
+        exact = shapley_values(value, x[0], r[0]).squeeze(1)
+        distances.append(float(((m * (x - r))[0] - exact).abs().sum() / exact.abs().sum()))
+    assert statistics.median(distances) < 0.5
+
+
+def generic_error(target: Any, r: list[Tensor], x: list[Tensor], *others: Any) -> float:
+    operation, _ = Operation.bind(target, (*r, *others), slots=tuple(range(len(r))))
+    y_r, y_x = operation(*r), operation(*x)
+    assert isinstance(y_r, Tensor) and isinstance(y_x, Tensor)
+    grads = multiply(operation, r, x, torch.ones_like(y_r))
+    given = sum((m * (b - a)).flatten(1).sum(1) for m, a, b in zip(grads, r, x, strict=True))
+    owed = (y_x - y_r).flatten(1).sum(1)
+    return float(((given - owed).abs() / torch.maximum(y_x.abs(), y_r.abs()).amax(1)).max())
+
+
+@FLOATS
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e12, 1e25, 1e200])
+def test_the_generic_rule_holds_for_steps_whose_square_is_no_number(size, dtype):
+    """<d, d> under- or overflowed, and the correction was lost."""
+    if not 0 < torch.tensor(size, dtype=dtype) < torch.inf:
+        pytest.skip("no number of this dtype")
+    r = torch.tensor([[1.0, -0.5, 3.0, 0.25], [2.0, 1.0, 0.0, -1.0]], dtype=dtype) * size
+    x = torch.tensor([[0.5, 2.0, -1.0, 0.125], [1.0, 3.0, -2.0, 0.0]], dtype=dtype) * size
+    error = generic_error(aten.logcumsumexp.default, [r], [x], 1)
+    assert error <= 10 * TOLERANCE[dtype]
+
+
+@FLOATS
+def test_the_generic_rule_passes_a_singularity_on_its_way(dtype):
+    """The angle has no derivative at the origin, half way between opposite points."""
+    y = torch.tensor([[1.0, -2.0, 0.5]], dtype=dtype)
+    x = torch.tensor([[0.5, 1.0, 3.0]], dtype=dtype)
+    assert generic_error(aten.atan2.default, [y, x], [-y, -x]) <= TOLERANCE[dtype]
+
+
+@FLOATS
+def test_the_generic_rule_ignores_what_nobody_asks_about(dtype):
+    """0 * inf made all multipliers of the row NaN."""
+    r, x = torch.tensor([[1.0, 2.0]], dtype=dtype), torch.tensor([[0.0, 3.0]], dtype=dtype)
+    exponent = torch.tensor([[-1.0, 2.0]], dtype=dtype)
+    operation, _ = Operation.bind(aten.pow.Tensor_Tensor, (r, exponent), slots=(0,))
+    (m,) = multiply(operation, [r], [x], torch.tensor([[0.0, 1.0]], dtype=dtype))
+    assert (m * (x - r)).sum().item() == pytest.approx(5, rel=TOLERANCE[dtype])
+
+
+@FLOATS
+def test_the_generic_rule_keeps_small_changes_beside_huge_steps(dtype):
+    """A gather whose index moves away from a number of 1e25."""
+    r = torch.tensor([[-5.0, -0.2, 4.7]], dtype=dtype)
+    x = torch.tensor([[-5.0, -8.6e25, 5.2]], dtype=dtype)
+    ends = [r, torch.tensor([[0, 1]])], [x, torch.tensor([[0, 2]])]
+    operation, _ = Operation.bind(aten.gather.default, (r, 1, ends[0][1]), slots=(0, 2))
+    m, _ = multiply(operation, *ends, torch.tensor([[1.0, 1.4]], dtype=dtype))
+    given = (m.double() * (x.double() - r.double())).sum().item()
+    assert given == pytest.approx(1.4 * (5.2 + 0.2), rel=TOLERANCE[dtype])
