@@ -100,7 +100,7 @@ MODELS: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
                            "patch_stride": 8, "d_model": 16, "num_layers": LAYERS},
      "past_values", (32, 2)),
     ("TimeSeriesTransformerModel.encoder", SERIES, "inputs_embeds", STEPS),
-    ("InformerModel.encoder", SERIES, "inputs_embeds", STEPS),
+    ("InformerModel.encoder", {**SERIES, "distil": False}, "inputs_embeds", STEPS),
     ("AutoformerModel.encoder", SERIES, "inputs_embeds", STEPS),
     ("MambaModel", {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 4,
                     "vocab_size": VOCABULARY, "use_cache": False}, "inputs_embeds", EMBEDDINGS),

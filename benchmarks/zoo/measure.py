@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import platform
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -160,9 +161,14 @@ def recording_failure(results: Sequence[Measurement]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
+        first = (str(error).strip().splitlines() or [""])[0]
         for result in results:
-            result.failure = f"{type(error).__name__}: {lines[0]}"
+            result.failure = f"{type(error).__name__}: {without_folders(first)}"
+
+
+def without_folders(text: str) -> str:
+    """Leave out where packages are installed on this machine."""
+    return re.sub(r"(?<!\S)/\S*/(?=[^/\s]+\.py\b)", "", text)
 
 
 def prepare(entry: Entry, drawn: bool) -> Case:
