@@ -178,7 +178,7 @@ def test_a_run_goes_on_where_it_was_and_publishes(run, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if "tiny" in line]
     assert [line.split()[2] for line in lines] == ["float32", "float64"]
     page = (tmp_path / "docs" / "coverage.md").read_text()
-    assert "1 of 1 networks" in page and "| small    | tiny       | 1 of 1" in page
+    assert "1 of 1 networks" in page and "| small    | tiny       | yes " in page
     assert (tmp_path / "docs" / "figures" / "coverage.png").stat().st_size > 1000
     assert run() == (0, 0)
     assert run("--fresh") == (0, 1)
