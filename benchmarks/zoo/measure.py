@@ -23,7 +23,7 @@ import fxshap
 from benchmarks.zoo.entry import Entry
 from fxshap.rewrite import generic_operations
 
-OUTPUTS = 2
+OUTPUTS = 4
 REFERENCES = 2
 #: Batches of the training-mode forwards that give batch norms their statistics, and rows of each.
 CALIBRATION = (2, 8)
