@@ -166,19 +166,27 @@ def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def refuse_choices(graph: fx.Graph) -> None:
-    """Raise if the input's values become Python numbers or the size of a tensor."""
+    """Raise if the input's values become Python numbers or sizes, or regroup the rows."""
     for node in calls(graph):
         if not node.meta["varying"]:
             continue
+        remedy = (
+            "stay in tensors of a fixed size, for example with torch.where or a product with a mask"
+        )
         if packet(node) in (aten.item, aten._local_scalar_dense):
             what = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
         elif free_unbacked_symbols(node.meta.get("val")):
             what = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
+        elif "grouped_mm" in str(node.target):
+            what = "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)"
+            remedy = (
+                "multiply row by row; a mixture of experts of transformers does after "
+                'model.set_experts_implementation("batched_mm")'
+            )
         else:
             continue
         raise CaptureError(
-            f"the model cannot be captured as one graph: at {node_line(node)}, {what}; stay in "
-            "tensors of a fixed size, for example with torch.where or a product with a mask"
+            f"the model cannot be captured as one graph: at {node_line(node)}, {what}; {remedy}"
         )
 
 

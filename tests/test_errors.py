@@ -260,6 +260,31 @@ class Nonzero(Model):
         return self.head(h) + h[h > 0].sum()  # as many as are positive
 
 
+@torch.library.custom_op("fxshap_test::grouped_mm", mutates_args=())
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Multiply every group of rows by its own matrix, as mixtures of experts do."""
+    starts = [0, *ends.tolist()]
+    groups = zip(starts, starts[1:], weights, strict=False)
+    return torch.cat([rows[start:end] @ weight for start, end, weight in groups])
+
+
+@grouped_mm.register_fake
+def _(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), weights.shape[-1])
+
+
+class Experts(Model):
+    """Two experts; the rows are sorted by the one that they choose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x)
+        expert, order = (h[:, 0] > 0).int().sort()
+        ends = torch.stack([(expert <= e).sum() for e in range(2)])
+        weights = torch.stack([self.head.weight.mT, -self.head.weight.mT])
+        y = torch.ops.fxshap_test.grouped_mm(h[order], weights, ends)  # the groups
+        return y[order.argsort()]
+
+
 @pytest.mark.parametrize(
     "build, comment, remedy",
     [
@@ -270,6 +295,7 @@ class Nonzero(Model):
         (ToNumpy, "# out of torch", "torch.export says"),
         (ToList, "# out of tensors", "stay in tensors"),
         (Nonzero, "# as many as", "a product with a mask"),
+        (Experts, "# the groups", 'set_experts_implementation("batched_mm")'),
     ],
 )
 def test_control_flow_by_values_is_refused_by_file_and_line(build, comment, remedy):

@@ -20,18 +20,21 @@ class Entry:
         The collection it comes from, its architecture family in it, and its own name.
     build : callable
         Makes the network; called under a fixed seed.
-    shape : tuple of int
-        The shape of one sample.
+    shapes : tuple of tuple of int
+        The shape of one sample of each input.
     output : callable
         Picks a tensor of shape (rows, ...) from what the network returns.
+    package : str
+        The distribution that the network comes from, if not this repository.
     """
 
     zoo: str
     family: str
     name: str
     build: Callable[[], nn.Module]
-    shape: Shape
+    shapes: tuple[Shape, ...]
     output: Callable[[object], Tensor]
+    package: str = ""
 
 
 def only_tensor(result: object) -> Tensor:

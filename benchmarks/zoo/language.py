@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+import benchmarks.zoo.torchvision_import  # noqa: F401
 from benchmarks.zoo.entry import Entry
 
 TOKENS, WIDTH, HEADS, LAYERS, INNER, VOCABULARY = 12, 32, 4, 2, 64, 50
@@ -19,12 +21,24 @@ SMALL = {
 SMALL_IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
 SMALL_IMAGE.pop("vocab_size")
 KEY_VALUE = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
+# The default, "grouped_mm", sorts the tokens of all rows by expert into one matrix, where the rows
+# of the batch are mixed; "batched_mm" computes the same token by token.
 EXPERTS = {
     "moe_num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "moe_k": 2, "moe_intermediate_size": 32,
+    "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 0, "first_k_dense_replace": 0,
+    "experts_implementation": "batched_mm",
+}  # fmt: skip
+SERIES = {
+    "prediction_length": 4, "context_length": 20, "lags_sequence": [1, 2], "d_model": WIDTH,
+    "encoder_layers": LAYERS, "decoder_layers": 1, "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER, "moving_average": 5,
 }  # fmt: skip
 
-EMBEDDINGS, IMAGE, SOUND = (TOKENS, WIDTH), (3, 32, 32), (1600,)
+EMBEDDINGS, IMAGE, SOUND, STEPS = (TOKENS, WIDTH), (3, 32, 32), (1600,), (20, 4)
+
+#: Standard deviation of the weights, about 1 / sqrt(WIDTH): with the default, 0.02, networks of
+#: this width are nearly linear.
+SPREAD = 0.2
 
 #: (class, configuration, keyword the input goes by, its shape)
 MODELS: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
@@ -85,6 +99,9 @@ MODELS: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
     ("PatchTSMixerModel", {"num_input_channels": 2, "context_length": 32, "patch_length": 8,
                            "patch_stride": 8, "d_model": 16, "num_layers": LAYERS},
      "past_values", (32, 2)),
+    ("TimeSeriesTransformerModel.encoder", SERIES, "inputs_embeds", STEPS),
+    ("InformerModel.encoder", {**SERIES, "distil": False}, "inputs_embeds", STEPS),
+    ("AutoformerModel.encoder", SERIES, "inputs_embeds", STEPS),
     ("MambaModel", {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 4,
                     "vocab_size": VOCABULARY, "use_cache": False}, "inputs_embeds", EMBEDDINGS),
     ("Ernie4_5_MoeModel", {**KEY_VALUE, **EXPERTS}, "inputs_embeds", EMBEDDINGS),
@@ -116,14 +133,16 @@ def build(name: str, configuration: dict[str, Any], keyword: str) -> nn.Module:
 
     kind, _, part = name.partition(".")
     model_class = getattr(transformers, kind)
-    network = model_class(model_class.config_class(**configuration))
+    spread = {"initializer_range": SPREAD, "init_std": SPREAD}  # some have one name, some the other
+    network = model_class(model_class.config_class(**spread, **configuration))
     return ByKeyword(network.get_submodule(part) if part else network, keyword)
 
 
-def first_output(result: Any) -> Tensor:
-    """Average the last hidden state over its places."""
-    hidden: Tensor = result[0]
-    return hidden.flatten(2).mean(2) if hidden.dim() == 4 else hidden.mean(1)
+def read_out(result: Any) -> Tensor:
+    """Weigh the last hidden state by two waves, whose sums no normalisation makes constant."""
+    hidden: Tensor = result[0].flatten(1)
+    angle = torch.arange(hidden.shape[1], dtype=hidden.dtype)
+    return hidden @ torch.stack([angle.cos(), angle.sin()], 1) / hidden.shape[1] ** 0.5
 
 
 def transformers_entries() -> Iterator[Entry]:
@@ -131,4 +150,4 @@ def transformers_entries() -> Iterator[Entry]:
     for name, configuration, keyword, shape in MODELS:
         make: Callable[[], nn.Module] = partial(build, name, configuration, keyword)
         family = name.partition(".")[0].removesuffix("Model")
-        yield Entry("transformers", family, name, make, shape, first_output)
+        yield Entry("transformers", family, name, make, (shape,), read_out, "transformers")

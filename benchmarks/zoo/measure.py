@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import platform
+import re
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 import shap
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxshap
 from benchmarks.zoo.entry import Entry
 from fxshap.rewrite import generic_operations
 
-OUTPUTS = 2
+OUTPUTS = 4
 REFERENCES = 2
-CALIBRATION = 6
+#: Batches of the training-mode forwards that give batch norms their statistics, and rows of each.
+CALIBRATION = (2, 8)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -28,14 +37,25 @@ class Measurement:
     Attributes
     ----------
     additivity_error : float
-        max |sum(phi) - (f(x) - mean f(refs))| / max(|f(x)|, |f(refs)|).
+        max |sum(phi) - (f(x) - mean f(refs))| / scale, with scale = max(|f(x)|, |f(refs)|).
     output_difference : float
-        Largest difference of the paired from the plain output, relative to the largest output.
+        Largest difference of the paired from the plain output, over the scale.
+    rounding : float
+        Largest difference of the network's own output from what it is in float64, over the scale.
+    signal : float
+        max |f(x) - mean f(refs)| / scale: what there is to explain.
+    narrow : bool
+        Whether the network computes in a narrower type inside.
     capture_seconds : float
+        Of the processor, not of the clock.
     generic : list of str
         The operations that took the generic rule.
     failure : str
         Why there is nothing to measure, if so.
+    software : str
+        What was measured with.
+    sources : str
+        A digest of the sources of fxshap.
     """
 
     zoo: str
@@ -44,9 +64,14 @@ class Measurement:
     dtype: str
     additivity_error: float = float("nan")
     output_difference: float = float("nan")
+    rounding: float = float("nan")
+    signal: float = float("nan")
+    narrow: bool = False
     capture_seconds: float = float("nan")
     generic: list[str] = field(default_factory=list)
     failure: str = ""
+    software: str = ""
+    sources: str = ""
 
     def record(self) -> dict[str, object]:
         """Return the measurement as plain data."""
@@ -61,62 +86,192 @@ class Head(nn.Module):
         self.network = entry.build()
         self.output = entry.output
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Pick and flatten the output."""
-        return self.output(self.network(x)).flatten(1)[:, :OUTPUTS]
+        return self.output(self.network(*inputs)).flatten(1)[:, :OUTPUTS]
 
 
-def measure(entry: Entry, dtype: torch.dtype) -> Measurement:
-    """Measure one network."""
-    result = Measurement(entry.zoo, entry.family, entry.name, str(dtype).removeprefix("torch."))
+@dataclass
+class Case:
+    """A network ready to be measured, with its data.
+
+    Attributes
+    ----------
+    model : nn.Module
+    sample, references : list of Tensor
+        One tensor an input.
+    """
+
+    model: nn.Module
+    sample: list[Tensor]
+    references: list[Tensor]
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Cast the network and its data."""
+        self.model.to(dtype)
+        self.sample = [x.to(dtype) for x in self.sample]
+        self.references = [x.to(dtype) for x in self.references]
+
+    @torch.no_grad()
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """Return the plain outputs of the sample and of the references."""
+        return self.model(*self.sample), self.model(*self.references)
+
+
+def measure(
+    entry: Entry, dtypes: Sequence[torch.dtype], *, drawn: bool = True
+) -> list[Measurement]:
+    """Measure one network in several types, with the same weights and data in all of them.
+
+    Parameters
+    ----------
+    entry : Entry
+    dtypes : sequence of torch.dtype
+    drawn : bool
+        Whether to draw the weights and biases of batch norms, as :func:`calibrate` says.
+    """
+    results = [
+        Measurement(
+            entry.zoo,
+            entry.family,
+            entry.name,
+            str(dtype).removeprefix("torch."),
+            software=software(entry.package),
+            sources=sources(),
+        )
+        for dtype in dtypes
+    ]
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        with recording_failure(results):
+            case = prepare(entry, drawn)
+            exact = exact_outputs(case)
+            for result, dtype in zip(results, dtypes, strict=True):
+                with recording_failure([result]):
+                    case.to(dtype)
+                    fill_in(result, case, exact)
+                gc.collect()  # one tape goes before the next comes
+    return results
+
+
+@contextmanager
+def recording_failure(results: Sequence[Measurement]) -> Iterator[None]:
+    """Write into the results what goes wrong, whatever it is."""
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            torch.manual_seed(0)
-            fill_in(result, entry, dtype)
-    except Exception as error:  # whatever goes wrong is the result
-        line = (str(error).strip().splitlines() or [""])[0]
-        result.failure = f"{type(error).__name__}: {line[:200]}"
-    gc.collect()  # large networks go before the next comes
-    return result
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        for result in results:
+            result.failure = f"{type(error).__name__}: {without_folders(first)}"
 
 
-def fill_in(result: Measurement, entry: Entry, dtype: torch.dtype) -> None:
-    """Build, calibrate and explain a network."""
-    model = Head(entry).to(dtype)
-    calibrate(model, torch.randn(CALIBRATION, *entry.shape).to(dtype))
-    sample = torch.randn(1, *entry.shape).to(dtype)
-    references = torch.randn(REFERENCES, *entry.shape).to(dtype)
-    explainable = fxshap.make_explainable(model)
+def without_folders(text: str) -> str:
+    """Leave out where packages are installed on this machine."""
+    return re.sub(r"(?<!\S)/\S*/(?=[^/\s]+\.py\b)", "", text)
 
-    start = time.perf_counter()
-    explainable.prepare(references)
-    result.capture_seconds = time.perf_counter() - start
-    result.generic = generic_operations(explainable.attribute)
 
-    values = shap.DeepExplainer(explainable, references).shap_values(sample, check_additivity=False)
-    total = torch.as_tensor(values).double().flatten(1, -2).sum(1)
-    with torch.no_grad():
-        paired, _ = explainable.observe(sample)
-        f_x, f_r = model(sample), model(references)
-        scale = max(f_x.abs().max(), f_r.abs().max()).double()
-        result.output_difference = float((paired - f_x).abs().max() / scale)
-        gap = f_x.double() - f_r.double().mean(0)
-    result.additivity_error = float((total - gap).abs().max() / scale)
+def prepare(entry: Entry, drawn: bool) -> Case:
+    """Build and calibrate a network in float32 and draw its data."""
+    model = Head(entry)
+    batches, rows = CALIBRATION
+    calibrate(model, [draw(rows, entry) for _ in range(batches)], drawn)
+    return Case(model, draw(1, entry), draw(REFERENCES, entry))
+
+
+def draw(rows: int, entry: Entry) -> list[Tensor]:
+    """Draw standard normal inputs."""
+    return [torch.randn(rows, *shape) for shape in entry.shapes]
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, inputs: Tensor) -> None:
-    """Give batch norms statistics and zero-initialised matrices some noise."""
-    for module in model.modules():
-        if isinstance(module, BATCH_NORMS):
-            module.reset_running_stats()
-            module.momentum = None
-    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
-        model.train()
-        model(inputs)
-        model(inputs.flip(0))
+def calibrate(model: nn.Module, batches: Sequence[Sequence[Tensor]], drawn: bool) -> None:
+    """Give batch norms parameters and statistics, and zero matrices some noise.
+
+    Weights and biases of batch norms are drawn from (0, 1). With the constants that they begin
+    training with, 1 and 0, every block blows the differences between inputs up again to what they
+    were, and with them the rounding: ResNet-152 at random gives outputs whose third digit is noise.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     model.eval()
+    for norm in norms:
+        if drawn and norm.affine:
+            norm.weight.uniform_(0, 1)
+            norm.bias.uniform_(0, 1)
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
     for weight in model.parameters():
         if weight.dim() > 1 and not weight.any():
             weight.normal_(std=0.02)
+    if norms:
+        for inputs in batches:
+            model(*inputs)
+    model.eval()
+
+
+def exact_outputs(case: Case) -> tuple[Tensor, Tensor] | None:
+    """Return the outputs in float64, or nothing where the network cannot be cast to it."""
+    try:
+        case.to(torch.float64)
+        return case.outputs()
+    except Exception:  # the measurement in float64 will say what is wrong
+        return None
+
+
+def fill_in(result: Measurement, case: Case, exact: tuple[Tensor, Tensor] | None) -> None:
+    """Capture and explain a network, and compare."""
+    f_x, f_r = case.outputs()
+    scale = float(max(f_x.abs().max(), f_r.abs().max()))
+    gap = (f_x.double() - f_r.double().mean(0)).flatten()
+    result.signal = float(gap.abs().max()) / scale
+    if exact is not None:
+        result.rounding = largest_difference((f_x, f_r), exact) / scale
+
+    explainable = fxshap.make_explainable(case.model)
+    start = time.process_time()
+    explainable.prepare(*case.references)
+    result.capture_seconds = time.process_time() - start
+    result.generic = generic_operations(explainable.attribute)
+    result.narrow = computes_narrower(explainable.observe, f_x.dtype)
+
+    answers: list[Tensor] = []
+    explainable.register_forward_hook(lambda module, inputs, output: answers.append(output))
+    one = len(case.sample) == 1
+    explainer = shap.DeepExplainer(explainable, case.references[0] if one else case.references)
+    found = explainer.shap_values(case.sample[0] if one else case.sample, check_additivity=False)
+    values = [torch.as_tensor(phi).double() for phi in ([found] if one else found)]
+    total = torch.stack([phi.reshape(-1, phi.shape[-1]).sum(0) for phi in values]).sum(0)
+    result.additivity_error = float((total - gap).abs().max()) / scale
+    paired = answers[-1].detach().chunk(2)
+    result.output_difference = largest_difference(paired, (f_x.expand_as(f_r), f_r)) / scale
+
+
+def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest difference between tensors."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def computes_narrower(observe: fx.GraphModule, dtype: torch.dtype) -> bool:
+    """Say whether anything that depends on the input is of a narrower floating-point type."""
+    values = [node.meta.get("val") for node in observe.graph.nodes if node.meta.get("varying")]
+    types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return any(torch.finfo(found).eps > torch.finfo(dtype).eps for found in types)
+
+
+def software(package: str) -> str:
+    """Name the versions measured with."""
+    packages = ["torch", "shap", *([package] if package else [])]
+    return ", ".join(
+        [f"Python {platform.python_version()}"] + [f"{p} {version(p)}" for p in packages]
+    )
+
+
+@cache
+def sources() -> str:
+    """Return a digest of the sources of fxshap: what is measured with others is another result."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(fxshap.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

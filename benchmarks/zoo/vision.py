@@ -6,55 +6,39 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.zoo.entry import Entry, only_tensor
+import benchmarks.zoo.torchvision_import  # noqa: F401
+from benchmarks.zoo.entry import Entry, Shape, only_tensor
+from benchmarks.zoo.smallest import read_choices, smallest
 
-# Beside a torch build that it was not made for, torchvision cannot register its operators; the
-# networks here need none of them but their names.
-_OPERATORS = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-DETECTORS = ("rcnn", "retinanet", "fcos", "ssd", "raft", "quantized")
+#: One of each family of torchvision's video networks, beside MViT, and of its segmenters.
+VIDEO = ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 
 #: Keyword arguments and input shapes of torchvision networks that need their own.
-TORCHVISION: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+TORCHVISION: dict[str, tuple[dict[str, Any], Shape]] = {
     "googlenet": ({"init_weights": True, "aux_logits": False}, (3, 64, 64)),
     "inception_v3": ({"init_weights": True, "aux_logits": False}, (3, 96, 96)),
     "maxvit_t": ({"input_size": (224, 224)}, (3, 224, 224)),
     "vit_": ({"image_size": 64}, (3, 64, 64)),
     "vit_h_14": ({"image_size": 56}, (3, 56, 56)),
-    "mvit": ({}, (3, 16, 224, 224)),
-    "swin3d": ({}, (3, 16, 64, 64)),
-    "s3d": ({}, (3, 16, 64, 64)),
+    "swin3d": ({}, (3, 8, 64, 64)),
+    "s3d": ({}, (3, 14, 210, 210)),
     "r3d": ({}, (3, 8, 64, 64)),
     "mc3": ({}, (3, 8, 64, 64)),
     "r2plus1d": ({}, (3, 8, 64, 64)),
 }
-#: Modules of timm whose smallest network works on images larger than the measurement needs.
-TIMM: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "deepseek_vit": ({"img_size": 112}, (3, 112, 112)),
-    "gemma4_vit": ({"img_size": 96}, (3, 96, 96)),
-    "qwen3_vit": ({"img_size": 96}, (3, 96, 96)),
-    "vision_transformer_sam": ({"img_size": 128}, (3, 128, 128)),
-    "hieradet_sam2": ({}, (3, 224, 224)),
-}
-SEGMENTATION = ("deeplab", "fcn", "lraspp")
-TOO_LARGE = ("vit_h_14", "regnet_y_128gf", "swin3d_b", "mvit_v1_b")
 
 
 def torchvision_entries() -> Iterator[Entry]:
     """Yield every classifier of torchvision, its video networks and pooled segmenters."""
     import torchvision.models as zoo
 
-    for name in zoo.list_models():
-        if any(part in name for part in DETECTORS) or name in TOO_LARGE:
-            continue
+    for name in (*zoo.list_models(module=zoo), *VIDEO, *SEGMENTATION):
         best = max((k for k in TORCHVISION if name.startswith(k)), key=len, default="")
         kwargs, shape = TORCHVISION.get(best, ({}, (3, 64, 64)))
-        segments = name.startswith(SEGMENTATION)
+        segments = name in SEGMENTATION
         if segments:
             kwargs = {**kwargs, "weights_backbone": None}
         yield Entry(
@@ -62,9 +46,38 @@ def torchvision_entries() -> Iterator[Entry]:
             name.split("_")[0].rstrip("0123456789"),
             name,
             partial(zoo.get_model, name, weights=None, **kwargs),
-            shape,
+            (shape,),
             pooled_mask if segments else only_tensor,
+            "torchvision",
         )
+    yield Entry(
+        "torchvision",
+        "mvit",
+        "mvit_v2, small",
+        small_mvit,
+        ((3, 8, 64, 64),),
+        only_tensor,
+        "torchvision",
+    )
+
+
+def small_mvit() -> nn.Module:
+    """Build MViTv2 with four blocks for small videos, which its constructors do not offer."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    blocks = [
+        MSBlockConfig(heads, width, wider, [3] * 3, [3] * 3, [1, step, step], [1, keys, keys])
+        for heads, width, wider, step, keys in (
+            (1, 32, 32, 1, 4),
+            (2, 32, 64, 2, 2),
+            (2, 64, 64, 1, 2),
+            (4, 64, 128, 2, 1),
+        )
+    ]
+    return MViT(
+        (64, 64), 8, blocks,
+        residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
+    )  # fmt: skip
 
 
 def pooled_mask(result: object) -> Tensor:
@@ -78,16 +91,9 @@ def timm_entries() -> Iterator[Entry]:
     """Yield the smallest network of every module of timm."""
     import timm
 
+    choices = read_choices()
     for module in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=module):
-            with torch.device("meta"):
-                try:
-                    network = timm.create_model(name)
-                except Exception:  # one that cannot be built without storage is never the smallest
-                    continue
-            sizes[name] = sum(p.numel() for p in network.parameters())
-        name = min(sizes, key=lambda key: (sizes[key], key))
-        kwargs, shape = TIMM.get(module, ({}, timm.get_pretrained_cfg(name).input_size))
-        make = partial(timm.create_model, name, **kwargs)
-        yield Entry("timm", module, name, make, shape, only_tensor)
+        choice = choices[module] if module in choices else smallest(module)
+        make = partial(timm.create_model, choice["name"], **choice["kwargs"])
+        shape = (3, choice["side"], choice["side"])
+        yield Entry("timm", module, choice["name"], make, (shape,), only_tensor, "timm")
