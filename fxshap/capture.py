@@ -24,8 +24,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 import fxshap
 from fxshap.errors import CaptureError, FxshapError
+from fxshap.functional import functional
 from fxshap.output import Selector, select_output
-from fxshap.rules.table import COMPOSITES
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,13 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
     # A single row has nothing symbolic about it.
     batch = (tuple({0: Dim.AUTO} if len(x) > 1 else None for x in examples),)
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
-            decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
+            program = functional(program)
         # What export leaves behind in cycles holds on to the model and to our callers' tensors.
-        del program
         gc.collect()
-        return decomposed
+        return program
     except FxshapError:
         raise
     except Exception as error:
