@@ -23,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import fxshap
+from fxshap.batch_norm import OneBatchNorm
 from fxshap.errors import CaptureError, FxshapError
 from fxshap.functional import functional
 from fxshap.output import Selector, select_output
@@ -56,7 +57,8 @@ class _Selected(nn.Module):
         self.output = output
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return select_output(self.model(*inputs), self.output)
+        with OneBatchNorm():
+            return select_output(self.model(*inputs), self.output)
 
 
 def capture(model: nn.Module, inputs: Sequence[Tensor], output: Selector = None) -> Captured:

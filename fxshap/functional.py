@@ -9,7 +9,6 @@ tensor is seen too, or an operation is one that torch would take apart, torch do
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +40,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     """
     forms = functional_forms(program.graph)
     if forms is None:
-        return program.run_decompositions(dict(COMPOSITES))
+        decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
+        return decomposed
     for node in program.graph.nodes:
         if node.target in DROPOUTS:
             node.target, node.args = aten.alias.default, node.args[:1]
@@ -60,14 +60,15 @@ def functional_forms(graph: fx.Graph) -> dict[fx.Node, OpOverload] | None:
     """Return the ordinary form of every in-place operation; ``None`` if torch must find them."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     same = same_tensors(graph)
-    sharing = defaultdict(list)  # the nodes that share a storage
+    sharing: dict[int, list[fx.Node]] = defaultdict(list)  # the nodes that share a storage
     forms: dict[fx.Node, OpOverload] = {}
+    known: dict[Any, OpOverload | None] = {}
     for node in graph.nodes:
         if node.op == "get_attr" or node.op == "call_function" and not is_kept(node):
             return None
         if is_in_place(node):
             changed = node.args[0]
-            form = functional_form(node)
+            form = functional_form(node, known)
             others = [n for s in storages(changed) for n in sharing[s] if same[n] != same[changed]]
             if form is None or any(order[user] > order[node] for n in others for user in n.users):
                 return None
@@ -110,19 +111,20 @@ def is_in_place(node: fx.Node) -> bool:
     )
 
 
-def functional_form(node: fx.Node) -> OpOverload | None:
-    """Return the ordinary form of an in-place operation, if it gives the same kind of tensor."""
+def functional_form(node: fx.Node, known: dict[Any, OpOverload | None]) -> OpOverload | None:
+    """Return the ordinary form of an in-place operation, if it gives a tensor of the same type."""
     target: Any = node.target
-    packet = getattr(aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
-    form = getattr(packet, target._overloadname, None)
-    if form is None:
-        return None
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    before = node.meta["val"]
-    with before.fake_mode:
-        after = form(*args, **kwargs)
-    found: OpOverload = form
-    return found if (after.dtype, after.shape) == (before.dtype, before.shape) else None
+    values = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    key = target, *(getattr(leaf, "dtype", type(leaf)) for leaf in pytree.tree_leaves(values))
+    if key not in known:
+        packet = getattr(aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        form = getattr(packet, target._overloadname, None)
+        if form is not None:
+            args, kwargs = values
+            with node.meta["val"].fake_mode:
+                form = form if form(*args, **kwargs).dtype == node.meta["val"].dtype else None
+        known[key] = form
+    return known[key]
 
 
 def is_kept(node: fx.Node) -> bool:
