@@ -25,10 +25,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import fxshap
+from fxshap.batch_norm import OneBatchNorm
 from fxshap.errors import CaptureError, FxshapError
+from fxshap.functional import functional
 from fxshap.output import Selector, select_output
 from fxshap.place import Place, only_call, watching
-from fxshap.rules.table import COMPOSITES
 
 logger = logging.getLogger("fxshap")
 
@@ -78,11 +79,12 @@ class _Selected(nn.Module):
         self.place = place
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        if self.place is None:
-            return select_output(self.call(self.model, inputs), self.output)
-        with watching(self.model, self.place) as seen:
-            result = select_output(self.call(self.model, inputs), self.output)
-        return result, only_call(self.place, seen)
+        with OneBatchNorm():
+            if self.place is None:
+                return select_output(self.call(self.model, inputs), self.output)
+            with watching(self.model, self.place) as seen:
+                result = select_output(self.call(self.model, inputs), self.output)
+            return result, only_call(self.place, seen)
 
 
 def capture(
@@ -149,14 +151,13 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
     # A single row has nothing symbolic about it.
     batch = (tuple({0: Dim.AUTO} if len(x) > 1 else None for x in examples),)
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
-            decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
+            program = functional(program)
         # What export leaves behind in cycles holds on to the model and to our callers' tensors.
-        del program
         gc.collect()
-        return decomposed
+        return program
     except FxshapError:
         raise
     except Exception as error:

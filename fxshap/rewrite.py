@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from fxshap.batch_norm import affine_batch_norms
 from fxshap.booleans import booleans_to_floats
 from fxshap.capture import UNKNOWN_LINE, Captured, node_line, user_module
 from fxshap.errors import CaptureError
@@ -80,7 +81,7 @@ def rewrite(captured: Captured) -> Rewritten:
     graph = fx.Graph()
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
-    for step in (drop_identities, reshape_views, mark_varying):
+    for step in (drop_identities, affine_batch_norms, reshape_views, mark_varying):
         graph = step(graph)
     refuse_choices(graph)
     graph = booleans_to_floats(graph, input_dtype(graph))

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.shapley import shapley_values
 from torch import Tensor
 
 from fxshap.rules.operation import Operation
+from fxshap.shapley import shapley_values
 from tests.fuzzing.extremes import check_draws, draw_values, rows_of
 from tests.rule_cases import ALL, TOLERANCE, Case, multiply
 

@@ -273,10 +273,6 @@ DECOMPOSED = [
      {"is_causal": True, "scale": 0.3}),
     (aten.scaled_dot_product_attention.default, (v(4, 3, 4), v(2, 3, 4), v(2, 3, 4)),
      {"enable_gqa": True, "attn_mask": torch.eye(3, dtype=torch.bool)}),
-    (aten._native_batch_norm_legit_no_training.default,
-     (v(3, 4), *torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(4, 3), 0.1, 1e-5), {}),
-    (aten._native_batch_norm_legit_no_training.default,
-     (v(3), None, None, torch.zeros(3).double(), torch.ones(3).double(), 0.1, 1e-5), {}),
 ]  # fmt: skip
 
 
