@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
 from fxshap.rescale import Ends, rescale
+from fxshap.rewrite import stands_for
 from fxshap.rules.operation import differentiable
 from fxshap.rules.table import find_rule
 
@@ -128,12 +129,11 @@ def local_errors(
 
 def describe(node: fx.Node, error: float) -> Leak:
     """Name a node, its operation, its rule and where it came from."""
-    rescaled = node.target is rescale
-    target: Any = node.args[4] if rescaled else node.target
+    rescaled, target = node.target is rescale, stands_for(node)
     rule = find_rule(target)
     return Leak(
         name=".".join(filter(None, [user_module(node), node.name])),
-        operation=str(target) if hasattr(target, "_schema") else target.__name__,
+        operation=str(target),
         rule="linear" if not rescaled else rule.name if rule and rule.multiply else "generic",
         line=line if (line := node_line(node)) != UNKNOWN_LINE else "",
         error=error,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from torch import fx
 
 from fxshap.capture import user_module
+from fxshap.lean import lean_convolution
 from fxshap.picture import draw_graph
 from fxshap.rescale import choose_rule
-from fxshap.rewrite import Rewritten, calls, gives_floats, needs_rule, varying_places
+from fxshap.rewrite import Rewritten, calls, gives_floats, needs_rule, stands_for, varying_places
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Rule, Target
 from fxshap.tables import count, html_table, shape_of, shorten, text_table
@@ -170,7 +171,7 @@ def make_report(model: str, rewritten: Rewritten) -> Report:
     groups: dict[tuple[Treatment, str, str], list[str]] = defaultdict(list)
     for node, treatment in treated(rewritten):
         name = "" if treatment in ("linear", "folded") else rule_of(node).name
-        groups[treatment, str(node.target), name].append(user_module(node) or "forward")
+        groups[treatment, str(stands_for(node)), name].append(user_module(node) or "forward")
     entries = [
         Entry(operation, len(modules), treatment, rule, tuple(dict.fromkeys(modules)))
         for (treatment, operation, rule), modules in groups.items()
@@ -197,7 +198,7 @@ def treatment_of(node: fx.Node) -> Treatment | None:
         return None
     if not gives_floats(node):
         return None
-    if not needs_rule(node):
+    if node.target is lean_convolution or not needs_rule(node):
         return "linear"
     return "closed" if rule_of(node).closed else "generic"
 

@@ -297,6 +297,15 @@ def generic_operations(attribute: fx.GraphModule) -> list[str]:
 # --- what a node is -----------------------------------------------------------------------------
 
 
+def stands_for(node: fx.Node) -> Any:
+    """Return the operator that a node of the rewritten graphs is, or stands for."""
+    if node.target is rescale:
+        return node.args[4]
+    if node.target is lean_convolution:
+        return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
+    return node.target
+
+
 def needs_rule(node: fx.Node) -> bool:
     """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
     if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
