@@ -400,9 +400,9 @@ class ExplainableModule(nn.Module):
         Sequential, captured for (*, 4) float32
         1 node rewritten (1 by closed rules, 0 by the generic rule), 1 linear, 0 folded
         <BLANKLINE>
-        operation nodes treatment rule                     modules
-        gelu          1 closed    elementwise (gelu_slope) 1
-        linear        1 linear                             0
+        operation nodes treatment                  modules
+        gelu          1 closed: elementwise (gelu) 1
+        linear        1 linear                     0
         """
         return make_report(type(self.model).__name__, self._latest().rewritten)
 
