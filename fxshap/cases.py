@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.errors import AdditivityError
-from fxshap.rescale import choose_rule
+from fxshap.rescale import multiply
 from fxshap.rules.operation import Operation, differentiable, vjp
 from fxshap.rules.table import COMPOSITES, Rule, Tensors, find_rule
 
@@ -166,13 +166,6 @@ class Case:
             self.target, args, kwargs, slots=slots, rows=[max(row or 0, 0) for row in self.rows]
         )
         return operation, r, x
-
-
-def multiply(operation: Operation, r: Tensors, x: Tensors, grad: Any) -> tuple[Tensor | None, ...]:
-    """Ask the table for the rule, as the backward pass does."""
-    rule = choose_rule(operation, r)
-    assert rule.multiply is not None
-    return rule.multiply(operation, r, x, grad)
 
 
 def cotangents(outputs: Any) -> Any:

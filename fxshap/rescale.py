@@ -90,6 +90,41 @@ def choose_rule(operation: Operation, values: Tensors) -> Rule:
     return rule
 
 
+def multiply(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Ask the rule of an operation for the cotangents of its arguments; raise if it fails."""
+    rule = choose_rule(operation, reference)
+    assert rule.multiply is not None
+    where = f"on {operation.target}" + (f" ({operation.name})" if operation.name else "")
+    try:
+        grads = rule.multiply(operation, reference, sample, grad)
+    except FxshapError:
+        raise
+    except Exception as error:
+        raise RuleError(f"the rule '{rule.name}' failed {where}: {error}") from error
+    if not isinstance(grads, tuple | list) or len(grads) != len(reference):
+        raise RuleError(
+            f"the rule '{rule.name}' failed {where}: it returned a {type(grads).__name__}, not a "
+            f"tuple of {len(reference)}, one cotangent for every argument that varies"
+        )
+    for place, (g, r) in enumerate(zip(grads, reference, strict=True)):
+        if g is not None and not sums_to(g.shape, r.shape):
+            raise RuleError(
+                f"the rule '{rule.name}' failed {where}: it returned a cotangent of shape "
+                f"{tuple(g.shape)} for the varying argument {place}, of shape {tuple(r.shape)}"
+            )
+    return tuple(grads)
+
+
+def sums_to(wider: torch.Size, shape: torch.Size) -> bool:
+    """Say whether a tensor can be summed over broadcast dimensions to another shape."""
+    if wider == shape:
+        return True
+    pairs = zip(reversed(shape), reversed(wider), strict=False)
+    return len(shape) <= len(wider) and all(size in (1, other) for size, other in pairs)
+
+
 def require_derivative(operation: Operation, values: Tensors) -> None:
     """Raise if an operation without a rule of its own has no derivative either."""
     cause: Exception | None = None
@@ -100,7 +135,7 @@ def require_derivative(operation: Operation, values: Tensors) -> None:
         cause = error
     raise RuleError(
         f"{operation.target} ({operation.name}) has no derivative and no rule; give it one, "
-        "with torch.library.register_autograd or with fxshap.rules.table.rule"
+        "with torch.library.register_autograd or with a maker of fxshap.rules"
     ) from cause
 
 
@@ -142,14 +177,5 @@ class _Rescale(torch.autograd.Function):
         if all(g is None for g in grad):
             return (None, None, None, *[None] * len(reference))
         sample = [ctx.ends.sample[tap] for tap in ctx.taps]
-        rule = choose_rule(operation, reference)
-        assert rule.multiply is not None
-        try:
-            grads = rule.multiply(operation, reference, sample, grad[0] if len(grad) == 1 else grad)
-        except FxshapError:
-            raise
-        except Exception as error:
-            raise RuleError(
-                f"the rule '{rule.name}' failed on {operation.target} ({operation.name}): {error}"
-            ) from error
-        return (None, None, None, *grads)
+        cotangent = grad[0] if len(grad) == 1 else grad
+        return (None, None, None, *multiply(operation, reference, sample, cotangent))

@@ -442,6 +442,25 @@ def test_a_rule_that_fails_names_operator_and_module(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "returned, says",
+    [
+        (lambda grad: grad, "it returned a Tensor, not a tuple of 1"),
+        (lambda grad: (grad, grad), "it returned a tuple, not a tuple of 1"),
+        (lambda grad: (grad[:, :2],), r"a cotangent of shape \(5, 2\) for the varying argument 0"),
+    ],
+    ids=["tensor", "too many", "shape"],
+)
+def test_what_a_rule_returns_is_checked(monkeypatch, returned, says):
+    def rule(operation, reference, sample, grad):
+        return returned(grad)
+
+    monkeypatch.setitem(RULES, torch.ops.aten.tanh, Rule("mine", rule))
+    model = Model(lambda y, h: y.tanh())
+    message = refused(model, RuleError, f"the rule 'mine' failed on aten.tanh.default.*{says}")
+    assert f"(tanh, {__file__}:" in message
+
+
+@pytest.mark.parametrize(
     "end",
     [
         lambda y, h: F.one_hot(y.argmax(1), 3).float(),

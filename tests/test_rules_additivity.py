@@ -6,7 +6,8 @@ import pytest
 import torch
 from rule_cases import ALL
 
-from fxshap.cases import Case, check, cotangents, multiply
+from fxshap.cases import Case, check, cotangents
+from fxshap.rescale import multiply
 from fxshap.rules.table import RULES
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

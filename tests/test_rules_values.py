@@ -13,7 +13,8 @@ from rule_cases import v
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
-from fxshap.cases import Case, Varying, additivity_errors, cotangents, multiply
+from fxshap.cases import Case, Varying, additivity_errors, cotangents
+from fxshap.rescale import multiply
 from fxshap.rules.maximum import max_multiplier
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import COMPOSITES
