@@ -335,13 +335,18 @@ INDICES = [
 
 GENERIC = [
     Case(aten.sort.default, (v(5), 1)),
+    Case(aten.sort.default, (v(4, 3), 1, True)),
     Case(aten.topk.default, (v(5), 3)),
+    Case(aten.topk.default, (v(4, 3), 2, 1, False)),
+    Case(aten.topk.default, (v(5), 3, -1, True, False)),
     Case(aten.cumprod.default, (v(5, **NEAR), 1)),
     Case(aten.prod.dim_int, (v(5, **NEAR), 1)),
     Case(aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None)),
     Case(aten.cummax.default, (v(5), 1)),
     Case(aten.median.dim, (v(5), 1)),
+    Case(aten.median.dim, (v(4, 3), 1, True)),
     Case(aten.kthvalue.default, (v(5), 2, 1)),
+    Case(aten.kthvalue.default, (v(4, 3), 3, 1, True)),
     Case(aten.atan2.default, (v(5), v(5))),
     Case(aten.pow.Tensor_Tensor, (v(5, **AWAY), v(5, **NEAR))),
     Case(aten.remainder.Scalar, (v(5), 0.7)),
