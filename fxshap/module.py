@@ -332,7 +332,9 @@ class ExplainableModule(nn.Module):
 
     def _variant(self, entry: Entry) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
-        variant = ExplainableModule(self.model, self.output, self.refinement, entry)
+        variant = ExplainableModule(
+            self.model, self.output, self.refinement, entry, self.reference_chunk
+        )
         variant.bound = dict(self.bound)
         variant._engines = self._engines
         return variant
