@@ -1,0 +1,93 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+import importlib.util
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks of the examples are small
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import fxshap  # noqa: E402
+
+project = "fxshap"
+author = "the fxshap authors"
+copyright = author  # noqa: A001
+version = release = fxshap.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",
+]
+exclude_patterns = ["_build", "examples"]
+
+
+def optional(module: str) -> bool:
+    """Say whether the package has this module, which a page of the reference describes."""
+    return importlib.util.find_spec(f"fxshap.{module}") is not None
+
+
+exclude_patterns += [
+    f"api/{page.name}"
+    for page in Path(__file__).parent.glob("api/*.md")
+    if page.stem != "fxshap" and not optional(page.stem)
+]
+
+# --- Markdown and docstrings ---------------------------------------------------------------------
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+napoleon_numpy_docstring = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_member_order = "groupwise"
+autodoc_typehints = "none"  # the docstrings say them
+add_module_names = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# --- Guides: run while the pages are built, a failure fails the build ----------------------------
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "guides/gallery",
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"minilm_tokens\.py$",  # needs transformers and weights: docs/guides/text.md
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "reset_argv": lambda *_: [],
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 10**6,
+    "write_computation_times": False,
+    "image_scrapers": ("matplotlib",),
+    "thumbnail_size": (400, 280),
+}
+warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"shap\.")
+warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module=r"shap\.")
+
+# --- HTML ----------------------------------------------------------------------------------------
+
+html_theme = "pydata_sphinx_theme"
+html_title = "fxshap"
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "header_links_before_dropdown": 6,
+    "navbar_end": ["theme-switcher"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "tango",
+    "pygments_dark_style": "monokai",
+}
