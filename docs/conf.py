@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -36,7 +37,7 @@ def optional(module: str) -> bool:
 exclude_patterns += [
     f"api/{page.name}"
     for page in Path(__file__).parent.glob("api/*.md")
-    if page.stem != "fxshap" and not optional(page.stem)
+    if page.stem not in ("index", "fxshap") and not optional(page.stem)
 ]
 
 # --- Markdown and docstrings ---------------------------------------------------------------------
@@ -61,7 +62,6 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"minilm_tokens\.py$",  # needs transformers and weights: docs/guides/text.md
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
-    "reset_argv": lambda *_: [],
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
@@ -85,9 +85,27 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
+    "secondary_sidebar_items": ["page-toc"],
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
+
+
+def list_present(app, docname, source):
+    """Leave out of a toctree the entries marked with a question mark that are not there.
+
+    Benchmarks write some pages, so a checkout need not have them.
+    """
+    folder = (Path(app.srcdir) / docname).parent
+
+    def present(entry):
+        return f"{entry[1]}\n" if (folder / f"{entry[1]}.md").exists() else ""
+
+    source[0] = re.sub(r"^([\w./-]+)\?\n", present, source[0], flags=re.MULTILINE)
+
+
+def setup(app):
+    app.connect("source-read", list_present)
