@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks of the examples are small
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
+
 import fxshap  # noqa: E402
 
 project = "fxshap"
@@ -55,6 +57,14 @@ copybutton_prompt_is_regexp = True
 
 # --- Guides: run while the pages are built, a failure fails the build ----------------------------
 
+
+def whole_figures(*block):
+    """Save the figures of an example with all their labels, which SHAP puts beside the axes."""
+    return matplotlib_scraper(*block, bbox_inches="tight")
+
+
+suppress_warnings = ["config.cache"]  # a function in the settings
+
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "guides/gallery",
@@ -68,7 +78,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 10**6,
     "write_computation_times": False,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": (whole_figures,),
     "thumbnail_size": (400, 280),
 }
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"shap\.")

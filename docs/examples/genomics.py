@@ -11,7 +11,8 @@ shuffles of the sequence.
 # A task whose answer is known
 # ----------------------------
 # The data are synthetic: random sequences of 60 letters. Half of them hold the motif ``TGACTCA`` at
-# a random place, and the label says whether it is there. So we know what an explanation should find.
+# a random place, and the label says whether it is there. So we know what an explanation should
+# find.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,11 +73,12 @@ print(f"right on {right:.1%} of 500 new sequences")
 # %%
 # Explain
 # -------
-# ``DeepExplainer`` takes one background for all samples. The references of a sequence are shuffles of
-# it, so each sequence gets an explainer of its own; the capture is made once and kept.
+# ``DeepExplainer`` takes one background for all samples. The references of a sequence are shuffles
+# of it, so each sequence gets an explainer of its own; the capture is made once and kept.
 #
 # A position is one feature, whatever its letter: ``feature_dims=(2,)`` says so to the refinement,
-# which draws its coalitions among features. An attribution of a position is the sum over its letters.
+# which draws its coalitions among features. An attribution of a position is the sum over its
+# letters.
 
 explainable = make_explainable(model, refine=2, feature_dims=(2,))
 

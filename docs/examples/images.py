@@ -60,4 +60,5 @@ print(f"largest additivity error: {error:.1e}")
 shown = [0, 3, 4, 9]
 by_class = [values[..., k].transpose(0, 2, 3, 1) for k in shown]
 titles = np.array([[str(k) for k in shown]] * len(samples))
-shap.image_plot(by_class, -samples.numpy().transpose(0, 2, 3, 1), labels=titles, show=False)
+pictures = -samples.numpy().transpose(0, 2, 3, 1)  # dark ink on white
+shap.image_plot(by_class, pictures, labels=titles, width=8)

@@ -9,8 +9,8 @@ library: GELU, called as a function.
 # %%
 # A network
 # ---------
-# scikit-learn's breast cancer data are 569 rows of thirty features. The network calls ``F.gelu``, an
-# operation that hooks on modules cannot see.
+# scikit-learn's breast cancer data are 569 rows of thirty features. The network calls ``F.gelu``,
+# an operation that hooks on modules cannot see.
 
 import numpy as np
 import shap
@@ -73,7 +73,7 @@ samples = tensor(test_x)[:60]
 try:
     shap.DeepExplainer(model, background).shap_values(samples)
 except AssertionError as error:
-    print(f"AssertionError: {str(error)[:150]}...")
+    print(f"AssertionError: {str(error)[:68]}...")
 
 # %%
 # The same, made explainable

@@ -9,9 +9,9 @@ channels. Recurrent layers are one operation to PyTorch and have a rule of their
 # %%
 # A series
 # --------
-# scikit-learn's digits, read from left to right: every column of the image is one time step, and its
-# eight pixels are eight channels. It is a stand-in for a sensor with eight channels; nothing below
-# depends on where the series came from.
+# scikit-learn's digits, read from left to right: every column of the image is one time step, and
+# its eight pixels are eight channels. It is a stand-in for a sensor with eight channels; nothing
+# below depends on where the series came from.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +79,10 @@ figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5), sharex=True, layout="
 top.imshow(samples[0].T, cmap="gray_r", aspect="auto")
 top.set(title="the series", ylabel="channel")
 drawn = bottom.imshow(
-    of_seven.T, cmap=shap.plots.colors.red_white_blue.reversed(), vmin=-largest, vmax=largest,
+    of_seven.T,
+    cmap=shap.plots.colors.red_white_blue.reversed(),
+    vmin=-largest,
+    vmax=largest,
     aspect="auto",
 )
 bottom.set(title="attributions for class 7", xlabel="step", ylabel="channel")
