@@ -2,8 +2,8 @@
 Time series
 ===========
 
-A recurrent network that reads a digit as it would be drawn on a scope: eight steps of eight
-channels. Recurrent layers are one operation to PyTorch and have a rule of their own.
+A recurrent network that reads a digit column by column: eight steps of eight channels. Recurrent
+layers are one operation to PyTorch and have a rule of their own.
 """
 
 # %%
@@ -71,7 +71,8 @@ error = (torch.from_numpy(values).sum((1, 2)) - owed).abs().max()
 print(f"attributions: {values.shape}, largest additivity error: {error:.1e}")
 
 # %%
-# The series above, and below it what each step and channel says for the class "7".
+# The series above, and below it what each step and channel says for the class "7": red
+# for it, blue against it.
 
 of_seven = values[0, ..., 7]
 largest = np.abs(of_seven).max()
@@ -80,7 +81,7 @@ top.imshow(samples[0].T, cmap="gray_r", aspect="auto")
 top.set(title="the series", ylabel="channel")
 drawn = bottom.imshow(
     of_seven.T,
-    cmap=shap.plots.colors.red_white_blue.reversed(),
+    cmap=shap.plots.colors.red_white_blue,
     vmin=-largest,
     vmax=largest,
     aspect="auto",
