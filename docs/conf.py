@@ -44,7 +44,7 @@ exclude_patterns += [
 
 # --- Markdown and docstrings ---------------------------------------------------------------------
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
@@ -117,5 +117,15 @@ def list_present(app, docname, source):
     source[0] = re.sub(r"^([\w./-]+)\?\n", present, source[0], flags=re.MULTILINE)
 
 
+def keep_formulas(app, what, name, obj, options, lines):
+    """Show the indented formulas that a file of rules opens with as they stand there."""
+    if what != "module" or not name.startswith("fxshap.rules."):
+        return
+    for at in range(len(lines) - 1, 0, -1):
+        if lines[at].startswith("    ") and not lines[at - 1]:
+            lines[at:at] = ["::", ""]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", keep_formulas)
     app.connect("source-read", list_present)
