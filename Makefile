@@ -1,4 +1,4 @@
-.PHONY: demo test fidelity speed zoo clean
+.PHONY: demo test docs fidelity speed zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,9 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 fidelity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fidelity
 
@@ -24,7 +27,7 @@ zoo: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.zoo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.
@@ -33,7 +36,7 @@ $(VENV)/.torch: constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.speed: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.speed: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	touch $@
 

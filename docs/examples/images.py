@@ -1,0 +1,64 @@
+"""
+Images
+======
+
+A convolutional network on scikit-learn's digits: which pixels speak for which class.
+"""
+
+# %%
+# A network
+# ---------
+# It is the network of ``python -m fxshap.demo``: a functional GELU, one GELU module that is called
+# twice, and an in-place residual sum.
+#
+# .. literalinclude:: /../fxshap/demo.py
+#    :pyobject: DigitNet
+
+import numpy as np
+import shap
+import torch
+
+from fxshap import make_explainable
+from fxshap.demo import DigitNet, load_digits, train
+
+torch.manual_seed(0)
+train_x, train_y, test_x, test_y = load_digits()
+model = DigitNet(channels=8)
+train(model, train_x, train_y, epochs=8)
+
+with torch.no_grad():
+    right = (model(test_x).argmax(1) == test_y).float().mean()
+print(f"right on {right:.1%} of {len(test_x)} test images")
+
+# %%
+# Explain
+# -------
+# The references are training images, so an attribution says what makes this image differ from other
+# digits. Against one black image it would say what the ink does; see :doc:`/references`.
+
+background = train_x[:40]
+samples = torch.stack([test_x[test_y == digit][0] for digit in (0, 3, 4, 9)])
+
+explainer = shap.DeepExplainer(make_explainable(model), background)
+values = explainer.shap_values(samples)
+print(values.shape)
+
+# %%
+# The last dimension counts the classes. They all add up:
+
+with torch.no_grad():
+    owed = model(samples) - model(background).mean(0)
+error = (torch.from_numpy(values).sum((1, 2, 3)) - owed).abs().max()
+print(f"largest additivity error: {error:.1e}")
+
+# %%
+# SHAP's image plot
+# -----------------
+# ``shap.image_plot`` wants one array a class, with the channels last. A row is an image, a column a
+# class; red pixels speak for the class, blue ones against it. Shown are the classes 0, 3, 4 and 9.
+
+shown = [0, 3, 4, 9]
+by_class = [values[..., k].transpose(0, 2, 3, 1) for k in shown]
+titles = np.array([[str(k) for k in shown]] * len(samples))
+pictures = -samples.numpy().transpose(0, 2, 3, 1)  # dark ink on white
+shap.image_plot(by_class, pictures, labels=titles, width=8)
