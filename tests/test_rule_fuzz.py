@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxshap.cases import TOLERANCE, Case
+from fxshap.rescale import multiply
 from fxshap.rules.operation import Operation
 from fxshap.shapley import shapley_values
 from tests.fuzzing.extremes import check_draws, draw_values, rows_of
-from tests.rule_cases import ALL, TOLERANCE, Case, multiply
+from tests.rule_cases import ALL
 
 aten = torch.ops.aten
 FLOATS = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

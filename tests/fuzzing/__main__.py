@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from benchmarks.page import replace_section
+from fxshap.cases import EACH, TOLERANCE
 from tests.fuzzing.exactness import LIMIT, WORST_CONDITION, check_exact
 from tests.fuzzing.extremes import check_draws, rows_of
 from tests.fuzzing.networks import Data, Network
 from tests.fuzzing.strategies import datasets, networks
-from tests.rule_cases import ALL, EACH, TOLERANCE
+from tests.rule_cases import ALL
 
 PAGE = Path("docs/reliability.md")
 RESULTS = Path("tests/fuzzing/results.jsonl")

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxshap.cases import EACH, Case, Varying
 from fxshap.rules.operation import differentiable
-from tests.rule_cases import ALL, EACH, RECURRENT, Case, Varying
+from tests.rule_cases import ALL, RECURRENT
 
 #: Features of every value that one block hands to the next.
 WIDTH = 12

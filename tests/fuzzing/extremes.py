@@ -15,19 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxshap.cases import EACH, ROWS, TOLERANCE, Case, Varying
+from fxshap.rescale import multiply
 from fxshap.rules.operation import Operation, differentiable, vjp
-from tests.rule_cases import (
-    EACH,
-    GENERIC,
-    INDICES,
-    NORMS,
-    RECURRENT,
-    ROWS,
-    TOLERANCE,
-    Case,
-    Varying,
-    multiply,
-)
+from tests.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
 
 #: The smallest and the largest exponents of 10 of the values drawn: from denormal numbers up.
 SMALLEST = {torch.float64: -323.0, torch.float32: -45.0}
