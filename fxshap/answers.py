@@ -62,8 +62,7 @@ class Answers:
 
     def of(self, sample: Sequence[Tensor]) -> Answer:
         """Return what is known of a sample, one row an input."""
-        key = tuple(x.contiguous().view(torch.uint8).cpu().numpy().tobytes() for x in sample)
-        return self.of_sample.setdefault(key, Answer())
+        return self.of_sample.setdefault(tuple(map(bytes_of, sample)), Answer())
 
     def room(self) -> int:
         """Return for how many more outputs one sample may keep its multipliers."""
@@ -99,6 +98,13 @@ class Answers:
             answer.found.update(zip(columns, found, strict=True))
         answer.asked.add(column)
         return answer.found.pop(column)
+
+
+def bytes_of(x: Tensor) -> bytes:
+    """Return the values of a tensor as bytes; NumPy does not know all of torch's types."""
+    # Into fresh memory, for only a tensor whose strides are in order can be viewed as bytes.
+    copy = torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten())
+    return copy.view(torch.uint8).numpy().tobytes()
 
 
 NO_ANSWERS = Answers(None, None)

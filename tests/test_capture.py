@@ -243,4 +243,6 @@ def test_only_the_latest_captures_are_kept(monkeypatch):
     shapes = [(3, size) for size in (2, 3, 4)]
     for shape in shapes:
         explainable.prepare(torch.randn(shape))
-    assert [key[0][1][0] for key in explainable._engines] == [(3,), (4,)]
+    graphs = [engine.captured.module.graph for engine in explainable._engines.values()]
+    kept = [next(iter(graph.nodes)).meta["val"].shape[1] for graph in graphs]
+    assert kept == [3, 4]
