@@ -21,7 +21,7 @@ fidelity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fidelity
 
 speed: $(VENV)/.speed
-	$(BIN)/python -m benchmarks.speed --memory --output docs/speed.md
+	$(BIN)/python -m benchmarks.speed --memory --growth --output docs/speed.md
 
 zoo: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.zoo

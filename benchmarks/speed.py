@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fxshap
+from benchmarks import growth
 from benchmarks.models.workloads import WORKLOADS, Workload
 
 OUTPUT = Path("docs/speed.md")
+FIGURE = Path("docs/figures/speed.png")
 SAMPLES = 2
 Explain = Callable[[Tensor], object]
 Method = Callable[[nn.Module, Tensor, int], Explain]
@@ -161,12 +163,45 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
+def ratios(found: dict[str, list[float]], other: str) -> list[float]:
+    """Return another method's time over that of fxshap in each round."""
+    return [b / a for a, b in zip(found["fxshap"], found[other], strict=True)]
+
+
 def ratio(found: dict[str, list[float]], other: str) -> str:
     """Return the median and the range of another method's time over that of fxshap."""
     if other not in found:
         return "-"
-    ratios = [b / a for a, b in zip(found["fxshap"], found[other], strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    each = ratios(found, other)
+    return f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+
+
+def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
+    """Draw how many times longer the other methods take on each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    others = [name for name in ("SHAP", "Captum", "tangermeme") if name in METHODS]
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    height = 0.8 / len(others)
+    for index, other in enumerate(others):
+        places = [
+            row + index * height for row, name in enumerate(medians) if other in medians[name]
+        ]
+        widths = [found[other] for found in medians.values() if other in found]
+        bars = axes.barh(places, widths, height, label=other)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks([row + height for row in range(len(medians))], list(medians))
+    axes.invert_yaxis()
+    axes.set_xlabel("time over that of fxshap")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,6 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure the peak memory too")
+    parser.add_argument("--growth", action="store_true", help="measure how time grows too")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -188,6 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     chosen = {"fxshap": METHODS["fxshap"]} | {name: METHODS[name] for name in options.methods}
     rows = []
+    medians: dict[str, dict[str, float]] = {}
     for name in tqdm(options.networks, unit="network", file=sys.stderr):
         work = WORKLOADS[name]
         methods = (
@@ -197,6 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         found = times(work, methods, options.rounds)
         median = statistics.median(found["fxshap"])
+        medians[name] = {
+            key: statistics.median(ratios(found, key)) for key in found if key != "fxshap"
+        }
         row = [
             name,
             f"{1e3 * median:.0f}",
@@ -211,13 +251,32 @@ def main(arguments: list[str] | None = None) -> int:
         header += ["fxshap, MiB", "SHAP, MiB"]
     table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
     print(table)
+    grown = growth.measure(options.rounds) if options.growth else None
+    if grown:
+        print(growth.table(grown))
     if options.output:
-        options.output.write_text(report(table, options))
+        draw(medians)
+        options.output.write_text(report(table, grown, options))
     return 0
 
 
-def report(table: str, options: argparse.Namespace) -> str:
-    """Return the page: what was measured, with what, and the table."""
+def report(table: str, grown: growth.Times | None, options: argparse.Namespace) -> str:
+    """Return the page: what was measured, with what, and the tables."""
+    grows = (
+        ""
+        if grown is None
+        else f"""
+## How time grows
+
+The tabular network, one size changed at a time. 1 is linear.
+
+![Time over sizes](figures/speed_growth.png)
+
+{growth.table(grown)}
+"""
+    )
+    if grown:
+        growth.draw(grown)
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "shap", "captum", "tangermeme"))
     return f"""# Speed
 
@@ -231,7 +290,9 @@ returns zeros.
 fxshap {fxshap.__version__}, `{shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])}`
 
 {table}
-"""
+
+![Times over that of fxshap](figures/speed.png)
+{grows}"""
 
 
 if __name__ == "__main__":
