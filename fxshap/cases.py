@@ -57,7 +57,7 @@ class Varying:
     indices: int = 0
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw both ends: |x - r| from 1e-12 to 1e2, both signs, and 0 in one row and elsewhere.
+        """Draw both ends: x - r of size 1e-12 to 1e2, both signs, and 0 in one row and elsewhere.
 
         Some of either end lie at multiples of 1/2, where the kinks are, and some close pairs lie
         on either side of one, of 0 above all.
