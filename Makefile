@@ -1,4 +1,4 @@
-.PHONY: demo test docs fidelity speed zoo clean
+.PHONY: demo test docs ecosystem fidelity speed zoo clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,9 @@ test: $(VENV)/.test
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+ecosystem: $(VENV)/.ecosystem
+	$(BIN)/pytest tests/ecosystem
 
 fidelity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fidelity
@@ -43,4 +46,10 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.speed: $(VENV)/.%: $(VENV)/.t
 # The vision zoos come without their dependencies, which would replace torch.
 $(VENV)/.zoo: $(VENV)/.speed
 	$(INSTALL) --no-deps torchvision timm
+	touch $@
+
+# Nor do the attribution tools, which ask for torchvision.
+$(VENV)/.ecosystem: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -e '.[ecosystem]'
+	$(INSTALL) --no-deps torchvision zennit grad-cam ttach opencv-python-headless torchcam
 	touch $@

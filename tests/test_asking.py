@@ -500,3 +500,9 @@ def test_inside_paired_a_release_that_we_do_not_know_works(flat, monkeypatch):
     monkeypatch.setattr(deep_pytorch.PyTorchDeep, "add_handles", lambda *_: [])
     with fxshap.paired():
         ask_shap(flat)
+
+
+def test_captum_lrp_finds_no_layers(explainable):
+    """It walks over the children of a model, and the user's are out of reach."""
+    with pytest.raises(TypeError, match="has no rule defined"):
+        ca.LRP(explainable).attribute(SAMPLES, target=(1, 2))

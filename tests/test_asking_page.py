@@ -1,17 +1,18 @@
-"""The page about the ways to ask runs as it stands."""
+"""The lines of docs/asking.md run."""
 
 import re
+import warnings
 from pathlib import Path
 
-import torch
+import matplotlib
 
 PAGE = Path(__file__).parent.parent / "docs" / "asking.md"
 
 
-def test_every_block_of_the_page_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) >= 6
-    torch.manual_seed(0)
-    names: dict[str, object] = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)
+def test_the_page_runs():
+    matplotlib.use("Agg")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == PAGE.read_text(encoding="utf-8").count("```python") > 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Captum's and matplotlib's
+        exec(compile("\n".join(blocks), str(PAGE), "exec"), {"__name__": "asking_page"})
