@@ -122,7 +122,7 @@ class Engine:
             rows = self.rows_of_tape(inputs, layout)
             held = References(self.rewritten.attribute, inputs, self.captured.explained, rows)
             self.references, self.references_key = held, version
-            logger.debug("recorded the tape of %d references, %d at a time", len(inputs[0]), rows)
+            logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
         return held
 
     def rows_of_tape(self, inputs: Sequence[Tensor], layout: Layout) -> int:

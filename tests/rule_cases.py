@@ -336,6 +336,7 @@ INDICES = [
 GENERIC = [
     Case(aten.sort.default, (v(5), 1)),
     Case(aten.sort.default, (v(4, 3), 1, True)),
+    Case(aten.sort.stable, (v(5),), {"stable": True, "dim": 1}),
     Case(aten.topk.default, (v(5), 3)),
     Case(aten.topk.default, (v(4, 3), 2, 1, False)),
     Case(aten.topk.default, (v(5), 3, -1, True, False)),
@@ -345,6 +346,7 @@ GENERIC = [
     Case(aten.cummax.default, (v(5), 1)),
     Case(aten.median.dim, (v(5), 1)),
     Case(aten.median.dim, (v(4, 3), 1, True)),
+    Case(aten.nanmedian.dim, (v(5), 1)),
     Case(aten.kthvalue.default, (v(5), 2, 1)),
     Case(aten.kthvalue.default, (v(4, 3), 3, 1, True)),
     Case(aten.atan2.default, (v(5), v(5))),
