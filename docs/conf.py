@@ -69,7 +69,6 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "guides/gallery",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"minilm_tokens\.py$",  # needs transformers and weights: docs/guides/text.md
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "download_all_examples": False,

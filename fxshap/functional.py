@@ -26,7 +26,12 @@ aten = torch.ops.aten
 KEYS = torch._C.DispatchKey
 
 #: Argument position of ``train`` in the operations that change nothing in evaluation.
-DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+DROPOUTS = (
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+)
 TRAIN = 2
 
 
@@ -42,10 +47,10 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     if forms is None:
         decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
         return decomposed
+    put_in_place(program.graph, forms)
     for node in program.graph.nodes:
         if node.target in DROPOUTS:
             node.target, node.args = aten.alias.default, node.args[:1]
-    put_in_place(program.graph, forms)
     traced: dict[Any, fx.GraphModule] = {}
     for node in list(program.graph.nodes):
         if node.target in COMPOSITES:
@@ -64,13 +69,16 @@ def functional_forms(graph: fx.Graph) -> dict[fx.Node, OpOverload] | None:
     forms: dict[fx.Node, OpOverload] = {}
     known: dict[Any, OpOverload | None] = {}
     for node in graph.nodes:
-        if node.op == "get_attr" or node.op == "call_function" and not is_kept(node):
+        if node.op == "get_attr":
+            return None
+        if node.op == "call_function" and not is_in_place(node) and not is_kept(node, node.target):
             return None
         if is_in_place(node):
             changed = node.args[0]
             form = functional_form(node, known)
             others = [n for s in storages(changed) for n in sharing[s] if same[n] != same[changed]]
-            if form is None or any(order[user] > order[node] for n in others for user in n.users):
+            seen_later = any(order[user] > order[node] for n in others for user in n.users)
+            if form is None or seen_later or not is_kept(node, form):
                 return None
             forms[node] = form
         for storage in storages(node):
@@ -127,14 +135,13 @@ def functional_form(node: fx.Node, known: dict[Any, OpOverload | None]) -> OpOve
     return known[key]
 
 
-def is_kept(node: fx.Node) -> bool:
-    """Say whether an operation can stay, in place or not; torch takes others apart."""
-    target: Any = node.target
+def is_kept(node: fx.Node, target: Any) -> bool:
+    """Say whether an operation, with the arguments of a node, can stay; torch takes others apart."""
     if not isinstance(target, OpOverload):  # arithmetic of sizes; the rest are of higher order
         return getattr(target, "__module__", "") in ("_operator", "math", "torch")
     if target in DROPOUTS:
         return not node.args[TRAIN]
-    if is_in_place(node) or target in COMPOSITES or find_rule(target) is not None:
+    if target in COMPOSITES or find_rule(target) is not None:
         return True
     apart = target.has_kernel_for_dispatch_key(KEYS.CompositeImplicitAutograd)
     return not (target._schema.is_mutable or apart or KEYS.Autograd in target.py_kernels)

@@ -69,6 +69,18 @@ def test_rewritten_nodes_know_the_users_module():
     ]
 
 
+@pytest.mark.parametrize(
+    "dropout", [nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout], ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_dropout_in_evaluation_is_left_out(dropout, in_place):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), dropout(0.5, in_place), nn.Linear(8, 2))
+    explainable = fxshap.make_explainable(model.eval())
+    assert_exact(model, explainable, BACKGROUND, SAMPLES, 1e-6)
+    assert "dropout" not in explainable.observe.code
+
+
 # --- when ---------------------------------------------------------------------------------------
 
 

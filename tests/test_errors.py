@@ -363,12 +363,13 @@ def test_rows_that_influence_each_other_are_refused(name):
     "end",
     [
         lambda y, h: F.dropout(y, 0.5, training=True),
+        lambda y, h: F.dropout(y, 0.5, training=True, inplace=True),
         lambda y, h: y + torch.randn_like(y),
         lambda y, h: y + torch.rand(3),
         lambda y, h: torch.bernoulli(y.sigmoid()),
         lambda y, h: F.gumbel_softmax(y),
     ],
-    ids=["dropout", "randn_like", "rand", "bernoulli", "gumbel"],
+    ids=["dropout", "dropout_", "randn_like", "rand", "bernoulli", "gumbel"],
 )
 def test_random_outputs_are_refused(end):
     state = torch.get_rng_state()
