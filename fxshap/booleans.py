@@ -15,8 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from fxshap import choices
+from fxshap.parts import put_in, traced
 from fxshap.rules.table import find_rule
 
 aten = torch.ops.aten
@@ -54,6 +56,7 @@ class Twins:
         self.graph = graph
         self.dtype = dtype
         self.twin: dict[fx.Node, fx.Node] = {}
+        self.hot: dict[fx.Node, fx.Node] = {}  # of indices, over the candidates
 
     def call(self, like: fx.Node, target: Callable[..., Any], *args: Any, **kw: Any) -> fx.Node:
         """Add a floating-point node with the shape and the origin of `like`."""
@@ -63,6 +66,22 @@ class Twins:
         node.meta["val"] = like.meta["val"].to(kw.get("dtype", floats[0] if floats else self.dtype))
         node.meta["varying"] = any(a.meta.get("varying", False) for a in node.all_input_nodes)
         return node
+
+    def run(
+        self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node, **tracing: bool
+    ) -> fx.Node:
+        """Add the nodes of a function of tensors."""
+        parts = traced(function, [node.meta["val"] for node in inputs], **tracing)
+        return put_in(self.graph, parts, inputs, like)
+
+    def index(self, node: fx.Node, hot: fx.Node) -> fx.Node:
+        """Keep the one-hot floats of an index and return its number."""
+
+        def number(ones: Tensor) -> Tensor:
+            return (ones * torch.arange(ones.shape[-1], device=ones.device)).sum(-1)
+
+        self.hot[node] = hot
+        return self.run(node, number, hot)
 
     def number(self, value: float, like: fx.Node) -> fx.Node:
         """Add a constant scalar tensor."""
@@ -122,8 +141,12 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
         return compare(twins, node, COMPARISONS[packet])
     if packet in CASTS and is_floating(node.args[0]):
         return truncate(twins, node)
+    if choices.gives_index(node):
+        return choices.index_of(twins, node)
     if not any(argument in twins.twin for argument in node.all_input_nodes):
         return None
+    if choices.is_choice(twins, node):
+        return choices.FORMS[packet](twins, node)
     if packet in FORMS:
         return FORMS[packet](twins, node)
     if packet in CASTS:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxshap.parts import put_in, traced
 from fxshap.rules.table import COMPOSITES, find_rule
 
 aten = torch.ops.aten
@@ -51,10 +51,10 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     for node in program.graph.nodes:
         if node.target in DROPOUTS:
             node.target, node.args = aten.alias.default, node.args[:1]
-    traced: dict[Any, fx.GraphModule] = {}
+    known: dict[Any, fx.Graph] = {}
     for node in list(program.graph.nodes):
         if node.target in COMPOSITES:
-            take_apart(node, COMPOSITES[node.target], traced)
+            take_apart(node, COMPOSITES[node.target], known)
     return program
 
 
@@ -136,7 +136,7 @@ def functional_form(node: fx.Node, known: dict[Any, OpOverload | None]) -> OpOve
 
 
 def is_kept(node: fx.Node, target: Any) -> bool:
-    """Say whether an operation, with the arguments of a node, can stay; torch takes others apart."""
+    """Say whether an operation can stay as a node calls it; torch takes others apart."""
     if not isinstance(target, OpOverload):  # arithmetic of sizes; the rest are of higher order
         return getattr(target, "__module__", "") in ("_operator", "math", "torch")
     if target in DROPOUTS:
@@ -157,7 +157,7 @@ def storages(node: fx.Node) -> set[int]:
 
 
 def take_apart(
-    node: fx.Node, decomposition: Callable[..., Any], traced: dict[Any, fx.GraphModule]
+    node: fx.Node, decomposition: Callable[..., Any], known: dict[Any, fx.Graph]
 ) -> None:
     """Replace a composite operation by its parts; those of equal ones are traced once."""
     leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
@@ -173,24 +173,9 @@ def take_apart(
 
     rest = [None if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
     key = (node.target, str(rest), *((str(v.shape), str(v.stride()), v.dtype) for v in values))
-    if key not in traced:
-        with node.meta["val"].fake_mode:
-            traced[key] = make_fx(run, pre_dispatch=True)(*values)
-    parts = traced[key].graph
-    inputs = iter([leaves[place] for place in places])
-    copies: dict[fx.Node, fx.Node] = {}
-    for part in parts.nodes:
-        if part.op == "placeholder":
-            copies[part] = next(inputs)
-        elif part.op == "output":
-            node.replace_all_uses_with(copies[part.args[0]])
-        else:
-            with node.graph.inserting_before(node):
-                copies[part] = node.graph.node_copy(part, copies.__getitem__)
-            origin = {key: node.meta[key] for key in ORIGIN if key in node.meta}
-            copies[part].meta = {"val": part.meta.get("val"), **origin}
+    if key not in known:
+        known[key] = traced(run, values)
+    with node.graph.inserting_before(node):
+        whole = put_in(node.graph, known[key], [leaves[place] for place in places], node)
+    node.replace_all_uses_with(whole)
     node.graph.erase_node(node)
-
-
-#: What says where in the user's model a node came from.
-ORIGIN = ("nn_module_stack", "stack_trace")

@@ -81,10 +81,10 @@ def rewrite(captured: Captured) -> Rewritten:
     graph = fx.Graph()
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
-    for step in (drop_identities, affine_batch_norms, reshape_views, mark_varying):
+    for step in (drop_identities, affine_batch_norms, sort_topk, mark_varying):
         graph = step(graph)
     refuse_choices(graph)
-    graph = booleans_to_floats(graph, input_dtype(graph))
+    graph = reshape_views(booleans_to_floats(graph, input_dtype(graph)))
     refuse_randomness(graph)
 
     constants, folded = fold_constants(graph)
@@ -137,6 +137,17 @@ def drop_identities(graph: fx.Graph) -> fx.Graph:
         elif "assert" in str(node.target) and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    return graph
+
+
+def sort_topk(graph: fx.Graph) -> fx.Graph:
+    """Ask every top-k for its values in order, where the model leaves the order open."""
+    for node in calls(graph):
+        if packet(node) is aten.topk:
+            node.args, node.kwargs = (
+                node.args[:4],
+                {k: v for k, v in node.kwargs.items() if k != "sorted"},
+            )
     return graph
 
 

@@ -339,7 +339,6 @@ GENERIC = [
     Case(aten.sort.stable, (v(5),), {"stable": True, "dim": 1}),
     Case(aten.topk.default, (v(5), 3)),
     Case(aten.topk.default, (v(4, 3), 2, 1, False)),
-    Case(aten.topk.default, (v(5), 3, -1, True, False)),
     Case(aten.cumprod.default, (v(5, **NEAR), 1)),
     Case(aten.prod.dim_int, (v(5, **NEAR), 1)),
     Case(aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None)),
@@ -420,4 +419,17 @@ RECURRENT = [
 ]  # fmt: skip
 
 
-ALL = [*CURVES, *PRODUCTS, *SOFTMAX, *MAXIMA, *NORMS, *INDICES, *GENERIC, *RECURRENT]
+ours = torch.ops.fxshap
+
+CHOICES = [
+    Case(ours.ranks.default, (v(5), "argmax", 0, 1), note="argmax"),
+    Case(ours.ranks.default, (v(5), "argmin", 0, 1), note="argmin"),
+    Case(ours.ranks.default, (v(4, 6), "topk", 0, 3), note="topk"),
+    Case(ours.ranks.default, (v(6), "least", 0, 2), note="least"),
+    Case(ours.ranks.default, (v(5), "ascending", 0, 5), note="ascending"),
+    Case(ours.ranks.default, (v(3, 5), "descending", 0, 5), note="descending"),
+    Case(ours.ranks.default, (v(5), "kth", 2, 1), note="kth"),
+    Case(ours.places.default, (v(5), 7)),
+]
+
+ALL = [*CURVES, *PRODUCTS, *SOFTMAX, *MAXIMA, *NORMS, *INDICES, *GENERIC, *RECURRENT, *CHOICES]

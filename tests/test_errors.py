@@ -464,11 +464,10 @@ def test_what_a_rule_returns_is_checked(monkeypatch, returned, says):
 @pytest.mark.parametrize(
     "end",
     [
-        lambda y, h: F.one_hot(y.argmax(1), 3).float(),
-        lambda y, h: y * h.argmax(1, keepdim=True).float(),
-        lambda y, h: y + torch.arange(18.0).reshape(6, 3)[h.argmax(1)],
+        lambda y, h: y * (h.argmax(1, keepdim=True) ^ 1).float(),
+        lambda y, h: y + torch.arange(108.0).reshape(6, 6, 3)[h.argmax(1), h.argmin(1)],
     ],
-    ids=["one_hot", "number", "table"],
+    ids=["bits", "two indices"],
 )
 def test_dependence_through_integers_alone_is_refused(end):
     refused(Model(end), RuleError, "depends on the input only through integers or booleans")

@@ -13,6 +13,7 @@ torch.Size([4, 3])
 from benchmarks.models import (
     activations,
     attention,
+    choices,
     gelu,
     generic,
     images,
@@ -38,6 +39,7 @@ NETWORKS: dict[str, Network] = {
         attention,
         recurrent,
         logic,
+        choices,
         layouts,
         images,
         generic,

@@ -18,6 +18,7 @@ published weights.
 import itertools
 import math
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -136,9 +137,9 @@ print(f"right on {int(right.sum())} of {len(labels)} sentences it has not seen")
 # ``from_layer`` cuts the model behind its word embeddings: ``embed`` maps ids to embeddings, and
 # ``head`` is explainable and starts there.
 #
-# The reference of a sentence is the same sentence with every word replaced by ``[MASK]``, the token
-# that the encoder was pretrained to read as "some word is here". So an attribution says what knowing
-# a word adds. ``[CLS]``, ``[SEP]`` and the padding are the same in both and get exactly nothing.
+# The reference of a sentence is the same sentence with every word replaced by ``[MASK]``, which the
+# encoder was pretrained to read as "some word is here". So an attribution says what knowing a word
+# adds. ``[CLS]``, ``[SEP]`` and the padding are the same in both and get exactly nothing.
 # ``[PAD]`` or a vector of zeros would be no text that the encoder has ever attended to; see
 # :doc:`choosing references </references>`.
 
@@ -176,11 +177,14 @@ found = [explain(row) for row in range(4)]
 
 
 class Page:
+    """What SHAP draws, without the marks of NumPy 2 that SHAP 0.51 writes into its colours."""
+
     def __init__(self, explanation):
         self.explanation = explanation
 
     def _repr_html_(self):
-        return shap.plots.text(self.explanation, display=False)
+        page = shap.plots.text(self.explanation, display=False)
+        return re.sub(r"np\.float64\((.*?)\)", r"\1", page)
 
 
 Page(found[0][1])
@@ -238,7 +242,6 @@ plt.show()
 # The bars follow the black lines and add up to the difference of the logits. They are not the same:
 # one pass gives a single word too much or too little where words act together, as in "not the
 # disaster". The distance, sum of absolute differences over sum of absolute exact values:
-
 
 
 def distance(values, exact):

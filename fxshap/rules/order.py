@@ -88,7 +88,7 @@ def order(
     sign = 1 if operation.get("descending", operation.get("largest", False)) else -1
     r, x, grad = (value.movedim(dim, -1) for value in (r, x, grad))
     multiplier = order_multiplier(sign * r, sign * x, grad, lowest)
-    if multiplier is None or not operation.get("sorted", True):
+    if multiplier is None:
         return generic(operation, reference, sample, whole)
     return (multiplier.movedim(-1, dim).reshape(reference[0].shape),)
 
