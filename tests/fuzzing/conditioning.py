@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 #: Relative error put into every result.
 ERROR = 1e-6
 TRIALS = 3
+#: How much steeper a slope inside a network may be than that of the whole.
+WORST_GROWTH = 1e6
 
 
 class RandomErrors(TorchDispatchMode):
@@ -99,9 +101,23 @@ def steepest(output: Tensor, inputs: Sequence[Tensor], count: int) -> float:
     inputs : sequence of Tensor
     count : int
     """
-    flat = torch.cat([x.flatten(1) for x in inputs], 1)
     changes, steps = (
-        (value[:count, None] - value[None, count:]).abs().amax(2) / value.abs().max()
-        for value in (output, flat)
+        between(value, count) / value.abs().max() for value in (output, together(inputs))
     )
     return float(torch.where(changes == 0, 0.0, changes / steps).max())
+
+
+def is_too_steep(output: Tensor, inputs: Sequence[Tensor], count: int) -> bool:
+    """Say whether a slope between two ends is no number, as where 1e-310 makes a step of 1."""
+    changes, steps = between(output, count), between(together(inputs), count)
+    largest = torch.finfo(output.dtype).max / WORST_GROWTH
+    return bool(((changes > 0) & (changes / largest > steps)).any())
+
+
+def together(inputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.flatten(1) for x in inputs], 1)
+
+
+def between(value: Tensor, count: int) -> Tensor:
+    """Largest difference between each of the first `count` rows and each of the others."""
+    return (value[:count, None] - value[None, count:]).abs().amax(2)
