@@ -293,7 +293,9 @@ def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = ASKING) -
     for module in modules:
         for table in TABLES:
             hooks = getattr(module, table)
-            for key in [key for key, hook in list(hooks.items()) if is_from(module_of(hook), owners)]:
+            for key in [
+                key for key, hook in list(hooks.items()) if is_from(module_of(hook), owners)
+            ]:
                 hooks.pop(key, None)
 
 

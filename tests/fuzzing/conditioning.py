@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 #: Relative error put into every result.
 ERROR = 1e-6
 TRIALS = 3
+#: Inputs that are lost beside what is added to them.
+SMALL = 1e-3
 #: How much steeper a slope inside a network may be than that of the whole.
 WORST_GROWTH = 1e6
 
@@ -28,14 +30,21 @@ class RandomErrors(TorchDispatchMode):
     What float32 can hold is left alone: a product of halves or an integer is exact in float64, and
     a tie between such numbers is a tie.
 
+    Parameters
+    ----------
+    seed : int
+    everything : bool
+        Whether to disturb these too: 0.5 + 1e-30 is 0.5, and only looks exact.
+
     Attributes
     ----------
     overflow : bool
         Whether any result was NaN or infinite; constant -inf (masks) do not count.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, everything: bool = False) -> None:
         super().__init__()
+        self.everything = everything
         self.generator = torch.Generator().manual_seed(seed)
         self.overflow = False
 
@@ -55,7 +64,7 @@ class RandomErrors(TorchDispatchMode):
 
     def disturb(self, value: Tensor) -> None:
         self.overflow |= bool((value.isnan() | (value == torch.inf)).any())
-        exact = value.float().double() == value
+        exact = (value.float().double() == value) & (not self.everything)
         noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
         value.mul_(torch.where(exact, 1.0, 1 + ERROR * noise))
 
@@ -75,9 +84,10 @@ def condition_number(
     inputs = [torch.cat(pair) for pair in zip(samples, references, strict=True)]
     output = model(*inputs)
     scale = output.abs().max()
+    small = max(float(x.abs().max()) for x in inputs) < SMALL
     largest, overflow = steepest(output, inputs, len(samples[0])), False
     for trial in range(TRIALS):
-        errors = RandomErrors(trial)
+        errors = RandomErrors(trial, everything=small)
         moved = [x.clone() for x in inputs]
         for x in moved:
             errors.disturb(x)
