@@ -66,8 +66,8 @@ def soak_calls(count: int) -> tuple[str, bool]:
     hooks = number_of_hooks(explainable)
     text = (
         f"{count:,} SHAP calls on one explainable model: resident memory grows by {slope:.3f} MB "
-        f"per 1,000 calls (at most {MOST_GROWTH:g}), a call takes {first * 1e3:.2f} ms in the second "
-        f"tenth of them and {last * 1e3:.2f} ms in the last, and {hooks} hooks are left."
+        f"per 1,000 calls (at most {MOST_GROWTH:g}), a call takes {first * 1e3:.2f} ms in the "
+        f"second tenth of them and {last * 1e3:.2f} ms in the last, and {hooks} hooks are left."
     )
     return text, slope < MOST_GROWTH and not hooks and last < 1.5 * first
 

@@ -128,7 +128,7 @@ class Arguments:
         Raises
         ------
         InputError
-            If there are none, they do not come in pairs, or a tensor that is bound differs within a pair.
+            If there are none or not pairs of them, or a tensor that is bound differs within one.
         """
         rows = [len(x) for x in self.tensors]
         if not rows[0]:
