@@ -121,7 +121,7 @@ def growth(memory: list[float]) -> float:
 
 def number_of_hooks(explainable: fxshap.ExplainableModule) -> int:
     """Count the hooks on every module."""
-    modules = [*explainable.modules(), explainable.probe]
+    modules = list(explainable.modules())
     tables = [value for m in modules for name, value in vars(m).items() if name.endswith("_hooks")]
     return sum(len(table) for table in tables if isinstance(table, dict))
 

@@ -199,9 +199,16 @@ class ExplainableModule(nn.Module):
         return self._probes[thread]
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """Iterate over the children, which is how the libraries find the probe."""
+        """Iterate over the children, which is how SHAP and Captum find the probe."""
         yield from super().named_children()
         yield "probe", self.probe
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Iterate over all modules, which is how tangermeme finds the probe."""
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        yield (f"{prefix}.probe" if prefix else "probe"), self.probe
 
     @property
     def model(self) -> nn.Module:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzzing.exactness import check_exact
-from tests.fuzzing.networks import Data, Network
+from tests.fuzzing.networks import Data, Network, Step
 from tests.fuzzing.strategies import datasets, networks
 
 CHUNKS, SIZE = 20, 10
@@ -49,3 +49,14 @@ def test_random_networks_are_explained_exactly(chunk: int) -> None:
         check()
     assert len(outcomes) == SIZE
     assert outcomes.count("exact") >= SIZE / 2
+
+
+# --- what it has found ----------------------------------------------------------------------------
+
+
+def test_what_batch_norm_returns_for_training_is_empty() -> None:
+    """It was taken for the output where a network used both."""
+    step = Step(
+        "op _native_batch_norm_legit_no_training", options={"variant": 0, "how": "smoothly"}
+    )
+    assert check_exact(Network((step,)), [Data(rows=1)]) == ["exact"]
