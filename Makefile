@@ -33,7 +33,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzzing networks --page docs/reliability.md
 
 soak: $(VENV)/.test
-	$(BIN)/python -m benchmarks.soak --page docs/reliability.md
+	$(BIN)/python -m benchmarks.soak
 
 # The newest SHAP that there is, whatever setup.cfg says, in an environment of its own.
 newest:
