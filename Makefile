@@ -1,4 +1,4 @@
-.PHONY: demo test docs ecosystem fidelity speed zoo clean
+.PHONY: demo test docs ecosystem fidelity speed zoo fuzz soak newest clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,8 +29,22 @@ speed: $(VENV)/.speed
 zoo: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.zoo
 
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzzing networks --page docs/reliability.md
+
+soak: $(VENV)/.test
+	$(BIN)/python -m benchmarks.soak
+
+# The newest SHAP that there is, whatever setup.cfg says, in an environment of its own.
+newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check torch
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps shap
+	$(VENV)-newest/bin/python -m pytest -n 2 tests/test_asking.py tests/test_networks.py
+
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.

@@ -14,6 +14,7 @@ from fxshap.errors import (
     OutputError,
     RecognitionError,
     RuleError,
+    WeightError,
 )
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report import Report
@@ -36,6 +37,7 @@ __all__ = [
     "Report",
     "RuleError",
     "Verification",
+    "WeightError",
     "make_explainable",
     "paired",
     "rules",

@@ -128,9 +128,11 @@ class Arguments:
         Raises
         ------
         InputError
-            If they do not come in pairs, or a tensor that is bound differs within a pair.
+            If there are none or not pairs of them, or a tensor that is bound differs within one.
         """
         rows = [len(x) for x in self.tensors]
+        if not rows[0]:
+            raise InputError("the background has no rows to compare samples with")
         if rows[0] % 2 or len(set(rows)) > 1:
             raise InputError(
                 "samples and references come in pairs, but the inputs have "

@@ -271,7 +271,7 @@ def layer_asked(model: nn.Module, library: str) -> Layer | None:
     """Return the layer of the user's model that a library asks about, if it does."""
     for name, module in model.named_modules():
         for table in ("_forward_pre_hooks", "_forward_hooks"):
-            for key, hook in getattr(module, table).items():
+            for key, hook in list(getattr(module, table).items()):
                 if is_from(module_of(hook), (LIBRARIES[library].layers,)):
                     output = library == "captum" and table == "_forward_hooks"
                     return Layer(Place(name, "output" if output else "input"), module, table, key)
@@ -293,8 +293,10 @@ def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = ASKING) -
     for module in modules:
         for table in TABLES:
             hooks = getattr(module, table)
-            for key in [key for key, hook in hooks.items() if is_from(module_of(hook), owners)]:
-                del hooks[key]
+            for key in [
+                key for key, hook in list(hooks.items()) if is_from(module_of(hook), owners)
+            ]:
+                hooks.pop(key, None)
 
 
 def module_of(function: Hook) -> str:

@@ -74,10 +74,23 @@ def affine_batch_norms(graph: fx.Graph) -> fx.Graph:
         elif node.target is aten.batch_norm.default and not node.args[TRAINING]:
             replace(node, node, eps=node.args[EPS])
         elif node.target is aten._native_batch_norm_legit_no_training.default:
-            for output in list(node.users):  # only the first, the others are for training
-                replace(output, node, eps=node.args[-1])
+            for output in list(node.users):
+                if output.args[1] == 0:
+                    replace(output, node, eps=node.args[-1])
+                else:
+                    replace_statistics(output, node)
             graph.erase_node(node)
     return graph
+
+
+def replace_statistics(output: fx.Node, norm: fx.Node) -> None:
+    """Put what is returned for training, and is empty, in the place of `output`."""
+    graph, size = output.graph, list(output.meta["val"].shape)
+    with graph.inserting_before(output):
+        empty = graph.call_function(aten.new_zeros.default, (norm.args[0], size))
+    empty.meta = dict(output.meta)
+    output.replace_all_uses_with(empty)
+    graph.erase_node(output)
 
 
 #: Argument positions of ``aten.batch_norm``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import logging
 from collections.abc import Hashable, Sequence
 from functools import partial
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from fxshap.answers import NO_ANSWERS, Answers
 from fxshap.capture import Captured, tensor_at
-from fxshap.inputs import require_finite
+from fxshap.inputs import require_finite, require_finite_weights
 from fxshap.layers import Trunk
 from fxshap.layout import Layout, probe_layout
+from fxshap.output import require_finite_outputs
 from fxshap.pairs import Pairs
 from fxshap.references import ReferenceChunk, References, rows_that_fit
 from fxshap.refine import Refinement
@@ -86,14 +88,15 @@ class Engine:
         held = self.references_of(references, layout, version)
         pairs = Pairs(self.observe, layout, self.refinement, samples, held)
         if not pairs.single:
-            return pairs.walk, torch.cat([pairs.output(), held.output])
+            return finite(pairs.walk, torch.cat([pairs.output(), held.output]))
         if self.answers.explanation != asked or self.answers.references is not held:
             self.answers = Answers(asked, held)
         answer = self.answers.of(samples)
         if answer.output is None:
             answer.output = pairs.output()
         alike = answer.output.expand(len(references[0]), *answer.output.shape[1:])
-        return partial(self.answers.walk, answer, pairs.walks), torch.cat([alike, held.output])
+        walk = partial(self.answers.walk, answer, pairs.walks)
+        return finite(walk, torch.cat([alike, held.output]))
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
@@ -141,12 +144,29 @@ class Engine:
         """Point the graphs at the model's present weights; return what tells if they change."""
         weights = [tensor_at(self.model, path) for path in self.captured.weights.values()]
         if asked != self.asked:  # once an explanation: edits of `.data` leave the version alone
-            self.asked, self.sums = asked, sums_of(weights)
+            sums = sums_of(weights)
+            if not all(map(cmath.isfinite, sums)):
+                require_finite_weights(
+                    dict(zip(self.captured.weights.values(), weights, strict=True))
+                )
+            self.asked, self.sums = asked, sums
         version = (*((weight.data_ptr(), weight._version) for weight in weights), self.sums)
         if version != self.version:
             self.version = version
             self.rewritten.bind(dict(zip(self.captured.weights, weights, strict=True)))
         return version
+
+
+def finite(walk: Walk, output: Tensor) -> tuple[Walk, Tensor]:
+    """Return a walk and the output, or one that looks first whether the outputs asked for are."""
+    if bool(output.isfinite().all()):
+        return walk, output
+
+    def careful(grad: Tensor) -> list[Tensor]:
+        require_finite_outputs(output, grad)
+        return walk(grad)
+
+    return careful, output
 
 
 def sums_of(weights: Sequence[Tensor]) -> tuple[complex, ...]:

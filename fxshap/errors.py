@@ -17,6 +17,10 @@ class OutputError(FxshapError, ValueError):
     """The model's output is not one 2-d floating-point tensor; ``output=`` selects one."""
 
 
+class WeightError(FxshapError, ValueError):
+    """A weight of the model contains NaN or infinity."""
+
+
 class CaptureError(FxshapError, RuntimeError):
     """The model cannot be captured as one graph, as with control flow that depends on values."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxshap.errors import InputError
+from fxshap.errors import InputError, WeightError
 
 
 def is_floating(value: Any) -> bool:
@@ -44,4 +44,22 @@ def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
             raise InputError(
                 f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
                 "there is no difference to attribute; fill in or leave out such rows"
+            )
+
+
+def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
+    """Raise if a weight contains NaN, or infinity where it is a parameter.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        By their qualified names. Infinity in a buffer may be a mask.
+    """
+    for name, weight in weights.items():
+        infinity = isinstance(weight, nn.Parameter) and bool(weight.isinf().any())
+        if infinity or bool(weight.isnan().any()):
+            what = "infinity" if infinity else "NaN"
+            raise WeightError(
+                f"the weight {name!r} contains {what}, from which no attribution can be had; load "
+                "or train the model again"
             )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from threading import get_ident
 from typing import Any, Self
 
 import torch
@@ -46,6 +47,7 @@ from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.report import Report, make_report
 from fxshap.tables import count
 from fxshap.tape import explained
+from fxshap.turns import taking_turns
 
 logger = logging.getLogger("fxshap")
 
@@ -179,7 +181,6 @@ class ExplainableModule(nn.Module):
     ) -> None:
         super().__init__()
         self.held = _Held(model)
-        self.probe = nn.ReLU()  # which all the libraries hook
         self.output = output
         self.refinement = refinement
         self.reference_chunk = reference_chunk
@@ -187,6 +188,27 @@ class ExplainableModule(nn.Module):
         self.bound: dict[str, Any] = {}
         self.training = model.training
         self._engines: dict[Any, Engine] = {}
+        self._probes: dict[int, nn.Module] = {}
+
+    @property
+    def probe(self) -> nn.Module:
+        """The module that is never run, which all the libraries hook: one for every thread."""
+        thread = get_ident()
+        if thread not in self._probes:
+            self._probes[thread] = nn.ReLU()
+        return self._probes[thread]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Iterate over the children, which is how SHAP and Captum find the probe."""
+        yield from super().named_children()
+        yield "probe", self.probe
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Iterate over all modules, which is how tangermeme finds the probe."""
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        yield (f"{prefix}.probe" if prefix else "probe"), self.probe
 
     @property
     def model(self) -> nn.Module:
@@ -219,15 +241,16 @@ class ExplainableModule(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the model's own output; multipliers for gradients if a library asks for them."""
-        asked = question(self.probe, self.model, pytree.tree_leaves((inputs, kwargs)))
+        probe = self.probe
+        asked = question(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
         if asked is not None:
-            with self._cleaning():
-                return self._explain(asked, inputs, kwargs)
+            with taking_turns(), self._cleaning(probe):
+                return self._explain(asked, probe, inputs, kwargs)
         library = caller()
-        if library in (None, "shap") and hooks_on(self.probe):
-            self._remove_hooks()  # left over from a call that failed: SHAP has not yet hooked
+        if library in (None, "shap") and hooks_on(probe):
+            self._remove_hooks(probe)  # left over from a call that failed: SHAP has not yet hooked
         if caller(directly=True) == "shap":
-            with self._cleaning():
+            with taking_turns(), self._cleaning(probe):
                 return self._introduce(inputs)
         return pick(self._call(inputs, kwargs), self.output)
 
@@ -360,7 +383,8 @@ class ExplainableModule(nn.Module):
             super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_engines": {}}  # a copy captures its own model
+        # A copy captures its own model, and nobody is asking it.
+        return {**self.__dict__, "_engines": {}, "_probes": {}}
 
     def prepare(self, *inputs: Tensor) -> Self:
         """Capture and rewrite the model, in evaluation mode, for inputs like these.
@@ -371,7 +395,7 @@ class ExplainableModule(nn.Module):
             One tensor an input of the model, with the batch first.
         """
         require_floats(inputs, self.model)
-        with evaluating(self.model):
+        with taking_turns(), evaluating(self.model):
             given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
         return self
@@ -438,7 +462,9 @@ class ExplainableModule(nn.Module):
             layer.hand_over(passing)
         return result
 
-    def _explain(self, asked: Question, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    def _explain(
+        self, asked: Question, probe: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Tensor:
         """Return the output for rows of samples and references, with multipliers to be had."""
         layer = asked.layer
         explains = is_floating if layer else needs_gradient
@@ -449,12 +475,12 @@ class ExplainableModule(nn.Module):
             engine = self._engine(given, references, layer.place if layer else None)
             samples, references = engine.enter(samples), engine.enter(references)
             # The libraries hook anew for every explanation.
-            explanation = hooks_on(self.probe) or object()
+            explanation = hooks_on(probe) or object()
             walk, output = engine.explain(samples, references, explanation)
         require_rows(output, given.tensors)
 
         def guarded(grad: Tensor) -> list[Tensor]:
-            with self._cleaning():
+            with taking_turns(), self._cleaning(probe):
                 return walk(grad)
 
         if layer is None:
@@ -464,16 +490,16 @@ class ExplainableModule(nn.Module):
         return explained(guarded, output, layer.hand_over([x.requires_grad_() for x in rows]))
 
     @contextmanager
-    def _cleaning(self) -> Iterator[None]:
+    def _cleaning(self, probe: nn.Module) -> Iterator[None]:
         """Remove SHAP's hooks if anything fails; SHAP does so only when all goes well."""
         try:
             yield
         except BaseException:
-            self._remove_hooks()
+            self._remove_hooks(probe)
             raise
 
-    def _remove_hooks(self) -> None:
-        remove_hooks([self.held, self.probe, *self.model.modules()])
+    def _remove_hooks(self, probe: nn.Module) -> None:
+        remove_hooks([self.held, probe, *self.model.modules()])
 
     def _given(
         self,

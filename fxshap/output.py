@@ -63,6 +63,27 @@ def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
         )
 
 
+def require_finite_outputs(output: Tensor, grad: Tensor) -> None:
+    """Raise if an output is NaN or infinite whose multipliers are asked for.
+
+    Parameters
+    ----------
+    output : Tensor
+        For rows ``[samples; references]``.
+    grad : Tensor
+        Cotangent of the rows of one half.
+    """
+    for what, end in zip(("sample", "references"), output.chunk(2), strict=True):
+        wrong = (~end.isfinite() & (grad != 0)).flatten(1)
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise OutputError(
+                f"output {column} of the {what} is NaN or infinity (row {row}), so there is no "
+                "difference to attribute; choose outputs that are finite, such as logits, with "
+                "make_explainable(model, output=...)"
+            )
+
+
 def pick(result: Any, output: Selector) -> Any:
     """Apply a key, an attribute name, an index or a function.
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import fxshap
 from fxshap.cases import TOLERANCE, Case
 from fxshap.rescale import multiply
 from fxshap.rules.operation import Operation
 from fxshap.shapley import shapley_values
 from tests.fuzzing.extremes import check_draws, draw_values, rows_of
+from tests.helpers import assert_exact
 from tests.rule_cases import ALL
 
 aten = torch.ops.aten
@@ -258,6 +262,30 @@ def test_norms_are_near_shapley_values_from_every_reference(norm: str, kind: str
         exact = shapley_values(value, x[0], r[0]).squeeze(1)
         distances.append(float(((m * (x - r))[0] - exact).abs().sum() / exact.abs().sum()))
     assert statistics.median(distances) < 0.5
+
+
+UNIT_LENGTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalize": lambda x: F.normalize(x, dim=1)[:, :1],
+    "cosine": lambda x: F.cosine_similarity(x, x.new_ones(1, 4)).unsqueeze(1),
+    "by hand": lambda x: x[:, :1] / (x.norm(dim=1, keepdim=True) + 1e-9),
+}
+
+
+@FLOATS
+@pytest.mark.parametrize("near", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("name", UNIT_LENGTH)
+def test_vectors_of_unit_length_are_explained_from_zeros(name, near, dtype):
+    """A quotient as a product with 1/b gave attributions of 1e11, whose sum had no digits."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return UNIT_LENGTH[name](x)
+
+    reference = torch.full((1, 4), near, dtype=dtype)
+    sample = torch.tensor([[1.0, 2.0, -1.0, 0.5]], dtype=dtype)
+    explainable = fxshap.make_explainable(Model())
+    (phi,) = assert_exact(Model(), explainable, [reference], [sample], TOLERANCE[dtype])
+    assert abs(phi).max() < 2
 
 
 def generic_error(target: Any, r: list[Tensor], x: list[Tensor], *others: Any) -> float:

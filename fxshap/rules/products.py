@@ -140,21 +140,38 @@ rule(
 )(generic)  # fmt: skip
 
 
+#: How many times larger a divisor may be at one end than at the other to count as independent.
+FAR = 100.0
+
+
 @rule(aten.div, aten.divide, aten.true_divide, linear_in=((0,),))
 def div(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """a / b is the product of a and 1/b, whose secant is -1 / (b_x b_r)."""
+    """a / b is the product of a and 1/b, whose secant is -1 / (b_x b_r).
+
+    Where b is more than :data:`FAR` times larger at one end, a is that of y and b instead, as in
+    :mod:`.normalisation`: with bars for means, da = y_bar db + b_bar dy. Such b are lengths that a
+    is divided by, which nearly vanish with it; a_x / b_r then is what the network never computes.
+    """
     if grad.is_complex():
         return generic(operation, reference, sample, grad)
     b_r, b_x = reference[-1], sample[-1]
-    grads: list[Tensor] = []
-    if operation.slots[0] == 0:
-        a_r, a_x = reference[0], sample[0]
-        grads.append(scale(grad, (b_r.reciprocal() + b_x.reciprocal()) / 2).sum_to_size(a_r.shape))
-        numerator = (a_r + a_x) / 2
-    else:
-        numerator = operation["self"]
-    slope = -numerator * (b_r.reciprocal() * b_x.reciprocal())
-    grads.append(scale(grad, slope).sum_to_size(b_r.shape))
-    return tuple(grads)
+    slope_b = b_r.reciprocal() * b_x.reciprocal()
+    if operation.slots[0] != 0:
+        return (scale(grad, -operation["self"] * slope_b).sum_to_size(b_r.shape),)
+    a_r, a_x = reference[0], sample[0]
+    slopes = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * slope_b
+    sizes = b_r.abs(), b_x.abs()
+    far = (torch.maximum(*sizes) > FAR * torch.minimum(*sizes)) & (b_r.sign() == b_x.sign())
+    if far.any():
+        middle = b_r / 2 + b_x / 2
+        others = middle.reciprocal(), -(a_r / b_r / 2 + a_x / b_x / 2) / middle
+        slopes = (
+            torch.where(far, others[0], slopes[0]),
+            torch.where(far, others[1], slopes[1]),
+        )
+    return tuple(
+        scale(grad, slope).sum_to_size(end.shape)
+        for slope, end in zip(slopes, (a_r, b_r), strict=True)
+    )

@@ -18,6 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 #: Relative error put into every result.
 ERROR = 1e-6
 TRIALS = 3
+#: Inputs that are lost beside what is added to them.
+SMALL = 1e-3
+#: How much steeper a slope inside a network may be than that of the whole.
+WORST_GROWTH = 1e6
 
 
 class RandomErrors(TorchDispatchMode):
@@ -26,14 +30,21 @@ class RandomErrors(TorchDispatchMode):
     What float32 can hold is left alone: a product of halves or an integer is exact in float64, and
     a tie between such numbers is a tie.
 
+    Parameters
+    ----------
+    seed : int
+    everything : bool
+        Whether to disturb these too: 0.5 + 1e-30 is 0.5, and only looks exact.
+
     Attributes
     ----------
     overflow : bool
         Whether any result was NaN or infinite; constant -inf (masks) do not count.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, everything: bool = False) -> None:
         super().__init__()
+        self.everything = everything
         self.generator = torch.Generator().manual_seed(seed)
         self.overflow = False
 
@@ -53,7 +64,7 @@ class RandomErrors(TorchDispatchMode):
 
     def disturb(self, value: Tensor) -> None:
         self.overflow |= bool((value.isnan() | (value == torch.inf)).any())
-        exact = value.float().double() == value
+        exact = (value.float().double() == value) & (not self.everything)
         noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
         value.mul_(torch.where(exact, 1.0, 1 + ERROR * noise))
 
@@ -73,9 +84,10 @@ def condition_number(
     inputs = [torch.cat(pair) for pair in zip(samples, references, strict=True)]
     output = model(*inputs)
     scale = output.abs().max()
+    small = max(float(x.abs().max()) for x in inputs) < SMALL
     largest, overflow = steepest(output, inputs, len(samples[0])), False
     for trial in range(TRIALS):
-        errors = RandomErrors(trial)
+        errors = RandomErrors(trial, everything=small)
         moved = [x.clone() for x in inputs]
         for x in moved:
             errors.disturb(x)
@@ -99,9 +111,23 @@ def steepest(output: Tensor, inputs: Sequence[Tensor], count: int) -> float:
     inputs : sequence of Tensor
     count : int
     """
-    flat = torch.cat([x.flatten(1) for x in inputs], 1)
     changes, steps = (
-        (value[:count, None] - value[None, count:]).abs().amax(2) / value.abs().max()
-        for value in (output, flat)
+        between(value, count) / value.abs().max() for value in (output, together(inputs))
     )
     return float(torch.where(changes == 0, 0.0, changes / steps).max())
+
+
+def is_too_steep(output: Tensor, inputs: Sequence[Tensor], count: int) -> bool:
+    """Say whether a slope between two ends is no number, as where 1e-310 makes a step of 1."""
+    changes, steps = between(output, count), between(together(inputs), count)
+    largest = torch.finfo(output.dtype).max / WORST_GROWTH
+    return bool(((changes > 0) & (changes / largest > steps)).any())
+
+
+def together(inputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.flatten(1) for x in inputs], 1)
+
+
+def between(value: Tensor, count: int) -> Tensor:
+    """Largest difference between each of the first `count` rows and each of the others."""
+    return (value[:count, None] - value[None, count:]).abs().amax(2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from torch import Tensor
 
 import fxshap
-from tests.fuzzing.conditioning import condition_number
+from fxshap.report import Report
+from tests.fuzzing.conditioning import condition_number, is_too_steep
 from tests.fuzzing.networks import Data, Network
-from tests.helpers import additivity_error, assert_no_shap_hooks, explain
+from tests.helpers import additivity_error, assert_no_shap_hooks, explain, rewritten
 
 LIMIT = 1e-9
 #: A network that magnifies relative errors more than this is not asked for 1e-9.
@@ -24,17 +27,22 @@ def check_exact(network: Network, datasets: list[Data]) -> list[str]:
     """Explain a network on several data; return what came of each.
 
     ``"exact"``, or why the property is not asked for: ``"ill-conditioned"`` where the network's
-    own output has too few digits for it, ``"overflow"`` where it computes NaN or infinity,
-    ``"zero"`` where all outputs are 0 and nothing can be relative to them.
+    own output has too few digits for it, ``"overflow"`` where it computes NaN or infinity or its
+    steepest slope is no number, ``"zero"`` where all outputs are 0, or denormal, and nothing can be
+    relative to them.
 
     Raises
     ------
     Inexact
-        If attributions do not add up, are not finite, or the plain call has changed.
+        If attributions do not add up, are not finite, the plain call has changed, or the report
+        leaves out an operation that was rewritten.
     """
     model = network.build()
     explainable = fxshap.make_explainable(model)
-    return [check_data(model, explainable, network, data) for data in datasets]
+    outcomes = [check_data(model, explainable, network, data) for data in datasets]
+    if "exact" in outcomes:
+        require_every_node(explainable)
+    return outcomes
 
 
 def check_data(
@@ -46,10 +54,10 @@ def check_data(
     with torch.no_grad():
         before = model(*both)
     scale = float(before.abs().max())
-    if scale == 0:
+    if scale < torch.finfo(before.dtype).tiny:
         return "zero"
     condition, overflow = condition_number(model, samples, references)
-    if overflow:
+    if overflow or is_too_steep(before, both, len(samples[0])):
         return "overflow"
     if not condition <= WORST_CONDITION:
         return "ill-conditioned"
@@ -77,3 +85,15 @@ def require_plain(
             raise Inexact("the model's own output has changed")
         if not torch.equal(explainable(*inputs), before):
             raise Inexact("the plain output is not the model's own")
+
+
+def require_every_node(explainable: fxshap.ExplainableModule) -> None:
+    """Raise unless the report counts every node that was rewritten, by its own operator."""
+    nodes = Counter(str(node.args[4]) for node in rewritten(explainable))
+    report: Report = explainable.report()
+    named = Counter[str]()
+    for entry in report.entries:
+        if entry.treatment in ("closed", "generic"):
+            named[entry.operation] += entry.nodes
+    if named != nodes:
+        raise Inexact(f"the report names {named}, but rewritten were {nodes}")
