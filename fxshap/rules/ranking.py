@@ -77,7 +77,9 @@ def ranking(
     x = x.expand_as(r)
     d = torch.where(x == r, 0.0, x.double() - r.double())
     owed = rank_shares(sign * r, sign * x, grad.double(), operation["lowest"])
-    multiplier = torch.where(d == 0, 0.0, owed / d)
+    # A step between neighbouring numbers may be too steep for the dtype: others carry the rest.
+    steepest = torch.finfo(r.dtype).max / r.shape[-1]
+    multiplier = torch.where(d == 0, 0.0, owed / d).clamp(-steepest, steepest)
     # Torch breaks ties, and the line of places does, in different ways.
     change = difference(operation, r, x)
     total = (grad.double() * change).flatten(-2).sum(-1)
