@@ -15,6 +15,7 @@ from benchmarks.models import (
     attention,
     gelu,
     generic,
+    genomics,
     images,
     layouts,
     logic,
@@ -22,7 +23,9 @@ from benchmarks.models import (
     pooling,
     products,
     recurrent,
+    series,
     softmax,
+    tables,
 )
 from benchmarks.models.network import Network
 
@@ -41,6 +44,9 @@ NETWORKS: dict[str, Network] = {
         layouts,
         images,
         generic,
+        series,
+        tables,
+        genomics,
     )
     for network in family.NETWORKS
 }
