@@ -1,4 +1,4 @@
-"""Differentiable operations that have no closed multiplier rule."""
+"""Operations on whole rows: sorting, products and maxima so far, spectra, distances, indices."""
 
 from functools import partial
 
@@ -23,6 +23,19 @@ def _gathered(h: Tensor) -> Tensor:
 def _products(h: Tensor) -> Tensor:
     factors = 1.0 + 0.5 * h.reshape(-1, 4, 3)
     return torch.cat([factors.prod(dim=2), torch.cumprod(factors, dim=1).flatten(1)], dim=1)
+
+
+def _cumulative_extremes(h: Tensor) -> Tensor:
+    return torch.cat([h.cummax(dim=1).values, h.cummin(dim=1).values], dim=1)
+
+
+def _long_product(h: Tensor) -> Tensor:
+    return (1.0 + 0.3 * h).cumprod(dim=1)
+
+
+def _product_of_three(h: Tensor) -> Tensor:
+    a, b, c = h.reshape(-1, 3, 2, 2).unbind(1)
+    return torch.einsum("bij,bjk,bkl->bil", a, b, c)
 
 
 def _cumulative_smooth_maximum(h: Tensor) -> Tensor:
@@ -55,6 +68,9 @@ NETWORKS = [
     network("sort_topk", architecture=lambda: Between(_sorted)),
     network("gather_argsort", architecture=lambda: Between(_gathered)),
     network("prod_cumprod", architecture=lambda: Between(_products)),
+    network("cumprod_of_twelve", architecture=lambda: Between(_long_product)),
+    network("einsum_of_three", architecture=lambda: Between(_product_of_three)),
+    network("cummax_cummin", architecture=lambda: Between(_cumulative_extremes)),
     network("logcumsumexp", architecture=lambda: MLP(_cumulative_smooth_maximum, torch.tanh)),
     network("singular_values", architecture=lambda: Between(_singular_values)),
     network("fourier_magnitude", architecture=lambda: Between(_spectrum)),
