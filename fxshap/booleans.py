@@ -3,8 +3,9 @@
 A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets
 a floating-point twin, a step of the difference, and so does every cast to integers, a truncation;
 logic and integer arithmetic on twins become their floating-point counterparts; ``where`` and
-``masked_fill`` become `select` on the twin. Masks that do not depend on the input, and integers
-used as indices, stay what they are.
+``masked_fill`` become `select` on the twin. `bucketize` counts the boundaries that are passed, and
+to look up an index with a twin is to choose among all places. Masks that do not depend on the
+input, and other integers used as indices, stay what they are.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ COMPARISONS = {
     }.items()
     for name in names
 }
+
+#: Up to so many places, which bfloat16 counts exactly, a look-up is a choice among all of them.
+MOST_PLACES = 256
 
 CASTS = (aten._to_copy, aten.to, aten.type_as)
 
@@ -122,6 +126,8 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
         return compare(twins, node, COMPARISONS[packet])
     if packet in CASTS and is_floating(node.args[0]):
         return truncate(twins, node)
+    if packet is aten.bucketize:
+        return bucketize(twins, node)
     if not any(argument in twins.twin for argument in node.all_input_nodes):
         return None
     if packet in FORMS:
@@ -169,6 +175,58 @@ def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.No
     if condition not in twins.twin or None in parts:
         return None
     return twins.call(node, ours.select.default, *parts)
+
+
+def bucketize(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Count the constant boundaries that are passed."""
+    u, boundaries, *rest = list[Any](node.args)
+    if not is_floating(u) or not is_floating(boundaries) or boundaries.meta["varying"]:
+        return None
+    right = node.kwargs.get("right", rest[1] if len(rest) > 1 else False)
+    wide = twins.call(node, aten.unsqueeze.default, u, -1)
+    above = twins.call(node, aten.sub.Tensor, wide, boundaries)
+    passed = twins.call(node, ours.step.default, above, "ge" if right else "gt")
+    return twins.call(node, aten.sum.dim_IntList, passed, [-1])
+
+
+def one_hot(twins: Twins, node: fx.Node, index: Any, size: Any) -> fx.Node | None:
+    """1 at the place of the last, new dimension that an index with a twin names, else 0."""
+    if index not in twins.twin or not isinstance(size, int) or size > MOST_PLACES:
+        return None
+    twin = twins.twin[index]
+    places = twins.graph.call_function(
+        aten.arange.default, (size,), {"dtype": twins.dtype, "device": node.meta["val"].device}
+    )
+    places.meta = {"varying": False, "val": node.meta["val"].new_empty(size, dtype=twins.dtype)}
+    away = twins.call(
+        node, aten.sub.Tensor, twins.call(node, aten.unsqueeze.default, twin, -1), places
+    )
+    return twins.call(node, ours.step.default, away, "eq")
+
+
+def gather(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Choose in the last dimension among all values."""
+    values, dim, index = list[Any](node.args)[:3]
+    if not is_floating(values) or node.meta["val"].dim() == 0:
+        return None
+    shape, found = values.meta["val"].shape, node.meta["val"].shape
+    if dim not in (-1, len(shape) - 1) or shape[:-1] != found[:-1]:
+        return None
+    here = one_hot(twins, node, index, shape[-1])
+    if here is None:
+        return None
+    wide = twins.call(node, aten.unsqueeze.default, values, -2)
+    chosen = twins.call(node, ours.select.default, here, wide, twins.number(0.0, node))
+    return twins.call(node, aten.sum.dim_IntList, chosen, [-1])
+
+
+def embedding(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Multiply the table with ones and zeros."""
+    table, index = list[Any](node.args)[:2]
+    if not is_floating(table):
+        return None
+    here = one_hot(twins, node, index, table.meta["val"].shape[0])
+    return None if here is None else twins.call(node, aten.matmul.default, here, table)
 
 
 def where(twins: Twins, node: fx.Node) -> fx.Node | None:
@@ -236,6 +294,8 @@ def reduction(target: Callable[..., Any]) -> Callable[[Twins, fx.Node], fx.Node 
 FORMS: dict[Any, Callable[[Twins, fx.Node], fx.Node | None]] = {
     aten.where: where,
     aten.masked_fill: masked_fill,
+    aten.gather: gather,
+    aten.embedding: embedding,
     aten.logical_and: logic(both),
     aten.bitwise_and: logic(both),
     aten.__and__: logic(both),

@@ -203,8 +203,6 @@ SOFTMAX = [
     Case(aten.logsumexp.default, (v(5, 6), [1, -1], True), note="over two"),
     Case(aten.logsumexp.default, (LOGITS["masked"], [2]), note="masked"),
     Case(aten.special_logsumexp.default, (v(5, 6), [1])),
-    Case(aten.logcumsumexp.default, (v(5), 1)),
-    Case(aten.logcumsumexp.default, (v(5, 6), -2), note="of an inner dimension"),
 ]  # fmt: skip
 
 # --- maxima -------------------------------------------------------------------------------------
@@ -370,6 +368,7 @@ GENERIC = [
     Case(aten.divide.Tensor_mode, (v(3, 4), constant(4, low=0.5)), {"rounding_mode": "floor"}),
     Case(aten.div.Scalar_mode, (v(3, 4), 0.5), {"rounding_mode": "floor"}),
     Case(aten.divide.Scalar_mode, (v(3, 4), 0.5), {"rounding_mode": "floor"}),
+    Case(aten.logcumsumexp.default, (v(5), 1)),
     Case(aten.clamp.Tensor, (v(5), v(5), constant(5))),
     Case(aten._prelu_kernel.default, (v(5), v(5)), note="with a computed weight"),
     Case(aten.xlogy.Tensor, (v(), v(low=0.1)), note="of one value a row"),

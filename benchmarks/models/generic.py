@@ -50,6 +50,26 @@ def _spectrum(h: Tensor) -> Tensor:
     return torch.fft.rfft(h, dim=1).abs()
 
 
+def _ranked_by_counting(h: Tensor) -> Tensor:
+    scores, values = h.reshape(-1, 2, 6).unbind(1)
+    winner = (scores.unsqueeze(-1) < scores.unsqueeze(-2)).sum(-1)  # how many are above each
+    return values.gather(1, winner)
+
+
+class Buckets(nn.Module):
+    """Every feature in one of five buckets, each with an embedding (Gorishniy et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("boundaries", torch.tensor([-1.0, -0.3, 0.3, 1.0]))
+        self.table = nn.Embedding(5, 3)
+        self.head = nn.Sequential(nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look up and join."""
+        return self.head(self.table(torch.bucketize(x, self.boundaries)).flatten(1))
+
+
 class RadialBasis(nn.Module):
     """Gaussian radial basis functions of the distances to learned centres."""
 
@@ -65,6 +85,8 @@ class RadialBasis(nn.Module):
 
 
 NETWORKS = [
+    network("gather_counted", architecture=lambda: Between(_ranked_by_counting)),
+    network("bucketize_embedding", architecture=Buckets),
     network("sort_topk", architecture=lambda: Between(_sorted)),
     network("gather_argsort", architecture=lambda: Between(_gathered)),
     network("prod_cumprod", architecture=lambda: Between(_products)),

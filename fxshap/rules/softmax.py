@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import GAUSS_LEGENDRE, generic, restore_along
-from fxshap.rules.maximum import LONGEST_WAY, beginnings, beginnings_sum
+from fxshap.rules.generic import restore_along
 from fxshap.rules.operation import Operation, keep, keep_between, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
@@ -106,28 +105,6 @@ def logsumexp(
     """Log of the sum of exponentials over one or more dimensions."""
     (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
     return (times(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
-
-
-@rule(aten.logcumsumexp)
-def logcumsumexp(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Logsumexp of every beginning: its softmax averaged on the way, restored for each by itself.
-
-    That is nearer to the Shapley values than the slope of :func:`logsumexp`, which suits softmax.
-    """
-    (r,), (x,), dim = reference, sample, operation["dim"]
-    if r.dim() == 0 or r.shape[dim] > LONGEST_WAY:
-        return generic(operation, reference, sample, grad)
-    r, x, grad = (value.movedim(dim, -1) for value in (r, x.expand_as(r), grad))
-    end_r, end_x = (beginnings(value, -math.inf) for value in (r, x))
-    slope = torch.zeros_like(end_r)
-    for t, weight in GAUSS_LEGENDRE:
-        between = torch.where(r == x, r, torch.lerp(r, x, t))
-        slope.add_(beginnings(between, -math.inf).softmax(-1).nan_to_num(0.0), alpha=weight)
-    change = change_of_logsumexp(row_of(end_r, [-1]), row_of(end_x, [-1]))
-    restored = restore_along([-1], slope, torch.ones_like(change), end_r, end_x, change)
-    return (beginnings_sum(restored, grad).movedim(-1, dim),)
 
 
 @rule(aten.log_softmax, aten._log_softmax, aten.special_log_softmax)
