@@ -3,8 +3,9 @@
 A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets
 a floating-point twin, a step of the difference, and so does every cast to integers, a truncation;
 logic and integer arithmetic on twins become their floating-point counterparts; ``where`` and
-``masked_fill`` become `select` on the twin. Masks that do not depend on the input, and integers
-used as indices, stay what they are.
+``masked_fill`` become `select` on the twin, and `bucketize` counts the boundaries that are passed.
+What is looked up by integers with a twin is in :mod:`fxshap.choices`. Masks that do not depend on
+the input stay what they are.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
         return compare(twins, node, COMPARISONS[packet])
     if packet in CASTS and is_floating(node.args[0]):
         return truncate(twins, node)
+    if packet is aten.bucketize:
+        return bucketize(twins, node)
     if choices.gives_index(node):
         return choices.index_of(twins, node)
     if not any(argument in twins.twin for argument in node.all_input_nodes):
@@ -192,6 +195,18 @@ def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.No
     if condition not in twins.twin or None in parts:
         return None
     return twins.call(node, ours.select.default, *parts)
+
+
+def bucketize(twins: Twins, node: fx.Node) -> fx.Node | None:
+    """Count the constant boundaries that are passed."""
+    u, boundaries, *rest = list[Any](node.args)
+    if not is_floating(u) or not is_floating(boundaries) or boundaries.meta["varying"]:
+        return None
+    right = node.kwargs.get("right", rest[1] if len(rest) > 1 else False)
+    wide = twins.call(node, aten.unsqueeze.default, u, -1)
+    above = twins.call(node, aten.sub.Tensor, wide, boundaries)
+    passed = twins.call(node, ours.step.default, above, "ge" if right else "gt")
+    return twins.call(node, aten.sum.dim_IntList, passed, [-1])
 
 
 def where(twins: Twins, node: fx.Node) -> fx.Node | None:

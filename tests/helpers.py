@@ -30,6 +30,8 @@ def explain(
     one = len(background) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        # PyTorch says this once of the plain model, in float32 on a CPU.
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         explainer = shap.DeepExplainer(model, background[0] if one else list(background))
         return as_list(explainer.shap_values(samples[0] if one else list(samples), **options))
 

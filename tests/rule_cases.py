@@ -168,6 +168,11 @@ PRODUCTS = [
          note="and a constant"),
     Case(aten.einsum.default, ("bi,bi,bi->b", [v(3, **NEAR), v(3, **NEAR), v(3, **NEAR)]),
          note="of three"),
+    Case(aten.prod.dim_int, (v(5, **NEAR), 1)),
+    Case(aten.prod.dim_int, (v(3, 12, low=-1.5, high=1.5), 2, True), note="of many"),
+    Case(aten.prod.default, (v(2, row=None, **NEAR),), output_row=None),
+    Case(aten.cumprod.default, (v(5, **NEAR), 1)),
+    Case(aten.cumprod.default, (v(9, 2, low=-1.5, high=1.5), -2), note="of many"),
     Case(aten.lerp.Tensor, (v(3), v(3), v(3))),
     Case(aten.lerp.Tensor, (constant(3), v(3), v(3)), note="from a constant"),
     *(
@@ -215,6 +220,11 @@ MAXIMA = [
             (dim, (v(3, 4), 1), ""),
             (dim, (v(3, 4), -1, True), "kept"),
         )
+    ),
+    *(
+        Case(t, args)
+        for t in (aten.cummax.default, aten.cummin.default)
+        for args in ((v(5), 1), (v(4, 3), -2))
     ),
     Case(aten.max.default, (v(3, 4, row=None),), output_row=None),
     Case(aten.min.default, (v(3, 4, row=None),), output_row=None),
@@ -283,6 +293,11 @@ NORMS = [
     Case(aten.norm.ScalarOpt_dim, (v(4, 6), None, [2], True), note="None"),
     Case(aten.norm.ScalarOpt_dim, (v(4, 6), inf, [2]), note="inf"),
     Case(aten.norm.Scalar, (v(4, 6, row=None),), output_row=None),
+    *(
+        Case(t, (v(3, 4), v(2, 4), order, None), note=f"{order}")
+        for t in (aten.cdist.default, aten._cdist_forward.default)
+        for order in (2.0, 1.0, inf)
+    ),
 ]  # fmt: skip
 
 # --- indices and masks that vary, which have no derivative ---------------------------------------
@@ -339,10 +354,7 @@ GENERIC = [
     Case(aten.sort.stable, (v(5),), {"stable": True, "dim": 1}),
     Case(aten.topk.default, (v(5), 3)),
     Case(aten.topk.default, (v(4, 3), 2, 1, False)),
-    Case(aten.cumprod.default, (v(5, **NEAR), 1)),
-    Case(aten.prod.dim_int, (v(5, **NEAR), 1)),
-    Case(aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None)),
-    Case(aten.cummax.default, (v(5), 1)),
+    Case(aten.topk.default, (v(5), 3, -1, True, False)),
     Case(aten.median.dim, (v(5), 1)),
     Case(aten.median.dim, (v(4, 3), 1, True)),
     Case(aten.nanmedian.dim, (v(5), 1)),

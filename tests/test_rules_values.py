@@ -266,6 +266,8 @@ def test_softmax_multipliers_are_bounded_and_invariant_to_a_common_shift() -> No
 DECOMPOSED = [
     (aten.glu.default, (v(6),), {}),
     (aten.cosine_similarity.default, (v(5), v(5)), {}),
+    (aten.cdist.default, (v(3, 4), v(2, 4), 1.0, None), {}),
+    (aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None), {}),
     (aten.addcdiv.default, (v(5), v(5), v(5, low=0.5)), {"value": 0.3}),
     (aten.logaddexp.default, (v(5), v(5)), {}),
     (aten.floor_divide.default, (v(5), v(5, low=0.5)), {}),

@@ -16,6 +16,7 @@ from benchmarks.models import (
     choices,
     gelu,
     generic,
+    genomics,
     images,
     layouts,
     logic,
@@ -23,7 +24,9 @@ from benchmarks.models import (
     pooling,
     products,
     recurrent,
+    series,
     softmax,
+    tables,
 )
 from benchmarks.models.network import Network
 
@@ -43,6 +46,9 @@ NETWORKS: dict[str, Network] = {
         layouts,
         images,
         generic,
+        series,
+        tables,
+        genomics,
     )
     for network in family.NETWORKS
 }

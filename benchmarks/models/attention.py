@@ -145,6 +145,42 @@ class CrossAttention(nn.Module):
         return self.head(self.decoder(queries, self.embed(x)).flatten(1))
 
 
+class Performer(nn.Module):
+    """Attention by positive random features (Choromanski et al. 2021, eq. 5 and lemma 1).
+
+    exp(q k) is the mean of exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2) over random w, so that keys
+    and values are summed once for all queries. The largest exponents are taken out, as the
+    authors' code does: of every query, and of all keys.
+    """
+
+    def __init__(self, features: int = 6) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        size = WIDTH // HEADS
+        blocks = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(-(-features // size))]
+        directions = torch.cat(blocks)[:features]  # orthogonal, which lowers the variance
+        lengths = torch.randn(features, size).norm(dim=1, keepdim=True)
+        self.register_buffer("directions", lengths * directions)
+        self.head = nn.Linear(TOKENS * WIDTH, 3)
+
+    def features(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Positive random features of queries or keys, but for a common factor over `dims`."""
+        x = x * x.shape[-1] ** -0.25
+        exponents = x @ self.directions.T - x.square().sum(-1, keepdim=True) / 2
+        largest = exponents.amax(dims, keepdim=True).detach()
+        return torch.exp(exponents - largest) + 1e-4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend without a matrix of all pairs."""
+        parts = self.qkv(torch.tanh(self.embed(x))).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts)
+        q, k = self.features(q, (-1,)), self.features(k, (-2, -1))
+        total = torch.einsum("bhim,bhm->bhi", q, k.sum(2))
+        y = (q @ (k.mT @ v)) / total.unsqueeze(-1)
+        return self.head(y.transpose(1, 2).flatten(1))
+
+
 NETWORKS = [
     network(
         "attention_by_hand_causal", architecture=lambda: SelfAttention(attend_by_hand_causally)
@@ -174,4 +210,5 @@ NETWORKS = [
         architecture=lambda: Encoder(2, activation="gelu", norm_first=True, batch_first=True),
     ),
     network("decoder_layer_cross_attention", architecture=CrossAttention),
+    network("performer", architecture=Performer),
 ]

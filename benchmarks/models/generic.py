@@ -1,4 +1,4 @@
-"""Differentiable operations that have no closed multiplier rule."""
+"""Operations on whole rows: sorting, products and maxima so far, spectra, distances, indices."""
 
 from functools import partial
 
@@ -25,6 +25,19 @@ def _products(h: Tensor) -> Tensor:
     return torch.cat([factors.prod(dim=2), torch.cumprod(factors, dim=1).flatten(1)], dim=1)
 
 
+def _cumulative_extremes(h: Tensor) -> Tensor:
+    return torch.cat([h.cummax(dim=1).values, h.cummin(dim=1).values], dim=1)
+
+
+def _long_product(h: Tensor) -> Tensor:
+    return (1.0 + 0.3 * h).cumprod(dim=1)
+
+
+def _product_of_three(h: Tensor) -> Tensor:
+    a, b, c = h.reshape(-1, 3, 2, 2).unbind(1)
+    return torch.einsum("bij,bjk,bkl->bil", a, b, c)
+
+
 def _cumulative_smooth_maximum(h: Tensor) -> Tensor:
     return torch.logcumsumexp(2 * h, dim=1)
 
@@ -35,6 +48,26 @@ def _singular_values(h: Tensor) -> Tensor:
 
 def _spectrum(h: Tensor) -> Tensor:
     return torch.fft.rfft(h, dim=1).abs()
+
+
+def _ranked_by_counting(h: Tensor) -> Tensor:
+    scores, values = h.reshape(-1, 2, 6).unbind(1)
+    winner = (scores.unsqueeze(-1) < scores.unsqueeze(-2)).sum(-1)  # how many are above each
+    return values.gather(1, winner)
+
+
+class Buckets(nn.Module):
+    """Every feature in one of five buckets, each with an embedding (Gorishniy et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("boundaries", torch.tensor([-1.0, -0.3, 0.3, 1.0]))
+        self.table = nn.Embedding(5, 3)
+        self.head = nn.Sequential(nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look up and join."""
+        return self.head(self.table(torch.bucketize(x, self.boundaries)).flatten(1))
 
 
 class RadialBasis(nn.Module):
@@ -52,9 +85,14 @@ class RadialBasis(nn.Module):
 
 
 NETWORKS = [
+    network("gather_counted", architecture=lambda: Between(_ranked_by_counting)),
+    network("bucketize_embedding", architecture=Buckets),
     network("sort_topk", architecture=lambda: Between(_sorted)),
     network("gather_argsort", architecture=lambda: Between(_gathered)),
     network("prod_cumprod", architecture=lambda: Between(_products)),
+    network("cumprod_of_twelve", architecture=lambda: Between(_long_product)),
+    network("einsum_of_three", architecture=lambda: Between(_product_of_three)),
+    network("cummax_cummin", architecture=lambda: Between(_cumulative_extremes)),
     network("logcumsumexp", architecture=lambda: MLP(_cumulative_smooth_maximum, torch.tanh)),
     network("singular_values", architecture=lambda: Between(_singular_values)),
     network("fourier_magnitude", architecture=lambda: Between(_spectrum)),

@@ -23,7 +23,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.layer = layer
         directions = 2 if layer.bidirectional else 1
-        self.head = nn.Linear(directions * layer.hidden_size, 3)
+        self.head = nn.Linear(directions * (layer.proj_size or layer.hidden_size), 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer and read out its last step."""
@@ -32,6 +32,27 @@ class Recurrent(nn.Module):
             return self.head(outputs[:, -1])
         outputs, _ = self.layer(x.transpose(0, 1))
         return self.head(outputs[-1])
+
+
+class ProjectedGRU(nn.Module):
+    """Bidirectional GRUs, each read through a projection, which `nn.GRU` has none of.
+
+    A linear layer between recurrent ones is the projection of Sak et al. (2014) without recurrence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.GRU(size, 5, batch_first=True, bidirectional=True) for size in (2, 3)
+        )
+        self.projections = nn.ModuleList(nn.Linear(10, 3) for _ in range(2))
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers and read out the last step."""
+        for layer, projection in zip(self.layers, self.projections, strict=True):
+            x = projection(layer(x)[0])
+        return self.head(x[:, -1])
 
 
 class FinalState(nn.Module):
@@ -70,10 +91,19 @@ NETWORKS = [
     network("rnn_tanh", architecture=lambda: Recurrent(nn.RNN(2, 6, batch_first=True))),
     network("rnn_relu", architecture=lambda: Recurrent(nn.RNN(2, 6, nonlinearity="relu"))),
     network("lstm_time_first_stacked", architecture=lambda: Recurrent(nn.LSTM(2, 6, 2))),
+    network(
+        "lstm_stacked_bidirectional",
+        architecture=lambda: Recurrent(nn.LSTM(2, 5, 2, batch_first=True, bidirectional=True)),
+    ),
+    network(
+        "lstm_stacked_bidirectional_projected",
+        architecture=lambda: Recurrent(nn.LSTM(2, 6, 2, bidirectional=True, proj_size=3)),
+    ),
     network("lstm_bidirectional_state", architecture=FinalState),
     network(
         "gru_stacked_bidirectional",
         architecture=lambda: Recurrent(nn.GRU(2, 5, 2, batch_first=True, bidirectional=True)),
     ),
+    network("gru_stacked_bidirectional_projected", architecture=ProjectedGRU),
     network("cells_in_a_loop", architecture=CellLoop),
 ]

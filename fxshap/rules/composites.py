@@ -60,6 +60,14 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return product
 
 
+@composite(aten.cdist.default, aten._cdist_forward.default)
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Norms of all differences of two sets of points."""
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    distance: Tensor = torch.linalg.vector_norm(difference, ord=p, dim=-1)
+    return distance
+
+
 @composite(aten.floor_divide.default)
 def floor_divide(self: Tensor, other: Tensor) -> Tensor:
     """The quotient rounded down, which autograd knows under this other name."""

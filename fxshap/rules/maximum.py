@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep_between
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
@@ -109,6 +110,42 @@ def amax(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -
 def amin(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -> tuple[Tensor]:
     """Minimum over dimensions."""
     return (extremum(operation, reference[0], sample[0], values_grad(grad), -1),)
+
+
+# --- of everything so far ----------------------------------------------------------------------
+
+#: The longest dimension for which the maxima of all its beginnings are taken.
+LONGEST_WAY = 256
+
+
+def beginnings(value: Tensor, rest: Tensor | float) -> Tensor:
+    """Return every beginning of the last dimension, as rows filled up with `rest`."""
+    size = value.shape[-1]
+    seen = torch.ones(size, size, dtype=torch.bool, device=value.device).tril()
+    return torch.where(seen, value.unsqueeze(-2), rest)
+
+
+@rule(aten.cummax, aten.cummin)
+def cumulative_maximum(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Largest or smallest element so far: the maximum of every beginning."""
+    dim, shape = operation["dim"], reference[0].shape
+    if reference[0].dim() == 0 or shape[dim] > LONGEST_WAY:
+        return generic(operation, reference, sample, grad)
+    sign = 1 if operation.target is aten.cummax.default else -1
+    ends = [sign * value.movedim(dim, -1) for value in (reference[0], sample[0])]
+    lowest = torch.minimum(*ends).amin(-1, keepdim=True).unsqueeze(-1)
+    # What stands for the elements to come is lower than all, and the same at both ends.
+    rest = (lowest - lowest.abs() - 1).clamp_min(torch.finfo(lowest.dtype).min)
+    multiplier = max_multiplier(*(beginnings(value, rest) for value in ends))
+    total = beginnings_sum(multiplier, values_grad(grad).movedim(dim, -1))
+    return (total.movedim(-1, dim),)
+
+
+def beginnings_sum(multiplier: Tensor, grad: Tensor) -> Tensor:
+    """Sum over the beginnings that each element is in."""
+    return (multiplier.tril() * grad.unsqueeze(-1)).sum(-2)
 
 
 # --- of two tensors -----------------------------------------------------------------------------

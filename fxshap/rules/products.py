@@ -6,13 +6,15 @@ y_x - y_r exactly and is the Shapley value of the two-player game (a, b).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import generic
+from fxshap.rules.generic import correct, generic
 from fxshap.rules.operation import Operation, keep_between, vjp
 from fxshap.rules.table import Multiply, Target, Tensors, rule
 from fxshap.rules.univariate import scale
@@ -116,13 +118,50 @@ bilinear(aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm, aten.addr, aten.addc
 bilinear(aten.bilinear, others=(3,))
 
 
+#: Points on the way through a product; more factors than twice as many are rounded.
+MOST_POINTS = 64
+
+
+def multilinear(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any, degree: int
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian products averaged from reference to sample, for a product of many factors.
+
+    What is linear in every factor is its own multilinear extension, whose gradient averaged along
+    the diagonal is the Shapley value (Owen 1972, theorem 5). The gradient is of degree n - 1, which
+    Gauss-Legendre quadrature integrates exactly with n / 2 points. Beyond :data:`MOST_POINTS` what
+    is missing, and what is rounded, is made up for as in :mod:`.generic`.
+    """
+    points, weights = np.polynomial.legendre.leggauss(min(-(-degree // 2), MOST_POINTS))
+    total = [torch.zeros_like(r) for r in reference]
+    ends = [(r, x.expand_as(r)) for r, x in zip(reference, sample, strict=True)]
+    for point, weight in zip(points, weights, strict=True):
+        middle = [torch.lerp(r, x, float(point + 1) / 2) for r, x in ends]
+        for place, found in enumerate(vjp(operation, middle, grad)):
+            if found is not None:
+                total[place].add_(found, alpha=float(weight) / 2)
+    return correct(operation, reference, [x for _, x in ends], grad, list(total))
+
+
+@rule(aten.prod, aten.cumprod, name="product of many")
+def product_of_many(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Product along a dimension, or of everything so far; see :func:`multilinear`."""
+    (r,) = reference
+    dim = operation.get("dim")
+    degree = math.prod(r.shape) if dim is None else r.shape[dim] if r.dim() else 1
+    return multilinear(operation, reference, sample, grad, max(degree, 1))
+
+
 @rule(aten.einsum, linear_in=(), name="product")
 def einsum(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Midpoint for one or two computed operands; more are beyond degree two."""
-    few = len(reference) <= 2
-    return (midpoint if few else generic)(operation, reference, sample, grad)
+    """Midpoint for one or two computed operands, :func:`multilinear` for more."""
+    if len(reference) <= 2:
+        return midpoint(operation, reference, sample, grad)
+    return multilinear(operation, reference, sample, grad, len(reference))
 
 
 @rule(aten.lerp, linear_in=((0, 1), (2,)))
