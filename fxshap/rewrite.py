@@ -141,7 +141,7 @@ def drop_identities(graph: fx.Graph) -> fx.Graph:
 
 
 def sort_topk(graph: fx.Graph) -> fx.Graph:
-    """Ask every top-k for its values in order, where the model leaves the order open."""
+    """Ask every top-k for its values in order, which the rules count on, where it is left open."""
     for node in calls(graph):
         if packet(node) is aten.topk:
             node.args, node.kwargs = (

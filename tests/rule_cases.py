@@ -354,7 +354,6 @@ GENERIC = [
     Case(aten.sort.stable, (v(5),), {"stable": True, "dim": 1}),
     Case(aten.topk.default, (v(5), 3)),
     Case(aten.topk.default, (v(4, 3), 2, 1, False)),
-    Case(aten.topk.default, (v(5), 3, -1, True, False)),
     Case(aten.median.dim, (v(5), 1)),
     Case(aten.median.dim, (v(4, 3), 1, True)),
     Case(aten.nanmedian.dim, (v(5), 1)),
