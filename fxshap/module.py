@@ -47,7 +47,7 @@ from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.report import Report, make_report
 from fxshap.tables import count
 from fxshap.tape import explained
-from fxshap.turns import taking_turns
+from fxshap.turns import calling, capturing, taking_turns
 
 logger = logging.getLogger("fxshap")
 
@@ -242,7 +242,8 @@ class ExplainableModule(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the model's own output; multipliers for gradients if a library asks for them."""
         probe = self.probe
-        asked = question(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
+        with calling():
+            asked = question(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
         if asked is not None:
             with taking_turns(), self._cleaning(probe):
                 return self._explain(asked, probe, inputs, kwargs)
@@ -252,7 +253,8 @@ class ExplainableModule(nn.Module):
         if caller(directly=True) == "shap":
             with taking_turns(), self._cleaning(probe):
                 return self._introduce(inputs)
-        return pick(self._call(inputs, kwargs), self.output)
+        with calling():
+            return pick(self._call(inputs, kwargs), self.output)
 
     def bind(self, **arguments: Any) -> ExplainableModule:
         """Bind arguments of the model that are not explained: the same for sample and reference.
@@ -349,7 +351,7 @@ class ExplainableModule(nn.Module):
         if self.entry.place is None:
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
         given = inspect.signature(self.model.forward).bind_partial(*args, **kwargs).arguments
-        with evaluating(self.model):
+        with calling(), evaluating(self.model):
             filled = self._filled(args, kwargs, taken=given)
             return embedded(self.model, self.entry.place, *args, **filled)
 
@@ -538,7 +540,8 @@ class ExplainableModule(nn.Module):
         def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
             return form.call(partial(self.entry, model), tensors)
 
-        captured = capture(self.model, inputs, self.output, given.explained, call, place)
+        with capturing():
+            captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
             return Engine(self.model, captured, self.refinement, self.reference_chunk)
         trunk, head = split(captured, place)

@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,47 @@ def test_a_thread_predicts_while_another_explains(model):
         return all(torch.equal(explainable(SAMPLES), expected) for _ in range(500))
 
     assert all(in_threads(work, 2))
+
+
+class Slow(Model):
+    """Stays long in its forward pass and tells which thread enters and leaves."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self.inside = threading.Event()
+        self.tell = tell  # export puts attributes that are lists back as they were
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tell(f"{threading.current_thread().name} in")
+        self.inside.set()
+        time.sleep(0.3)
+        self.tell(f"{threading.current_thread().name} out")
+        return super().forward(x)
+
+
+def test_a_prediction_waits_while_another_thread_captures():
+    """torch.export puts other tensors into the modules that it traces, for every thread."""
+    log: list[str] = []
+    model = Slow(log.append)
+    explainable = fxshap.make_explainable(model)
+    expected = model(SAMPLES)
+    log.clear()
+    model.inside.clear()
+    capture = threading.Thread(target=explainable.prepare, args=(SAMPLES,), name="capture")
+    capture.start()
+    assert model.inside.wait(60)
+    found = explainable(SAMPLES)
+    capture.join(120)
+    assert torch.equal(found, expected)
+    in_turn = [f"{name} {way}" for name in ("capture", "MainThread") for way in ("in", "out")]
+    assert log == in_turn
+
+
+def test_predictions_do_not_wait_for_one_another():
+    log: list[str] = []
+    explainable = fxshap.make_explainable(Slow(log.append))
+    in_threads(lambda k: explainable(SAMPLES), 2)
+    assert [event.split()[-1] for event in log] == ["in", "in", "out", "out"]
 
 
 # --- copies and processes -------------------------------------------------------------------------
