@@ -81,7 +81,7 @@ plt.show()
 
 # %%
 
-shap.plots.force(first[0], matplotlib=True, show=False)
+shap.plots.force(first[0], matplotlib=True, contribution_threshold=0.08, show=False)
 plt.show()
 
 # %%
