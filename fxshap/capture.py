@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ from fxshap.errors import CaptureError, FxshapError
 from fxshap.functional import functional
 from fxshap.output import Selector, select_output
 from fxshap.place import Place, only_call, watching
+from fxshap.scripted import running_scripts
 
 logger = logging.getLogger("fxshap")
 
@@ -79,7 +81,7 @@ class _Selected(nn.Module):
         self.place = place
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        with OneBatchNorm():
+        with OneBatchNorm(), running_scripts(self.model):
             if self.place is None:
                 return select_output(self.call(self.model, inputs), self.output)
             with watching(self.model, self.place) as seen:
@@ -125,6 +127,7 @@ def capture(
     OutputError
         If the output is not a floating-point tensor.
     """
+    require_no_quantized(model)
     start = time.perf_counter()
     selected = _Selected(model, output, call, place)
     count = len(inputs) if explained is None else explained
@@ -139,32 +142,75 @@ def capture(
     return captured
 
 
+def require_no_quantized(model: nn.Module) -> None:
+    """Raise if a module keeps its weights quantized, in a form that has no derivative."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.") and hasattr(module, "_packed_params"):
+            raise CaptureError(
+                f"{name or 'the model'} is a {type(module).__module__}.{type(module).__name__}, "
+                "whose quantized weights have no derivative; explain the model as it was before "
+                "quantize_dynamic or convert"
+            )
+
+
 def two_rows(x: Tensor) -> Tensor:
     """Return the first two rows, or the only row twice: a single row would be specialised on."""
     return x[:2] if len(x) > 1 else torch.cat([x, x])
 
 
+@dataclass(frozen=True)
+class Try:
+    """A way to export.
+
+    Attributes
+    ----------
+    strict : bool
+        Whether the model's Python is interpreted, not run; NumPy code is seen through only then.
+    symbolic : bool
+        Whether the graph is for any number of rows.
+    """
+
+    strict: bool
+    symbolic: bool
+
+
+#: In this order. Running the model's Python is quickest and takes the most models.
+TRIES = (Try(strict=False, symbolic=True), Try(True, True), Try(False, False))
+
+
 def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
-    """Export with a symbolic batch dimension and decompose the composite operations."""
+    """Export in the first way that works and decompose the composite operations."""
     # Contiguous clones: other strides would be specialised on.
     examples = tuple(x.contiguous().clone() for x in inputs)
+    failures: list[Exception] = []
+    for attempt in TRIES:
+        try:
+            return exported(model, examples, attempt)
+        except FxshapError:
+            raise
+        except Exception as error:
+            failures.append(error)
+        logger.debug("not captured (%s): %s", attempt, first_line(failures[-1]))
+        if len(failures) == 1:
+            # Where the model itself fails on these inputs, its own error says more than ours.
+            with torch.no_grad():
+                model(*examples)
+        if any(type(cause).__name__ == DECISION for cause in chain(failures[-1])):
+            break
+    raise CaptureError(explain_failure(failures[0])) from failures[0]
+
+
+def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> ExportedProgram:
+    """Export and decompose."""
     # A single row has nothing symbolic about it.
-    batch = (tuple({0: Dim.AUTO} if len(x) > 1 else None for x in examples),)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, examples, dynamic_shapes=batch, strict=False)
-            program = functional(program)
-        # What export leaves behind in cycles holds on to the model and to our callers' tensors.
-        gc.collect()
-        return program
-    except FxshapError:
-        raise
-    except Exception as error:
-        # Where the model itself fails on these inputs, its own error says more than ours.
-        with torch.no_grad():
-            model(*examples)
-        raise CaptureError(explain_failure(error)) from error
+    rows = tuple({0: Dim.AUTO} if how.symbolic and len(x) > 1 else None for x in examples)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, examples, dynamic_shapes=(rows,), strict=how.strict)
+        program = functional(program)
+    # What export leaves behind in cycles holds on to the model and to our callers' tensors.
+    gc.collect()
+    return program
 
 
 def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
@@ -223,8 +269,7 @@ def has_tensor(model: nn.Module, path: str) -> bool:
 
 def tensor_at(model: nn.Module, path: str) -> Tensor:
     """Return the parameter, buffer or other tensor at a dotted path below a model."""
-    owner, _, leaf = path.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
+    tensor: Tensor = attrgetter(path)(model)
     return tensor
 
 
@@ -244,22 +289,32 @@ def node_line(node: fx.Node) -> str:
 
 # --- what to say when it fails ------------------------------------------------------------------
 
+#: The error of torch.export against which no other way to export helps.
+DECISION = "GuardOnDataDependentSymNode"
+
+#: By what is said in the error or in what caused it.
 REMEDIES = {
-    "GuardOnDataDependentSymNode": (
+    DECISION: (
         "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
         "describes it; choose with torch.where, or explain the part after the decision"
     ),
+    ".numpy() is not supported": (
+        "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"
+    ),
 }
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Return what to do about an error, if we know."""
+    said = [f"{type(cause).__name__}: {cause}" for cause in chain(error)]
+    known = (text for mark, text in REMEDIES.items() if any(mark in line for line in said))
+    return next(known, None)
 
 
 def explain_failure(error: BaseException) -> str:
     """Say which of the user's lines cannot be captured, why, and what to do."""
     where = user_line(error.__traceback__)
-    kinds = {type(cause).__name__ for cause in chain(error)}
-    remedy = next(
-        (text for kind, text in REMEDIES.items() if kind in kinds),
-        f"torch.export says: {first_line(error)}",
-    )
+    remedy = remedy_of(error) or f"torch.export says: {first_line(error)}"
     return f"the model cannot be captured as one graph: at {where}, {remedy}"
 
 

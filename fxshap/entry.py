@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.errors import InputError
 from fxshap.place import Place, hooked, only_call, tensors_in, watching
+from fxshap.scripted import signature
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -56,13 +57,13 @@ class Entry:
 
 def free_parameters(model: nn.Module, taken: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the parameters of ``forward`` that inputs are given to in order, but those taken."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = signature(model).parameters.values()
     return tuple(p.name for p in parameters if p.kind in POSITIONAL and p.name not in taken)
 
 
 def require_parameters(model: nn.Module, names: Sequence[str]) -> None:
     """Raise unless the model's ``forward`` has parameters of these names."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = signature(model).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for name in names:

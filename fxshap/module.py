@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -42,9 +41,11 @@ from fxshap.inputs import is_floating, require_floats
 from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
 from fxshap.place import Place, Side, place_of
+from fxshap.progress import telling
 from fxshap.references import ReferenceChunk
 from fxshap.refine import ONE_PASS, FeatureDims, Refinement
 from fxshap.report import Report, make_report
+from fxshap.scripted import signature
 from fxshap.tables import count
 from fxshap.tape import explained
 from fxshap.turns import calling, capturing, taking_turns
@@ -69,6 +70,7 @@ def make_explainable(
     seed: int = 0,
     feature_dims: FeatureDims = None,
     reference_chunk: ReferenceChunk = "auto",
+    progress: bool = True,
 ) -> ExplainableModule:
     """Make a model explainable by unmodified SHAP.
 
@@ -105,6 +107,9 @@ def make_explainable(
     reference_chunk : int or "auto"
         How many references are kept on one tape. All of them is quickest; fewer take less memory
         and more time. By default as many as take half of the free memory.
+    progress : bool
+        Whether a capture that takes more than 2 seconds shows on a terminal or in a notebook that
+        it is going on.
 
     Returns
     -------
@@ -150,9 +155,9 @@ def make_explainable(
     given = (inputs,) if isinstance(inputs, str) else inputs
     names = None if given is None else tuple(given)
     require_parameters(model, names or ())
-    explainable = ExplainableModule(model, output, refinement, Entry(names), reference_chunk).bind(
-        **bound or {}
-    )
+    explainable = ExplainableModule(
+        model, output, refinement, Entry(names), reference_chunk, progress
+    ).bind(**bound or {})
     if from_layer is not None:
         _, explainable = explainable.from_layer(from_layer)
     if example_inputs is not None:
@@ -178,12 +183,14 @@ class ExplainableModule(nn.Module):
         refinement: Refinement = ONE_PASS,
         entry: Entry = FIRST,
         reference_chunk: ReferenceChunk = "auto",
+        progress: bool = True,
     ) -> None:
         super().__init__()
         self.held = _Held(model)
         self.output = output
         self.refinement = refinement
         self.reference_chunk = reference_chunk
+        self.progress = progress
         self.entry = entry
         self.bound: dict[str, Any] = {}
         self.training = model.training
@@ -350,7 +357,7 @@ class ExplainableModule(nn.Module):
         """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
         if self.entry.place is None:
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
-        given = inspect.signature(self.model.forward).bind_partial(*args, **kwargs).arguments
+        given = signature(self.model).bind_partial(*args, **kwargs).arguments
         with calling(), evaluating(self.model):
             filled = self._filled(args, kwargs, taken=given)
             return embedded(self.model, self.entry.place, *args, **filled)
@@ -358,7 +365,7 @@ class ExplainableModule(nn.Module):
     def _variant(self, entry: Entry) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
         variant = ExplainableModule(
-            self.model, self.output, self.refinement, entry, self.reference_chunk
+            self.model, self.output, self.refinement, entry, self.reference_chunk, self.progress
         )
         variant.bound = dict(self.bound)
         variant._engines = self._engines
@@ -540,7 +547,8 @@ class ExplainableModule(nn.Module):
         def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
             return form.call(partial(self.entry, model), tensors)
 
-        with capturing():
+        what = f"fxshap captures {type(self.model).__name__}, once for all inputs of this kind"
+        with capturing(), telling(what, self.progress):
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
             return Engine(self.model, captured, self.refinement, self.reference_chunk)

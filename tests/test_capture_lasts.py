@@ -44,6 +44,36 @@ class Adapted(nn.Module):
         return self.base(x) + self.up(self.down(x)) if self.active["default"] else self.base(x)
 
 
+class EightBits(nn.Module):
+    """A linear layer that keeps its weights as integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randint(-127, 128, (2, 4), dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(nn.functional.linear(x, self.weight.to(x.dtype) / 127))
+
+
+@torch.library.custom_op("tests::halved", mutates_args=())
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+@halved.register_fake
+def halved_shape(x: Tensor) -> Tensor:
+    if not isinstance(x.shape[0], int):
+        raise TypeError("a number of rows is a number")
+    return torch.empty_like(x)
+
+
+def halved_backward(ctx: object, grad: Tensor) -> Tensor:
+    return grad / 2
+
+
+halved.register_autograd(halved_backward)
+
+
 def branch(net: nn.Module, x: Tensor) -> Tensor:
     return net(x) if x.sum() > 0 else -net(x)
 
@@ -81,6 +111,15 @@ WORKS: dict[str, Callable[[], nn.Module]] = {
     "traced submodule": lambda: nn.Sequential(
         nn.Linear(4, 4), torch.jit.trace(network(), torch.randn(3, 4))
     ),
+    "scripted submodule": lambda: nn.Sequential(nn.Linear(4, 4), torch.jit.script(network())),
+    "frozen submodule": lambda: nn.Sequential(
+        nn.Linear(4, 4), torch.jit.freeze(torch.jit.script(network()))
+    ),
+    "scripted": lambda: torch.jit.script(network()),
+    "traced": lambda: torch.jit.trace(network(), torch.randn(3, 4)),
+    "weights in 8 bits": EightBits,
+    "computed by NumPy": lambda: Around(lambda net, x: net(torch.from_numpy(np.exp(x.numpy())))),
+    "only for numbers of rows that are known": lambda: Around(lambda net, x: halved(net(x))),
     "weight norm": lambda: normed(parametrizations.weight_norm),
     "spectral norm": lambda: normed(parametrizations.spectral_norm),
     "adapters": lambda: nn.Sequential(
@@ -104,6 +143,18 @@ FAILS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a size that depends on values": (
         lambda: Around(lambda net, x: net(x) + x[x > 0].sum()),
         r"the size of a tensor depends on values",
+    ),
+    "a number taken by NumPy": (
+        lambda: Around(lambda net, x: net(x) * float(x.numpy().max())),
+        r"x\.numpy\(\).*takes a number out of a tensor",
+    ),
+    "what only NumPy has": (
+        lambda: Around(lambda net, x: net(x) + float(np.polyfit([0, 1], x.numpy()[0, :2], 1)[0])),
+        r"np\.polyfit.*do the same with torch",
+    ),
+    "quantized weights": (
+        lambda: torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, torch.qint8),
+        r"0 is a torch\.ao\.nn\.quantized\.dynamic.*Linear.*before quantize_dynamic",
     ),
 }
 
