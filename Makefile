@@ -1,4 +1,4 @@
-.PHONY: demo test docs ecosystem fidelity speed zoo fuzz soak newest clean
+.PHONY: demo test docs ecosystem fidelity speed zoo fuzz capture narrow soak newest clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,12 @@ zoo: $(VENV)/.zoo
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzzing networks --page docs/reliability.md
+
+capture: $(VENV)/.zoo
+	$(BIN)/python -m benchmarks.capture
+
+narrow: $(VENV)/.test
+	$(BIN)/python -m benchmarks.narrow
 
 soak: $(VENV)/.test
 	$(BIN)/python -m benchmarks.soak

@@ -122,5 +122,9 @@ def replace(output: fx.Node, norm: fx.Node, eps: float) -> None:
             call(aten.reshape.default, part, channels, val=many) for part in (scale, shift)
         )
         scaled = call(aten.mul.Tensor, x, scale, val=val)
-        output.replace_all_uses_with(call(aten.add.Tensor, scaled, shift, val=val))
+        result = call(aten.add.Tensor, scaled, shift, val=val)
+        if one.dtype != val.dtype:  # of statistics in float32 and what autocast made narrow
+            result = graph.call_function(aten._to_copy.default, (result,), {"dtype": val.dtype})
+            result.meta = dict(output.meta)
+        output.replace_all_uses_with(result)
     graph.erase_node(output)

@@ -25,8 +25,11 @@ from fxshap.rules.table import find_rule
 aten = torch.ops.aten
 ours = torch.ops.fxshap
 
-#: What stands for -inf where it may or may not be filled in: far below any logit, and finite.
-FAR_BELOW = -1e30
+
+def far_below(dtype: torch.dtype) -> float:
+    """Return what stands for -inf where it may or may not be filled in: finite, below any logit."""
+    return max(-1e30, torch.finfo(dtype).min / 2)
+
 
 COMPARISONS = {
     getattr(aten, name): relation
@@ -86,7 +89,7 @@ class Twins:
 
     def number(self, value: float, like: fx.Node) -> fx.Node:
         """Add a constant scalar tensor."""
-        value = FAR_BELOW if value == -math.inf else value
+        value = far_below(self.dtype) if value == -math.inf else value
         node = self.graph.call_function(
             aten.full.default, ([], value), {"dtype": self.dtype, "device": like.meta["val"].device}
         )

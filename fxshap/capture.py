@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, _trace
 from torch.export.graph_signature import InputKind, OutputKind
 
 import fxshap
@@ -168,14 +169,21 @@ class Try:
         Whether the model's Python is interpreted, not run; NumPy code is seen through only then.
     symbolic : bool
         Whether the graph is for any number of rows.
+    cast : bool
+        Whether what autocast does is recorded operation by operation. Otherwise its region is
+        recorded, in which torch cannot take all operations apart.
     """
 
-    strict: bool
-    symbolic: bool
+    strict: bool = False
+    symbolic: bool = True
+    cast: bool = False
 
+
+#: torch.export below the level at which autocast acts, for which there is no public name.
+export_cast = partial(_trace._export, pre_dispatch=False)
 
 #: In this order. Running the model's Python is quickest and takes the most models.
-TRIES = (Try(strict=False, symbolic=True), Try(True, True), Try(False, False))
+TRIES = (Try(), Try(cast=True), Try(strict=True), Try(symbolic=False))
 
 
 def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
@@ -206,7 +214,9 @@ def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> Export
     rows = tuple({0: Dim.AUTO} if how.symbolic and len(x) > 1 else None for x in examples)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, examples, dynamic_shapes=(rows,), strict=how.strict)
+        program = (export_cast if how.cast else torch.export.export)(
+            model, examples, dynamic_shapes=(rows,), strict=how.strict
+        )
         program = functional(program)
     # What export leaves behind in cycles holds on to the model and to our callers' tensors.
     gc.collect()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fxshap.errors import InputError, WeightError
+from fxshap.errors import FxshapError, InputError, WeightError
 
 
 def is_floating(value: Any) -> bool:
@@ -15,8 +17,8 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
-    """Raise unless all inputs are floating-point tensors of the type of the model's weights."""
+def require_floats(inputs: Sequence[Tensor]) -> None:
+    """Raise unless all inputs are floating-point tensors."""
     for position, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise InputError(f"input {position} is a {type(x).__name__}, not a torch.Tensor")
@@ -27,12 +29,33 @@ def require_floats(inputs: Sequence[Tensor], model: nn.Module) -> None:
                 "(explainable.bind), and explain token ids from their embeddings "
                 "(explainable.from_layer)"
             )
-    wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    found = {x.dtype for x in inputs}
-    if len(wanted) == 1 and found and not found & wanted:
+
+
+@contextmanager
+def minding_types(inputs: Sequence[Tensor], model: nn.Module) -> Iterator[None]:
+    """Where the model fails on inputs that are not of the type of its weights, say so."""
+    try:
+        yield
+    except FxshapError:
+        raise
+    except RuntimeError as error:
+        wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        found = {x.dtype for x in inputs}
+        if len(wanted) != 1 or not found or found & wanted:
+            raise
         raise InputError(
             f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
             "samples and background to the dtype of the model"
+        ) from error
+
+
+def require_arrays(inputs: Sequence[Tensor], output: Tensor) -> None:
+    """Raise if SHAP cannot make NumPy arrays of the inputs or the output."""
+    if any(x.dtype is torch.bfloat16 for x in (*inputs, output)):
+        raise InputError(
+            "SHAP makes NumPy arrays of the inputs and the output, and NumPy has no bfloat16; "
+            "explain a small nn.Module around the model whose forward takes float32 and returns "
+            "it: `return self.model(x.bfloat16()).float()`"
         )
 
 

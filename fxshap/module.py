@@ -37,7 +37,7 @@ from fxshap.entry import (
     spread,
 )
 from fxshap.errors import CaptureError, ModelError, OptionError
-from fxshap.inputs import is_floating, require_floats
+from fxshap.inputs import is_floating, minding_types, require_arrays, require_floats
 from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
 from fxshap.place import Place, Side, place_of
@@ -403,7 +403,7 @@ class ExplainableModule(nn.Module):
         *inputs : Tensor
             One tensor an input of the model, with the batch first.
         """
-        require_floats(inputs, self.model)
+        require_floats(inputs)
         with taking_turns(), evaluating(self.model):
             given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
@@ -455,11 +455,13 @@ class ExplainableModule(nn.Module):
 
     def _introduce(self, inputs: Sequence[Any]) -> Tensor:
         """Answer SHAP when it looks at the model that it is about to explain."""
-        require_floats(inputs, self.model)
+        require_floats(inputs)
         require_one_row(self.bound)
         layer = layer_asked(self.model, "shap")
         with layer.set_aside() if layer else nullcontext():
-            result = select_output(self._call(inputs, {}), self.output)
+            with minding_types(inputs, self.model):
+                result = select_output(self._call(inputs, {}), self.output)
+            require_arrays(inputs, result)
             require_columns(result)
             require_rows(result, inputs)
             if layer:
@@ -478,7 +480,7 @@ class ExplainableModule(nn.Module):
         layer = asked.layer
         explains = is_floating if layer else needs_gradient
         given = self._given(inputs, kwargs, explains, pairs=True)
-        require_floats(given.tensors[: given.explained], self.model)
+        require_floats(given.tensors[: given.explained])
         samples, references = given.halves()
         with layer.set_aside() if layer else nullcontext():
             engine = self._engine(given, references, layer.place if layer else None)
@@ -548,7 +550,7 @@ class ExplainableModule(nn.Module):
             return form.call(partial(self.entry, model), tensors)
 
         what = f"fxshap captures {type(self.model).__name__}, once for all inputs of this kind"
-        with capturing(), telling(what, self.progress):
+        with capturing(), telling(what, self.progress), minding_types(inputs, self.model):
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
             return Engine(self.model, captured, self.refinement, self.reference_chunk)
