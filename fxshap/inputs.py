@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxshap.errors import FxshapError, InputError, WeightError
+from fxshap.errors import InputError, WeightError
 
 
 def is_floating(value: Any) -> bool:
@@ -31,18 +30,16 @@ def require_floats(inputs: Sequence[Tensor]) -> None:
             )
 
 
-@contextmanager
-def minding_types(inputs: Sequence[Tensor], model: nn.Module) -> Iterator[None]:
-    """Where the model fails on inputs that are not of the type of its weights, say so."""
+@torch.no_grad()
+def require_types(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
+    """Raise if inputs are not of the type of the model's weights and the model fails on them."""
+    wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    found = {x.dtype for x in inputs}
+    if len(wanted) != 1 or not found or found & wanted:
+        return
     try:
-        yield
-    except FxshapError:
-        raise
+        call()
     except RuntimeError as error:
-        wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        found = {x.dtype for x in inputs}
-        if len(wanted) != 1 or not found or found & wanted:
-            raise
         raise InputError(
             f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
             "samples and background to the dtype of the model"

@@ -37,7 +37,7 @@ from fxshap.entry import (
     spread,
 )
 from fxshap.errors import CaptureError, ModelError, OptionError
-from fxshap.inputs import is_floating, minding_types, require_arrays, require_floats
+from fxshap.inputs import is_floating, require_arrays, require_floats, require_types
 from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
 from fxshap.place import Place, Side, place_of
@@ -459,8 +459,8 @@ class ExplainableModule(nn.Module):
         require_one_row(self.bound)
         layer = layer_asked(self.model, "shap")
         with layer.set_aside() if layer else nullcontext():
-            with minding_types(inputs, self.model):
-                result = select_output(self._call(inputs, {}), self.output)
+            require_types(inputs, self.model, lambda: self._call(inputs, {}))
+            result = select_output(self._call(inputs, {}), self.output)
             require_arrays(inputs, result)
             require_columns(result)
             require_rows(result, inputs)
@@ -550,7 +550,8 @@ class ExplainableModule(nn.Module):
             return form.call(partial(self.entry, model), tensors)
 
         what = f"fxshap captures {type(self.model).__name__}, once for all inputs of this kind"
-        with capturing(), telling(what, self.progress), minding_types(inputs, self.model):
+        with capturing(), telling(what, self.progress):
+            require_types(inputs, self.model, lambda: call(self.model, inputs))
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
             return Engine(self.model, captured, self.refinement, self.reference_chunk)

@@ -243,12 +243,6 @@ class Assertion(Model):
         return super().forward(x)
 
 
-class ToNumpy(Model):
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.from_numpy(self.hidden(x).detach().numpy())  # out of torch
-        return self.head(h)
-
-
 class ToList(Model):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tensor(self.hidden(x).tolist()))  # out of tensors
@@ -292,7 +286,6 @@ class Experts(Model):
         (TakesItem, "# the number", "stay in tensors"),
         (Loop, "# the loop", "choose with torch.where"),
         (Assertion, "# the assertion", "choose with torch.where"),
-        (ToNumpy, "# out of torch", "torch.export says"),
         (ToList, "# out of tensors", "stay in tensors"),
         (Nonzero, "# as many as", "a product with a mask"),
         (Experts, "# the groups", 'set_experts_implementation("batched_mm")'),
