@@ -3,7 +3,8 @@
 A boolean has no gradient, so whatever passes through ``x > 0`` would be lost. Every comparison gets
 a floating-point twin, a step of the difference, and so does every cast to integers, a truncation;
 logic and integer arithmetic on twins become their floating-point counterparts; ``where`` and
-``masked_fill`` become `select` on the twin, and `bucketize` counts the boundaries that are passed.
+``masked_fill`` become `select` on the twin, and `bucketize` and `searchsorted` count the boundaries
+that are passed.
 What is looked up by integers with a twin is in :mod:`fxshap.choices`. Masks that do not depend on
 the input stay what they are.
 """
@@ -146,7 +147,9 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
     if packet in CASTS and is_floating(node.args[0]):
         return truncate(twins, node)
     if packet is aten.bucketize:
-        return bucketize(twins, node)
+        return count_passed(twins, node, *node.args[:2])
+    if packet is aten.searchsorted and node.kwargs.get("sorter") is None:
+        return count_passed(twins, node, node.args[1], node.args[0])
     if choices.gives_index(node):
         return choices.index_of(twins, node)
     if not any(argument in twins.twin for argument in node.all_input_nodes):
@@ -200,14 +203,17 @@ def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.No
     return twins.call(node, ours.select.default, *parts)
 
 
-def bucketize(twins: Twins, node: fx.Node) -> fx.Node | None:
-    """Count the constant boundaries that are passed."""
-    u, boundaries, *rest = list[Any](node.args)
-    if not is_floating(u) or not is_floating(boundaries) or boundaries.meta["varying"]:
+def count_passed(twins: Twins, node: fx.Node, u: Any, boundaries: Any) -> fx.Node | None:
+    """Count the constant boundaries that are passed: `bucketize` and `searchsorted`."""
+    if not all(isinstance(end, fx.Node) and is_floating(end) for end in (u, boundaries)):
         return None
-    right = node.kwargs.get("right", rest[1] if len(rest) > 1 else False)
+    if boundaries.meta["varying"]:
+        return None
+    options = {"right": False, "side": None, **node.kwargs}
+    right = options["right"] or options["side"] == "right"
     wide = twins.call(node, aten.unsqueeze.default, u, -1)
-    above = twins.call(node, aten.sub.Tensor, wide, boundaries)
+    each = twins.call(node, aten.unsqueeze.default, boundaries, -2)
+    above = twins.call(node, aten.sub.Tensor, wide, each)
     passed = twins.call(node, ours.step.default, above, "ge" if right else "gt")
     return twins.call(node, aten.sum.dim_IntList, passed, [-1])
 

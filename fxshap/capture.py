@@ -287,7 +287,22 @@ def user_module(node: fx.Node) -> str:
     """Return the qualified name of the user's module that a node came from; '' for the model."""
     paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     below = [path for path in paths if path.partition(".")[0] == "model"]  # export adds others
-    return below[-1].removeprefix("model").removeprefix(".") if below else ""
+    return whole_list(below[-1].removeprefix("model").removeprefix(".")) if below else ""
+
+
+def whole_list(path: str) -> str:
+    """Name a module of a part of a list, as ``layers[1:]`` makes one, by its place in the list."""
+    # The start and the step of the slice, and the place in what it gives.
+    part = r"slice\((None|\d+), (?:None|-?\d+), (None|\d+)\)\.(\d+)"
+
+    def place(found: re.Match[str]) -> str:
+        start, step, k = (
+            default if text == "None" else int(text)
+            for text, default in zip(found.groups(), (0, 1, 0), strict=True)
+        )
+        return str(start + k * step)
+
+    return re.sub(part, place, path)
 
 
 def node_line(node: fx.Node) -> str:

@@ -258,3 +258,22 @@ def test_only_the_latest_captures_are_kept(monkeypatch):
     graphs = [engine.captured.module.graph for engine in explainable._engines.values()]
     kept = [next(iter(graph.nodes)).meta["val"].shape[1] for graph in graphs]
     assert kept == [3, 4]
+
+
+class Slices(nn.Module):
+    """A list of layers, walked through in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GELU() for _ in range(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.layers[:1], *self.layers[1:4:2], *self.layers[4:]):
+            x = layer(x)
+        return x
+
+
+def test_modules_of_a_part_of_a_list_have_their_own_names():
+    report = fxshap.make_explainable(Slices(), torch.randn(2, 3)).report().to_dict()
+    (gelu,) = report["operations"]
+    assert gelu["modules"] == ["layers.0", "layers.1", "layers.3", "layers.4"]

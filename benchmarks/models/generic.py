@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.models.mlp import MLP, Between
 from benchmarks.models.network import Network
@@ -56,6 +57,45 @@ def _ranked_by_counting(h: Tensor) -> Tensor:
     return values.gather(1, winner)
 
 
+def _sampled(h: Tensor) -> Tensor:
+    picture, grid = h[:, :9].reshape(-1, 1, 3, 3), h[:, 3:].reshape(-1, 3, 3, 2)
+    return functional.grid_sample(picture, torch.tanh(grid), align_corners=False)
+
+
+def _patches(h: Tensor) -> Tensor:
+    patches = torch.tanh(functional.unfold(h.reshape(-1, 1, 4, 4), 2, stride=1))
+    return functional.fold(patches, (4, 4), 2, stride=1).sigmoid()
+
+
+def _weighted_bag(h: Tensor) -> Tensor:
+    table = torch.linspace(-1, 1, 24).reshape(12, 2).sin()
+    ids = torch.arange(12).repeat(len(h), 1)
+    bag = functional.embedding_bag(
+        ids, table.to(h), per_sample_weights=torch.tanh(2 * h), mode="sum"
+    )
+    return torch.exp(bag)
+
+
+def _matrix_norms(h: Tensor) -> Tensor:
+    matrices = h.reshape(-1, 3, 2, 2)
+    norms = [torch.linalg.matrix_norm(matrices), torch.linalg.vector_norm(h, 3, dim=1)[:, None]]
+    return torch.cat([*norms, torch.linalg.vector_norm(matrices, torch.inf, dim=2).flatten(1)], 1)
+
+
+def _scattered(h: Tensor) -> Tensor:
+    place = torch.tensor([0, 2, 2, 5, 1, 0])
+    added = torch.zeros_like(h[:, :6]).index_add(1, place, h[:, :6])
+    put = added.index_put(
+        (torch.arange(len(h))[:, None], place[None, :3]), h[:, 6:9], accumulate=True
+    )
+    return torch.tanh(put.scatter_add(1, place.expand(len(h), 6), h[:, 6:] ** 2))
+
+
+def _looked_up(h: Tensor) -> Tensor:
+    levels = torch.linspace(-2, 2, 7).to(h)
+    return torch.searchsorted(levels, h, side="right") * torch.sigmoid(h)
+
+
 class Buckets(nn.Module):
     """Every feature in one of five buckets, each with an embedding (Gorishniy et al. 2022)."""
 
@@ -96,5 +136,11 @@ NETWORKS = [
     network("logcumsumexp", architecture=lambda: MLP(_cumulative_smooth_maximum, torch.tanh)),
     network("singular_values", architecture=lambda: Between(_singular_values)),
     network("fourier_magnitude", architecture=lambda: Between(_spectrum)),
+    network("grid_sample", architecture=lambda: Between(_sampled, width=21)),
+    network("unfold_fold", architecture=lambda: Between(_patches, width=16)),
+    network("embedding_bag_weighted", architecture=lambda: Between(_weighted_bag)),
+    network("matrix_norms", architecture=lambda: Between(_matrix_norms)),
+    network("index_add_put_scatter", architecture=lambda: Between(_scattered)),
+    network("searchsorted", architecture=lambda: Between(_looked_up)),
     network("cdist_radial_basis", architecture=RadialBasis, shapes=((5, 2),)),
 ]
