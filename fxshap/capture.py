@@ -13,7 +13,8 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -179,6 +180,9 @@ class Try:
     cast: bool = False
 
 
+#: The logger that prints a traceback where an operation does not fit its inputs.
+TORCH_LOGGER = "torch._subclasses.fake_tensor"
+
 #: torch.export below the level at which autocast acts, for which there is no public name.
 export_cast = partial(_trace._export, pre_dispatch=False)
 
@@ -208,11 +212,22 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
     raise CaptureError(explain_failure(failures[0])) from failures[0]
 
 
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Let a logger say nothing of what we raise ourselves or try in another way."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> ExportedProgram:
     """Export and decompose."""
     # A single row has nothing symbolic about it.
     rows = tuple({0: Dim.AUTO} if how.symbolic and len(x) > 1 else None for x in examples)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), unlogged(TORCH_LOGGER), torch.no_grad():
         warnings.simplefilter("ignore")
         program = (export_cast if how.cast else torch.export.export)(
             model, examples, dynamic_shapes=(rows,), strict=how.strict

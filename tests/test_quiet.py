@@ -91,3 +91,19 @@ def test_there_is_one_logger():
     assert logger is logging.getLogger("fxshap")
     others = [name for name in logging.root.manager.loggerDict if name.startswith("fxshap.")]
     assert not others
+
+
+def test_what_is_tried_in_another_way_is_not_printed(capfd):
+    """torch's own log of the first way, in which it cannot take an einsum in autocast apart."""
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return torch.einsum("bi,bj->bij", self.layer(x), x).flatten(1).float()
+
+    fxshap.make_explainable(Cast(), SAMPLES)
+    assert capfd.readouterr() == ("", "")
