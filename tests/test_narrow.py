@@ -21,7 +21,6 @@ SOME = (
     "max_pool2d_overlapping",
     "computed_convolution_einsum",
     "scaled_dot_product_attention",
-    "gru_stacked_bidirectional_projected",
 )
 
 
