@@ -124,7 +124,6 @@ def replace(output: fx.Node, norm: fx.Node, eps: float) -> None:
         scaled = call(aten.mul.Tensor, x, scale, val=val)
         result = call(aten.add.Tensor, scaled, shift, val=val)
         if one.dtype != val.dtype:  # of statistics in float32 and what autocast made narrow
-            result = graph.call_function(aten._to_copy.default, (result,), {"dtype": val.dtype})
-            result.meta = dict(output.meta)
+            result = call(aten.to.dtype, result, val.dtype, val=val)
         output.replace_all_uses_with(result)
     graph.erase_node(output)

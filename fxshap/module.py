@@ -551,6 +551,7 @@ class ExplainableModule(nn.Module):
 
         what = f"fxshap captures {type(self.model).__name__}, once for all inputs of this kind"
         with capturing(), telling(what, self.progress):
+            # The tensors of a tracer do not mind types: it would capture what cannot run.
             require_types(inputs, self.model, lambda: call(self.model, inputs))
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
         if place is None:
