@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 Output = Tensor | tuple[Tensor, ...]
@@ -32,7 +33,7 @@ class Operation:
     name : str
         The node's name in the graph, for messages.
     rows : tuple of int
-        The batch dimension of every varying tensor and, last, of the output.
+        The batch dimension of every varying tensor and, after them, of every output.
     """
 
     target: Callable[..., Any]
@@ -91,7 +92,7 @@ class Operation:
 Kept = TypeVar("Kept")
 
 
-def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kept:
+def keep(value: Tensor, what: str | Operation, function: Callable[[Tensor], Kept]) -> Kept:
     """Return ``function(value)``, computed once for as long as this very tensor lives.
 
     For what a rule needs of one end alone: the references stay on the tape and meet every sample
@@ -102,14 +103,42 @@ def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kep
     value : Tensor
         A tapped value, which nobody changes.
     what : str or Operation
-        Names the function with its constants, or is the operation that fixes them.
+        Names the function with its constants, or is the operation that fixes them, known by its
+        name in the graph.
     function : callable
     """
     kept: dict[object, tuple[object, Kept]] = value.__dict__.setdefault("_fxshap_kept", {})
-    key = what if isinstance(what, str) else id(what)
+    key = (what.name or id(what)) if isinstance(what, Operation) else what
     if key not in kept:
         kept[key] = what, function(value)  # with `what`, so that its id is not given away
     return kept[key][1]
+
+
+def kept_of(value: Tensor) -> dict[object, Any]:
+    """Return what is kept of a tensor, by names, where it is made of tensors alone."""
+    kept = value.__dict__.get("_fxshap_kept", {})
+    return {
+        key: found
+        for key, (_, found) in kept.items()
+        if isinstance(key, str) and all(isinstance(x, Tensor) for x in pytree.tree_leaves(found))
+    }
+
+
+def with_kept(value: Tensor, kept: dict[object, Any]) -> Tensor:
+    """Return a tensor of the same values of which this is kept, as :func:`kept_of` gives it."""
+    value = value.detach()
+    value.__dict__["_fxshap_kept"] = {key: (key, found) for key, found in kept.items()}
+    return value
+
+
+def is_traced() -> bool:
+    """Say whether a graph is being traced, which must hold for all values."""
+    return get_proxy_mode() is not None
+
+
+def may_hold(condition: Tensor) -> bool:
+    """Say whether a condition holds anywhere; in a graph that is being traced it may always."""
+    return is_traced() or bool(condition.any())
 
 
 def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Kept]) -> Kept:
@@ -143,7 +172,7 @@ def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[
 @contextmanager
 def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
     """Keep on the taps of a sample what :func:`keep_between` is asked for."""
-    taps = list(taps)
+    taps = [tap for tap in taps if "_fxshap_slopes" not in tap.__dict__]
     for tap in taps:
         tap.__dict__["_fxshap_slopes"] = {}
     try:

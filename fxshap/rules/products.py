@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import correct, generic
-from fxshap.rules.operation import Operation, keep_between, vjp
+from fxshap.rules.operation import Operation, keep_between, may_hold, vjp
 from fxshap.rules.table import Multiply, Target, Tensors, rule
 from fxshap.rules.univariate import scale
 
@@ -203,7 +203,7 @@ def div(
     slopes = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * slope_b
     sizes = b_r.abs(), b_x.abs()
     far = (torch.maximum(*sizes) > FAR * torch.minimum(*sizes)) & (b_r.sign() == b_x.sign())
-    if far.any():
+    if may_hold(far):
         middle = b_r / 2 + b_x / 2
         others = middle.reciprocal(), -(a_r / b_r / 2 + a_x / b_x / 2) / middle
         slopes = (
