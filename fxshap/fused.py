@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.errors import CompileError
 from fxshap.rescale import Ends
-from fxshap.rules.operation import kept_of, with_kept
+from fxshap.rules.operation import for_all_values, kept_of, with_kept
 from fxshap.tape import Recording, Taps
 
 logger = logging.getLogger("fxshap")
@@ -57,8 +57,11 @@ class Fused:
         """
         return FusedRecording(self, references, ends)
 
-    def __call__(self, copies: int, *arguments: Any) -> Sequence[Tensor]:
-        """Walk, with arguments of :func:`walk`; trace and compile the first of each kind."""
+    def __call__(self, copies: int, *arguments: Any) -> Sequence[Tensor] | None:
+        """Walk, with arguments of :func:`walk`; trace and compile the first of each kind.
+
+        ``None`` where something does not hold that the compiled walk takes for granted.
+        """
         weights = {name: attribute_at(self.attribute, name) for name in self.weights}
         leaves, structure = pytree.tree_flatten((weights, *arguments))
         kind = copies, structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
@@ -67,7 +70,8 @@ class Fused:
                 logger.debug("compiles the walk of %d cotangents", copies)
                 function = partial(walk, self.attribute, self.explained, copies, structure)
                 self.compiled[kind] = compiled(function, leaves)
-            return self.compiled[kind](*leaves)
+            *found, unlike = self.compiled[kind](*leaves)
+        return None if unlike else found
 
 
 class FusedRecording:
@@ -84,7 +88,14 @@ class FusedRecording:
         kept = {name: kept_of(tap) for name, tap in reference.items()}
         self.ends.refuse_jumps(reference, sample)
         found = self.fused(copies, self.references, reference, kept, sample, torch.cat(list(grads)))
+        if found is None:
+            return self.careful.walk(reference, sample, grads)
         return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
+
+    @cached_property
+    def careful(self) -> Recording:
+        """What walks where the compiled function takes too much for granted."""
+        return Recording(self.fused.attribute, self.references, self.fused.explained, self.ends)
 
 
 def walk(
@@ -96,7 +107,8 @@ def walk(
 ) -> Sequence[Tensor]:
     """Record and walk back at once, as a function of nothing but tensors.
 
-    Of the recording only shapes and weights are left in the traced graph.
+    Of the recording only shapes and weights are left in the traced graph. The last of what is
+    returned says whether something holds that the rules take not to.
     """
     weights, references, reference, kept, sample, grad = pytree.tree_unflatten(leaves, structure)
     run = _WithWeights(attribute, weights).run
@@ -106,7 +118,10 @@ def walk(
         first if copies == 1 else Recording(run, references, explained, first.ends.copied(copies))
     )
     several.ends.reference, several.ends.sample = reference, sample
-    return several.backward(grad)
+    # On this thread, as is what the rules are told of tracing.
+    with for_all_values() as taken, torch.autograd.set_multithreading_enabled(False):
+        found = several.backward(grad)
+    return [*found, torch.stack([grad.new_zeros((), dtype=torch.bool), *taken]).any()]
 
 
 class _WithWeights(fx.Interpreter):
@@ -129,10 +144,24 @@ def attribute_at(module: Any, path: str) -> Tensor:
     return tensor
 
 
+def write_by_copies(graph: fx.Graph) -> None:
+    """Turn ``op(..., out=place)`` into a copy: ``torch.compile`` wants such places contiguous."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and "out" in node.kwargs:
+            rest = {key: value for key, value in node.kwargs.items() if key != "out"}
+            place = node.kwargs["out"]
+            with graph.inserting_before(node):
+                found = graph.call_function(node.target.overloadpacket, node.args, rest)
+                copied = graph.call_function(torch.ops.aten.copy_.default, (place, found))
+            node.replace_all_uses_with(copied)
+            graph.erase_node(node)
+
+
 def compiled(function: Callable[..., Any], leaves: Sequence[Tensor]) -> Compiled:
     """Trace a function of tensors and compile the graph."""
     # Other tensors than the taps themselves: a tracer must not find what is kept on them.
     traced = make_fx(function)(*[x.detach().clone() for x in leaves])
+    write_by_copies(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     fast: Compiled = torch.compile(traced, fullgraph=True, dynamic=False)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from fxshap.rescale import Ends
-from fxshap.rules.operation import keeping_slopes
+from fxshap.rules.operation import for_all_values, keeping_slopes
 
 Taps = dict[str, Tensor]
 
@@ -57,7 +57,8 @@ class Tape:
         else:
             self.record = partial(fused.record, references)
             # From the references to themselves: what rules keep of one end is there after it.
-            first.walk(self.references, self.references, [torch.ones_like(self.output)])
+            with for_all_values(), torch.autograd.set_multithreading_enabled(False):
+                first.walk(self.references, self.references, [torch.ones_like(self.output)])
 
     def walks(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return for every cotangent the multipliers of every row from one end to the other.

@@ -213,8 +213,9 @@ def test_time_folded_into_rows_is_seen_whatever_the_first_rows(special):
     "name",
     [
         "gelu_functional", "encoder_layer_time_first_gelu", "lstm_bidirectional_state",
-        "gru_stacked_bidirectional_projected", "max_pool2d_overlapping", "exponentials_powers_logarithms",
-        "time_folded", "softmax_output", "masked_fill", "tabnet", "fourier_magnitude",
+        "gru_stacked_bidirectional_projected", "max_pool2d_overlapping", "time_folded",
+        "exponentials_powers_logarithms", "softmax_output", "masked_fill", "tabnet",
+        "fourier_magnitude",
     ],
 )  # fmt: skip
 def test_outputs_side_by_side_are_those_of_one_at_a_time(name, monkeypatch):

@@ -105,6 +105,7 @@ class MiniLM(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        import benchmarks.zoo.torchvision_import  # noqa: F401  transformers imports it if it is there
         from transformers import BertConfig, BertModel
 
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 Output = Tensor | tuple[Tensor, ...]
@@ -131,14 +131,45 @@ def with_kept(value: Tensor, kept: dict[object, Any]) -> Tensor:
     return value
 
 
-def is_traced() -> bool:
-    """Say whether a graph is being traced, which must hold for all values."""
-    return get_proxy_mode() is not None
+#: Set while rules lay out one way for all values: what they take for granted of the values.
+_TAKEN: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
+
+
+@contextmanager
+def for_all_values() -> Iterator[list[Tensor]]:
+    """Let rules do the same whatever the values are, as a graph must that is traced once.
+
+    Yields
+    ------
+    list of Tensor
+        Conditions that the rules take not to hold anywhere; where one does they must be asked
+        again, outside.
+    """
+    taken: list[Tensor] = []
+    token = _TAKEN.set(taken)
+    try:
+        yield taken
+    finally:
+        _TAKEN.reset(token)
+
+
+def is_for_all_values() -> bool:
+    """Say whether :func:`for_all_values` holds."""
+    return _TAKEN.get() is not None
 
 
 def may_hold(condition: Tensor) -> bool:
-    """Say whether a condition holds anywhere; in a graph that is being traced it may always."""
-    return is_traced() or bool(condition.any())
+    """Say whether a condition holds anywhere, or, for all values, that it may."""
+    return is_for_all_values() or bool(condition.any())
+
+
+def rarely_holds(condition: Tensor) -> bool:
+    """Say whether a condition holds anywhere; for all values it is taken not to, and told."""
+    taken = _TAKEN.get()
+    if taken is None:
+        return bool(condition.any())
+    taken.append(condition.any())
+    return False
 
 
 def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Kept]) -> Kept:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import restore_along
-from fxshap.rules.operation import Operation, keep, keep_between, may_hold, times
+from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
 from fxshap.rules.univariate import mean_decay
@@ -129,7 +129,7 @@ def softmax(
     weighted = times(own, grad)
     total = weighted.sum(dims, keepdim=True)
     out = weighted.sub_(times(m, total))
-    if may_hold(moved > FAR):  # m is so near to 1 that the difference is lost
+    if rarely_holds(moved > FAR):  # m is so near to 1 that the difference is lost
         (r,), (x,) = reference, sample
         change = kept_row(operation, x, grad.dtype).y - kept_row(operation, r, grad.dtype).y
         out = restore_along(dims, out, grad, r.to(grad.dtype), x.to(grad.dtype), change)

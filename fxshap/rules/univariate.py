@@ -24,7 +24,7 @@ from torch import Tensor
 from fxshap.rules.generic import GAUSS_LEGENDRE, generic
 from fxshap.rules.operation import (
     Operation,
-    is_traced,
+    is_for_all_values,
     keep,
     keep_between,
     may_hold,
@@ -243,7 +243,7 @@ CLOSE = 0.05
 def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
     """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
     size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    if is_traced():
+    if is_for_all_values():
         return torch.where(size < CLOSE, close(r, x), slope)
     places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
     slope = slope.contiguous()
