@@ -67,8 +67,9 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
             return generic(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
         multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
-        product = times(multiplier, grad) if bounded else scale(grad, multiplier)
-        return (product.sum_to_size(r.shape),)
+        if bounded or multiplier.isfinite().all():
+            return (times(multiplier, grad).sum_to_size(r.shape),)
+        return (without_overflow(operation, r, x, grad, multiplier).sum_to_size(r.shape),)
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
@@ -76,6 +77,16 @@ def scale(grad: Tensor, slope: Tensor) -> Tensor:
     if slope.isfinite().all():
         return times(slope, grad)
     return torch.where(grad == 0, 0.0, grad * slope)
+
+
+def without_overflow(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, slope: Tensor
+) -> Tensor:
+    """Multiply a slope that no number holds by a cotangent that makes it one."""
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    product = scale(grad, slope)
+    return torch.where(product.isfinite() | (x == r), product, grad * (f_x - f_r) / (x - r))
 
 
 def derivative(operation: Operation, point: Tensor) -> Tensor:
