@@ -70,8 +70,8 @@ def selection(
 ) -> tuple[Tensor, ...]:
     """Bilinear in the condition and in the difference of the branches.
 
-    A branch that is not finite, or is huge, at an end where it is not chosen, such as the logarithm
-    in ``where(x > 0, log(x), 0)``, stands still at its other value: the condition is owed everything.
+    A branch that is huge or not finite at an end where it is not chosen, such as the logarithm in
+    ``where(x > 0, log(x), 0)``, stands still at its other value: the condition is owed everything.
     """
     names = ("c", "a", "b")
     r = [operation[name] for name in names]

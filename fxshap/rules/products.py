@@ -82,36 +82,52 @@ def factors(*targets: Target) -> Callable[[Product], Multiply]:
     return declare
 
 
-#: How many times larger than at both ends, and than 1, a product of mixed ends may be.
-MIXED = 1e4
-
-
 @rule(aten.mul, linear_in=((0,), (1,)), name="product")
 def mul(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """y = a * b, broadcast: the mean of the two orders in which the factors can move.
-
-    One order alone counts where the other passes through a huge product that neither end has, as a
-    gate does that is open at one end and shut at the other, where what it holds back is huge.
-    """
+    """y = a * b, broadcast; see :func:`in_one_order` for what is huge."""
     if grad.is_complex():  # a real factor of a complex product has a real gradient
         return midpoint(operation, reference, sample, grad)
     (a_r, b_r), (a_x, b_x) = reference, sample
     half = grad * 0.5
     a, b = keep_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
-    sizes = [keep(value, "size", size) for value in (a_r, b_x, a_x, b_r)]
-    if max(sizes[0] * sizes[1], sizes[2] * sizes[3]) > MIXED:
-        most = MIXED * torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()).clamp_(min=1)
-        first, second = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
-        a = torch.where(first, 2 * a_x, torch.where(second, 2 * a_r, a))
-        b = torch.where(first, 2 * b_r, torch.where(second, 2 * b_x, b))
+    if max(size(a_r) * size(b_x), size(a_x) * size(b_r)) > MIXED:
+        a, b = in_one_order((a_r, b_r), (a_x, b_x), (a, b))
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
 
 
+#: How many times larger than at both ends, and than 1, a product of mixed ends may be.
+MIXED = 1e4
+
+
+def in_one_order(
+    reference: Tensors, sample: Tensors, sums: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Let the factors of a product move in one order where the other passes something huge.
+
+    The midpoint is the mean of both orders. A gate that is open at one end and shut at the other,
+    where what it holds back is huge, passes in one of them a product that neither end has, and of
+    which the attributions would hold only the rounding errors.
+
+    Parameters
+    ----------
+    reference, sample : pair of Tensor
+        Both factors at both ends.
+    sums : pair of Tensor
+        Each factor at the one end plus that at the other, which are returned where nothing is huge.
+    """
+    (a_r, b_r), (a_x, b_x) = reference, sample
+    most = MIXED * torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()).clamp_(min=1)
+    a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
+    a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
+    b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
+    return a, b
+
+
 def size(value: Tensor) -> float:
-    """Return the largest absolute value; 0 of nothing."""
-    return float(value.abs().amax()) if value.numel() else 0.0
+    """Return the largest absolute value, 0 of nothing, computed once for an end."""
+    return keep(value, "size", lambda v: float(v.abs().amax()) if v.numel() else 0.0)
 
 
 @factors(aten.bmm)

@@ -144,11 +144,10 @@ EXCESS = 1e4
 def without_excess(dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
     """Let logits move one by one in rows that would have attributions that only cancel.
 
-    Where all logits of a row move far and together, from (0, 0) to (c, c), say, the closed form gives
-    +-c / 4, as the derivative does. Their sum has no digits left of what softmax changes.
+    Where all logits of a row move far and together, from (0, 0) to (c, c), say, the closed form
+    gives +-c / 4, as the derivative does, and their sum holds no digits of what softmax changes.
     """
-    last = [value.movedim(dim, -1) for value in (multipliers, grad, *torch.broadcast_tensors(r, x))]
-    found, g, r, x = last
+    found, g, r, x = (v.expand_as(multipliers).movedim(dim, -1) for v in (multipliers, grad, r, x))
     step = torch.where(x == r, 0.0, x - r)  # also where both are -inf
     most = (found * step).abs().amax(-1)
     excess = most > EXCESS * (g.amax(-1) - g.amin(-1))
@@ -156,9 +155,10 @@ def without_excess(dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Te
         return multipliers
     rows = [value[excess] for value in (g, r, x)]
     backwards = one_by_one(*[value.flip(-1) for value in rows]).flip(-1)
-    found = found.contiguous()
+    found = found.clone()
     found[excess] = (one_by_one(*rows) + backwards) / 2
-    return found.movedim(-1, dim)
+    moved: Tensor = found.movedim(-1, dim)
+    return moved
 
 
 def one_by_one(grad: Tensor, r: Tensor, x: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 Networks come in chunks, each drawn by Hypothesis from its own seed, the chunk's number. A chunk is
 ten networks, since after ten Hypothesis begins to draw the same block several times in a network.
 Every chunk goes to a file of results when it is done, so that a run that was stopped goes on where
-it was, and parts of a run can be shared out with ``--first``. A network that fails is written down as
-code that makes it again, and the run goes on; ``--shrink`` looks for the smallest one of a chunk.
+it was, and parts of a run can be shared out with ``--first``. A network that fails is written down
+as code that makes it again, and the run goes on; ``--shrink`` looks for the smallest of a chunk.
 """
 
 from __future__ import annotations
