@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, keep, keep_between
+from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds
+from fxshap.rules.products import MIXED, in_one_order, size
 from fxshap.rules.table import Multiply, Tensors, one_by_one, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
@@ -60,6 +61,14 @@ class Cell(NamedTuple):
 def mean(a: Tensor, b: Tensor) -> Tensor:
     """Midpoint of the two ends."""
     return (a + b) / 2
+
+
+def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Midpoints of a gate `a` and what it lets through; one order counts where that is huge."""
+    sums = a_r + a_x, b_r + b_x
+    if rarely_holds(torch.maximum(size(b_r), size(b_x)) > MIXED):  # a gate is at most 1
+        sums = in_one_order((a_r, b_r), (a_x, b_x), sums)
+    return sums[0] / 2, sums[1] / 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,11 +107,9 @@ def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, 
 def lstm_slopes(r: Trace, x: Trace) -> Trace:
     """How each gate's pre-activation moves c' (i, f, g) or h (o), h moves c', and c' the next."""
     (zi_r, zf_r, zg_r, zo_r), (zi_x, zf_x, zg_x, zo_x) = (t["z"].chunk(4, -1) for t in (r, x))
-    i, f, o = (
-        mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zf_r, zf_x), (zo_r, zo_x))
-    )
+    i, o = (mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zo_r, zo_x)))
     g = mean(zg_r.tanh(), zg_x.tanh())
-    c_before = mean(r["c"][:-1], x["c"][:-1])
+    f, c_before = means(zf_r.sigmoid(), r["c"][:-1], zf_x.sigmoid(), x["c"][:-1])
     c_after = mean(r["c"][1:].tanh(), x["c"][1:].tanh())
     from_cell = [
         g * sigmoid_slope(zi_r, zi_x),
@@ -156,11 +163,12 @@ def run_gru(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, S
 
 def gru_slopes(r: Trace, x: Trace) -> Trace:
     """How h' moves with the pre-activations, by way of the input and of h, and with h itself."""
-    a, z = (mean(r[key].sigmoid(), x[key].sigmoid()) for key in ("a", "z"))
+    a, n_h = means(r["a"].sigmoid(), r["n_h"], x["a"].sigmoid(), x["n_h"])
+    old_r, old_x = (end["h"] - end["n"].tanh() for end in (r, x))
+    z, old = means(r["z"].sigmoid(), old_r, x["z"].sigmoid(), old_x)
     to_n = (1 - z) * tanh_slope(r["n"], x["n"])
-    to_z = mean(r["h"], x["h"]) - mean(r["n"].tanh(), x["n"].tanh())
-    to_z = to_z * sigmoid_slope(r["z"], x["z"])
-    to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(r["a"], x["a"])
+    to_z = old * sigmoid_slope(r["z"], x["z"])
+    to_a = to_n * n_h * sigmoid_slope(r["a"], x["a"])
     from_input, from_hidden = (torch.stack([to_a, to_z, n], -2) for n in (to_n, to_n * a))
     return {"from_input": from_input, "from_hidden": from_hidden, "keep": z}
 

@@ -28,6 +28,7 @@ from fxshap.rules.operation import (
     keep,
     keep_between,
     may_hold,
+    rarely_holds,
     times,
     vjp,
 )
@@ -79,7 +80,10 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
             return ask(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
         multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
-        product = times(multiplier, grad) if bounded else scale(grad, multiplier)
+        if not bounded and rarely_holds(~multiplier.isfinite()):
+            product = without_overflow(operation, r, x, grad, multiplier)
+        else:
+            product = times(multiplier, grad)
         return (product.sum_to_size(stack + r.shape),)
 
 
@@ -88,6 +92,16 @@ def scale(grad: Tensor, slope: Tensor) -> Tensor:
     if may_hold(~slope.isfinite()):
         return torch.where(grad == 0, 0.0, grad * slope)
     return times(slope, grad)
+
+
+def without_overflow(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, slope: Tensor
+) -> Tensor:
+    """Multiply a slope that no number holds by a cotangent that makes it one."""
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    product = scale(grad, slope)
+    return torch.where(product.isfinite() | (x == r), product, grad * (f_x - f_r) / (x - r))
 
 
 def derivative(operation: Operation, point: Tensor) -> Tensor:

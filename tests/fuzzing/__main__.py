@@ -3,7 +3,8 @@
 Networks come in chunks, each drawn by Hypothesis from its own seed, the chunk's number. A chunk is
 ten networks, since after ten Hypothesis begins to draw the same block several times in a network.
 Every chunk goes to a file of results when it is done, so that a run that was stopped goes on where
-it was, and parts of a run can be shared out with ``--first``.
+it was, and parts of a run can be shared out with ``--first``. A network that fails is written down
+as code that makes it again, and the run goes on; ``--shrink`` looks for the smallest of a chunk.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=10, help="networks of one seed")
     parser.add_argument("--first", type=int, default=0, help="the first chunk")
     parser.add_argument("--draws", type=int, default=100_000, help="of each rule and dtype")
+    parser.add_argument("--shrink", action="store_true", help="shrink what fails, in long time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--page", type=Path, help="write the figures into this page")
@@ -82,14 +84,14 @@ def fuzz_networks(options: argparse.Namespace) -> Section:
     with tqdm(total=len(chunks) * options.chunk, unit="network", smoothing=0) as bar:
         bar.update((len(chunks) - len(waiting)) * options.chunk)
         for chunk in waiting:
-            done[chunk] = run_chunk(chunk, options.chunk, bar)
+            done[chunk] = run_chunk(chunk, options.chunk, bar, options.shrink)
             with options.results.open("a") as file:
                 file.write(json.dumps(done[chunk]) + "\n")
     records = [done[chunk] for chunk in chunks]
     found: Counter[str] = Counter()
     for record in records:
         found.update(record["found"])
-    failures = [record["failure"] for record in records if record["failure"]]
+    failures = [failure for record in records for failure in record["failures"]]
     return Section(describe_networks(found, failures), bool(failures))
 
 
@@ -98,13 +100,15 @@ def read(path: Path) -> Iterable[Record]:
     return map(json.loads, path.read_text().splitlines()) if path.exists() else ()
 
 
-def run_chunk(chunk: int, size: int, bar: tqdm[Any]) -> Record:
-    """Draw and check the networks of one seed; shrink the first that fails."""
+def run_chunk(chunk: int, size: int, bar: tqdm[Any], shrink: bool = False) -> Record:
+    """Draw and check the networks of one seed; write down what fails, or shrink the first."""
     found: Counter[str] = Counter()
+    failures: list[str] = []
 
     @seed(chunk)
     @settings(
         max_examples=size,
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -113,18 +117,24 @@ def run_chunk(chunk: int, size: int, bar: tqdm[Any]) -> Record:
     )
     @given(networks(), st.lists(datasets(), min_size=3, max_size=3))
     def check(network: Network, data: list[Data]) -> None:
-        outcomes = check_exact(network, data)
-        found.update(outcomes, networks=1)
+        found.update(networks=1)
         bar.update()
+        try:
+            found.update(check_exact(network, data))
+        except Exception as error:
+            if shrink:
+                raise
+            failures.append(f"{type(error).__name__}: {error}\n{network}\n{data}")
 
     try:
         check()
-        failure = ""
         gc.freeze()  # what torch.export keeps of every network
     except Exception as error:
-        failure = f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))
+        notes = getattr(error, "__notes__", ())
+        failures.append("\n".join([f"{type(error).__name__}: {error}", *notes]))
+    for failure in failures:
         tqdm.write(f"chunk {chunk}: {failure}")
-    return {"chunk": chunk, "found": found, "failure": failure}
+    return {"chunk": chunk, "found": found, "failures": failures}
 
 
 def describe_networks(found: Counter[str], failures: list[str]) -> str:
