@@ -126,12 +126,12 @@ plt.show()
 # SHAP's bar plot has the mean over all twenty sites. The sites are aligned, so a position is the
 # same feature in each:
 
-consensus = "-----TGTGA------TCACA-----"
+consensus = "     TGTGA      TCACA     "
 shap.plots.bar(
     shap.Explanation(
         values,
         data=explained,
-        feature_names=[f"{at + 1}: {letter}" for at, letter in enumerate(consensus)],
+        feature_names=[f"{at + 1} {letter}" for at, letter in enumerate(consensus)],
     ),
     max_display=13,
 )
