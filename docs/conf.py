@@ -47,6 +47,7 @@ exclude_patterns += [
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes_action = "qe"  # the two dashes of an option stay two
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
