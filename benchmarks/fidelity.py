@@ -357,7 +357,8 @@ def network_table(results: Results, methods: list[str], style: str) -> str:
     def cell(measurement: Measurement) -> str:
         if measurement.reason:
             return "-"
-        return f"{measurement.distance:.4f}" + ("" if measurement.adds_up else " !")
+        mark = "" if measurement.adds_up else "\u00a0!"  # a line does not break there
+        return f"{measurement.distance:.4f}{mark}"
 
     rows = [[name, *(cell(row[method]) for method in methods)] for name, row in results.items()]
     return tabulate(rows, headers=["network", *methods], tablefmt=style, disable_numparse=True)

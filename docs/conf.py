@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_click",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",
@@ -46,12 +47,14 @@ exclude_patterns += [
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes_action = "qe"  # the two dashes of an option stay two
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # the docstrings say them
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -68,6 +71,7 @@ suppress_warnings = ["config.cache"]  # a function in the settings
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "guides/gallery",
+    "backreferences_dir": "guides/gallery/backreferences",
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
@@ -87,6 +91,9 @@ warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module=r"s
 
 html_theme = "pydata_sphinx_theme"
 html_title = "fxshap"
+html_static_path = ["_static"]
+html_css_files = ["fxshap.css"]
+html_sidebars = {"start": [], "**": ["sidebar-nav-bs"]}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
@@ -94,7 +101,8 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
-    "secondary_sidebar_items": ["page-toc"],
+    # Their tables need the room.
+    "secondary_sidebar_items": {"**": ["page-toc"], "coverage": [], "fidelity": [], "speed": []},
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
     "footer_end": [],

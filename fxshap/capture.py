@@ -83,12 +83,27 @@ class _Selected(nn.Module):
         self.place = place
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        with OneBatchNorm(), running_scripts(self.model):
+        with OneBatchNorm(), running_scripts(self.model), undecided():
             if self.place is None:
                 return select_output(self.call(self.model, inputs), self.output)
             with watching(self.model, self.place) as seen:
                 result = select_output(self.call(self.model, inputs), self.output)
             return result, only_call(self.place, seen)
+
+
+class Undecided(Exception):
+    """A decision by the value of a tensor; torch.export prints its graph with a RuntimeError."""
+
+
+@contextmanager
+def undecided() -> Iterator[None]:
+    """Raise what torch.export says of a decision as :class:`Undecided`, from the user's line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "data-dependent" not in str(error):
+            raise
+        raise Undecided(str(error)).with_traceback(error.__traceback__) from error
 
 
 def capture(

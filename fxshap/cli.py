@@ -158,7 +158,7 @@ def check(
     sys.exit(EXPLAINABLE if found.additive else NOT_ADDITIVE)
 
 
-@cli.command()
+@cli.command(short_help="Explain a small network before and after.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -203,7 +203,7 @@ def build(factory: str) -> nn.Module:
     model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise click.BadParameter(
-            f"{factory} returns a {type(model).__name__}, not a torch.nn.Module",
+            f"{factory} returns an object of type {type(model).__name__}, not a torch.nn.Module",
             param_hint="FACTORY",
         )
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from html import escape
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from fxshap.capture import user_module
 from fxshap.errors import MissingExtraError, OptionError
+from fxshap.rewrite import gives_floats
 from fxshap.tables import shape_of
 
 if TYPE_CHECKING:
@@ -135,7 +137,8 @@ def kind_of(node: fx.Node, treatments: Mapping[fx.Node, str | None]) -> str | No
         return "folded" if str(node.target).startswith("folded_") else None
     if not node.meta.get("varying", False):
         return None
-    return treatments.get(node) or "other"
+    picks = node.target is operator.getitem and gives_floats(node)  # one of several outputs
+    return treatments.get(node) or ("linear" if picks else "other")
 
 
 def label_of(node: fx.Node, home: str) -> str:

@@ -166,27 +166,23 @@ class Verification:
         error, limit = f"{self.additivity_error:.1e}", f"{self.limit:.0e}"
         lines = []
         if self.additive:
-            lines.append(f"Adds up: the error is {error}, of {limit} that rounding explains.")
+            lines.append(f"Adds up: the error is {error}; rounding explains up to {limit}.")
         else:
             lines.append(f"DOES NOT ADD UP: the error is {error}, over {limit}. It comes from")
             for leak in self.leaks:
                 lines.append(f"  {leak} ({leak.operation}, rule '{leak.rule}')")
                 lines += [f"    at {leak.line}"] if leak.line else []
+        gap = f"its gap of {self.gap:.1e}"
         if self.passes_shap:
-            lines.append(f"SHAP's own check passes: {self.gap:.1e} of {SHAP_TOLERANCE}.")
-        elif self.additive:
-            lines.append(
-                f"SHAP's own check fails: its gap, {self.gap:.1e} of {SHAP_TOLERANCE}, is not "
-                "relative,"
-            )
-            lines.append(
-                "and these outputs are large. Explain in float64, or with check_additivity=False."
-            )
+            lines.append(f"SHAP's own check passes: {gap} is under {SHAP_TOLERANCE}.")
         else:
-            lines.append(f"SHAP's own check fails: {self.gap:.1e} of {SHAP_TOLERANCE}.")
+            lines.append(f"SHAP's own check fails: {gap} is not under {SHAP_TOLERANCE}.")
+        if self.additive and not self.passes_shap:
+            lines.append("The gap is not relative, and these outputs are large.")
+            lines.append("Explain in float64, or with check_additivity=False.")
         if self.features > MOST_FEATURES:
             lines.append(
-                f"No exact Shapley values: of {self.features} features, more than {MOST_FEATURES} "
+                f"No exact Shapley values: {self.features} features are more than {MOST_FEATURES} "
                 "(see feature_mask)."
             )
         return lines

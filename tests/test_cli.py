@@ -134,7 +134,7 @@ REFUSALS = {
     "failing factory": (["cli_models:fails", "--shape", "4"], "# the failure`"),
     "no module": (["cli_nothing:Model", "--shape", "4"], "No module named 'cli_nothing'"),
     "no factory": (["cli_models:nothing", "--shape", "4"], "cli_models has no nothing"),
-    "no model": (["cli_models:Nothing", "--shape", "4"], "returns a Nothing, not a torch.nn"),
+    "no model": (["cli_models:Nothing", "--shape", "4"], "of type Nothing, not a torch.nn"),
     "no colon": (["cli_models", "--shape", "4"], "is not like package.module:factory"),
     "no shape": (["cli_models:ready"], "Missing option '--shape'"),
     "no sizes": (["cli_models:ready", "--shape", "4,-1"], "'4,-1' is not like 3,224,224"),

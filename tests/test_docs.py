@@ -1,10 +1,11 @@
-"""The code of the first page that people try runs as it stands."""
+"""The code of the first page that people try runs as it stands; the map has every file."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-START = Path(__file__).parent.parent / "docs" / "start.md"
+ROOT = Path(__file__).parent.parent
+START = ROOT / "docs" / "start.md"
 
 
 def test_five_minutes_run_as_they_stand() -> None:
@@ -14,3 +15,12 @@ def test_five_minutes_run_as_they_stand() -> None:
     for block in blocks:
         exec(compile(block, str(START), "exec"), page)
     assert page["values"].shape == (3, 4, 2)
+
+
+def test_every_file_is_on_the_map() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    told = set(
+        re.findall(r"`(\w+\.py)`", text[text.index("## The map") : text.index("## Add a rule")])
+    )
+    there = {path.name for path in (ROOT / "fxshap").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert told == there

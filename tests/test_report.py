@@ -149,6 +149,19 @@ def test_the_source_of_the_picture_needs_no_graphviz(report, tmp_path, monkeypat
     assert 'label="layers.1"' in source
 
 
+def test_what_picks_one_of_several_outputs_is_drawn_as_linear(tmp_path):
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = x.chunk(2, 1)
+            return a * b
+
+    fxshap.make_explainable(Split(), torch.randn(3, 4)).report().draw(tmp_path / "graph.dot")
+    source = (tmp_path / "graph.dot").read_text()
+    assert source.count("<b>getitem") == 2
+    assert all('fillcolor="#f2f2f2"' in x for x in source.splitlines() if "<b>getitem" in x)
+    assert "no gradient" not in source
+
+
 def test_without_the_program_a_picture_says_what_is_missing(report, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingExtraError, match="needs the program `dot` of Graphviz"):

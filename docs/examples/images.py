@@ -61,4 +61,4 @@ shown = [0, 3, 4, 9]
 by_class = [values[..., k].transpose(0, 2, 3, 1) for k in shown]
 titles = np.array([[str(k) for k in shown]] * len(samples))
 pictures = -samples.numpy().transpose(0, 2, 3, 1)  # dark ink on white
-shap.image_plot(by_class, pictures, labels=titles, width=8)
+shap.image_plot(by_class, pictures, labels=titles, width=8, hspace=0.5)
