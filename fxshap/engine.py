@@ -133,7 +133,7 @@ class Engine:
                 inputs,
                 self.captured.explained,
                 rows,
-                layout.abreast(len(inputs[0])),
+                layout.abreast(len(inputs[0]), self.fused is not None),
                 self.fused,
             )
             self.references, self.references_key = held, version

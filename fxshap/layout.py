@@ -21,9 +21,11 @@ from fxshap.errors import BatchMixingError
 #: half.
 OTHER_SIZE = 0.4
 
-#: Bytes of the largest gradient when several outputs are walked side by side. Up to this size, some
-#: times that of a cache, an operation on all of them is quicker than one on each.
-SIDE_BY_SIDE = 2**24
+#: Bytes of the largest gradient when several outputs are walked side by side. Small operations are
+#: quicker on all of them than on each; large ones take more memory and hardly less time.
+SIDE_BY_SIDE = 2**22
+#: The same for compiled walks, which find the slopes anew in each.
+SIDE_BY_SIDE_FUSED = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class Layout:
             for tap, dim in zip(taps, self.dims, strict=True)
         ]
 
-    def abreast(self, rows: int) -> int:
+    def abreast(self, rows: int, fused: bool = False) -> int:
         """Return how many outputs of `rows` rows are walked side by side.
 
         Copies of the rows must lie one after another in every tap, as repetitions of one row do.
         """
-        return 1 if self.tile else max(SIDE_BY_SIDE // max(self.largest * rows, 1), 1)
+        most = SIDE_BY_SIDE_FUSED if fused else SIDE_BY_SIDE
+        return 1 if self.tile else max(most // max(self.largest * rows, 1), 1)
 
 
 def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
