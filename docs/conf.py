@@ -47,7 +47,6 @@ exclude_patterns += [
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
-smartquotes_action = "qe"  # the two dashes of an option stay two
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
@@ -133,6 +132,14 @@ def keep_formulas(app, what, name, obj, options, lines):
             lines[at:at] = ["::", ""]
 
 
+def keep_examples(app, context, lines):
+    """Show the commands in a help text as they are typed, two dashes and all."""
+    for at, line in enumerate(lines):
+        if line.startswith("|   fxshap "):
+            lines[at] = f"|   ``{line.removeprefix('|').strip()}``"
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", keep_formulas)
     app.connect("source-read", list_present)
+    app.connect("sphinx-click-process-description", keep_examples)

@@ -30,6 +30,29 @@ def require_floats(inputs: Sequence[Tensor]) -> None:
             )
 
 
+def require_pairs(references: Sequence[Any], samples: Sequence[Any]) -> None:
+    """Raise unless references and samples are tensors with rows of the same shapes."""
+    for what, inputs in (("background", references), ("samples", samples)):
+        for position, x in enumerate(inputs):
+            if not isinstance(x, Tensor):
+                raise InputError(
+                    f"input {position} of the {what} is a {type(x).__name__}, not a torch.Tensor "
+                    "(torch.from_numpy makes one)"
+                )
+            if x.dim() == 0 or len(x) == 0:
+                raise InputError(f"input {position} of the {what} has no rows")
+    if len(references) != len(samples):
+        raise InputError(
+            f"the background is of {len(references)} inputs, but the samples of {len(samples)}"
+        )
+    for position, (r, x) in enumerate(zip(references, samples, strict=True)):
+        if r.shape[1:] != x.shape[1:]:
+            raise InputError(
+                f"rows of input {position} are of shape {tuple(r.shape[1:])} in the background, "
+                f"but {tuple(x.shape[1:])} in the samples; the first dimension counts the rows"
+            )
+
+
 @torch.no_grad()
 def require_types(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
     """Raise if inputs are not of the type of the model's weights and the model fails on them."""

@@ -36,7 +36,7 @@ from fxshap.entry import (
     require_parameters,
     spread,
 )
-from fxshap.errors import CaptureError, ModelError, OptionError
+from fxshap.errors import CaptureError, InputError, ModelError, OptionError
 from fxshap.inputs import is_floating, require_arrays, require_floats, require_types
 from fxshap.layers import require_room, split
 from fxshap.output import Selector, pick, require_columns, require_rows, select_output
@@ -419,6 +419,8 @@ class ExplainableModule(nn.Module):
         *inputs : Tensor
             One tensor an input of the model, with the batch first.
         """
+        if not inputs:
+            raise InputError("prepare takes the inputs of the model, one tensor each")
         require_floats(inputs)
         with taking_turns(), evaluating(self.model):
             given = self._given(inputs, {}, is_floating)

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fxshap.errors import InputError, OptionError
+from fxshap.errors import OptionError
+from fxshap.inputs import require_pairs, require_types
 from fxshap.leaks import Leak, find_leaks
 from fxshap.module import ExplainableModule, evaluating, make_explainable
-from fxshap.output import Selector
+from fxshap.output import Selector, require_columns
 from fxshap.refine import dims_of_inputs
 from fxshap.shapley import shapley_values
 from fxshap.tables import count, html_table, text_table
@@ -253,14 +254,13 @@ def verify(
     elif output is not None:
         raise OptionError("give output= to make_explainable, which made this model explainable")
     references, rows = as_list(background), as_list(samples)
-    if len(references) != len(rows):
-        raise InputError(
-            f"the background is of {len(references)} inputs, but the samples of {len(rows)}"
-        )
+    require_pairs(references, rows)
     groups = features_of(model, references, feature_mask)
     with evaluating(model):
+        require_types(references, model.model, lambda: model(*references))
         with torch.no_grad():
             f_r = model(*references)
+            require_columns(f_r)
             rows = [x.to(f_r.device) for x in rows]  # as SHAP does
             f_x = model(*rows)
         walks = len(f_x) * min(f_x.shape[1], ranked_outputs or f_x.shape[1])

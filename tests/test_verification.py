@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fxshap
 import fxshap.rescale
 from benchmarks.models import NETWORKS
-from fxshap import InputError, OptionError
+from fxshap import InputError, OptionError, OutputError
 from fxshap.leaks import local_errors
 from fxshap.rescale import choose_rule
 from fxshap.rules import RULES, Rule
@@ -165,7 +165,7 @@ def test_groups_reach_over_inputs():
 def test_many_features_have_no_exact_values():
     result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
     assert [sample.distance for sample in result.samples] == [None, None]
-    assert "of 15 features, more than 12" in str(result)
+    assert "15 features are more than 12" in str(result)
 
 
 def test_the_first_sample_has_exact_values_whatever_they_take(monkeypatch):
@@ -353,6 +353,31 @@ def test_refuses_arguments_by_name():
         fxshap.verify(explainable, BACKGROUND, SAMPLES, feature_mask=[SAMPLES[0].long()] * 2)
     with pytest.raises(OptionError, match="does not broadcast to the shape of one row"):
         fxshap.verify(explainable, BACKGROUND, SAMPLES, feature_mask=torch.arange(4))
+
+
+BAD_INPUTS = {
+    "arrays": (BACKGROUND.numpy(), SAMPLES, "background is a ndarray, not a torch.Tensor"),
+    "no references": (BACKGROUND[:0], SAMPLES, "input 0 of the background has no rows"),
+    "no samples": (BACKGROUND, SAMPLES[:0], "input 0 of the samples has no rows"),
+    "one row": (BACKGROUND, SAMPLES[0], "but (3,) in the samples"),
+    "another type": (
+        BACKGROUND.float(),
+        SAMPLES.float(),
+        "but the model's weights of torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_refuses_inputs_by_name(name):
+    background, samples, said = BAD_INPUTS[name]
+    with pytest.raises(InputError, match=re.escape(said)):
+        fxshap.verify(attention(), background, samples)
+
+
+def test_refuses_an_output_without_columns():
+    with pytest.raises(OutputError, match="SHAP explains outputs of shape"):
+        fxshap.verify(nn.Flatten(0), BACKGROUND, SAMPLES)
 
 
 def test_progress_goes_to_standard_error(capfd):
