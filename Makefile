@@ -41,7 +41,7 @@ narrow: $(VENV)/.test
 	$(BIN)/python -m benchmarks.narrow
 
 soak: $(VENV)/.test
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.soak --page docs/reliability.md
 
 # The newest SHAP that there is, whatever setup.cfg says, in an environment of its own; the rest as in
 # constraints.txt, so that no other torch is fetched.
