@@ -269,7 +269,10 @@ def div(
 def copysign(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """|a| times the sign of b, which jumps at 0: the product of the two."""
+    """|a| times the sign of b, which jumps at 0: the product of the two.
+
+    No multiplier serves a jump from 0 to -0, whose difference is 0.
+    """
     ends = [
         [operation.get("self") if 0 not in operation.slots else end[0],
          operation.get("other") if 1 not in operation.slots else end[-1]]
@@ -282,7 +285,7 @@ def copysign(
     if 0 in operation.slots:
         slopes[0] = (s_r + s_x) / 2 * abs_slope(a_r, a_x)
     if 1 in operation.slots:
-        turn = torch.where(s_r == s_x, 0.0, (s_x - s_r) / (b_x - b_r))
+        turn = torch.where((s_r == s_x) | (b_x == b_r), 0.0, (s_x - s_r) / (b_x - b_r))
         slopes[1] = (a_r.abs() + a_x.abs()) / 2 * turn
     return tuple(
         scale(grad, slopes[slot]).sum_to_size(end.shape)
