@@ -145,7 +145,8 @@ class Engine:
         count, chunk = len(inputs[0]), self.reference_chunk
         if self.captured.rows is not None:  # nothing else runs
             return count
-        fit = rows_that_fit(layout.size, inputs[0].device) if chunk == "auto" else chunk
+        size = layout.size * (2 if self.refinement.pairs else 1)  # a coalition and its complement
+        fit = rows_that_fit(size, inputs[0].device) if chunk == "auto" else chunk
         return count if fit is None else min(fit, count)
 
     def release(self) -> None:

@@ -63,6 +63,14 @@ class Layout:
         most = SIDE_BY_SIDE_FUSED if fused else SIDE_BY_SIDE
         return 1 if self.tile else max(most // max(self.largest * rows, 1), 1)
 
+    def apart(self, taps: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+        """Take the taps of several batches of as many rows that were run as one apart."""
+        pieces = [
+            [tap] * count if dim is None else tap.chunk(count, dim)
+            for tap, dim in zip(taps, self.dims, strict=True)
+        ]
+        return [list(batch) for batch in zip(*pieces, strict=True)]
+
 
 def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
     """Repeat a tap as a block along its batch dimension."""

@@ -96,8 +96,9 @@ def make_explainable(
         the layer gives is then had by ``explainable.embed(...)``.
     refine : int
         How many complementary pairs of random half-coalitions of features to walk through for
-        every reference. 0 is one pass; more are nearer to the exact Shapley values, as additive,
-        and cost about five passes each.
+        every reference, or as many walks in longer chains of coalitions where they are many. 0 is
+        one pass; more are nearer to the exact Shapley values, as additive, and cost about five
+        passes each. :mod:`fxshap.refine` says how.
     seed : int
         Seed of the coalitions: the same call gives the same values.
     feature_dims : sequence of int, or of one such sequence an input, optional
@@ -114,8 +115,8 @@ def make_explainable(
         another number of references; the others are quicker, most in transformers. It needs a C++
         compiler, or Triton on a GPU. References that do not fit onto one tape are walked without.
     progress : bool
-        Whether a capture that takes more than 2 seconds shows on a terminal or in a notebook that
-        it is going on.
+        Whether a capture, or the refinement of one sample, that takes more than 2 seconds shows
+        on a terminal or in a notebook that it is going on.
 
     Returns
     -------
@@ -157,7 +158,7 @@ def make_explainable(
             f"make_explainable takes a torch.nn.Module, not a {type(model).__name__}; a function "
             "can be put into the forward method of a small nn.Module"
         )
-    refinement = Refinement(refine, seed, feature_dims)
+    refinement = Refinement(refine, seed, feature_dims, progress)
     if reference_chunk != "auto" and (not isinstance(reference_chunk, int) or reference_chunk < 1):
         raise OptionError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
     given = (inputs,) if isinstance(inputs, str) else inputs

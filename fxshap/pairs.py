@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fxshap.layout import Layout
+from fxshap.progress import Step, telling
 from fxshap.references import References
-from fxshap.refine import Found, Refinement, refined_multipliers
+from fxshap.refine import Chains, Found, Refinement, Walker, refined_multipliers
 from fxshap.tape import Tape, Taps
 
 Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
@@ -78,19 +79,20 @@ class Pairs:
 
     def walks(self, grads: Sequence[Tensor]) -> Found:
         """Return for every cotangent the multipliers from the references to the samples."""
-        explained = self.references.explained
-        coalitions = self.refinement.draw(
-            self.samples[:explained], self.references.inputs[:explained]
-        )
-        found = [
-            self._walk(
-                self.references.tape(part),
-                part,
-                [[mask[part] for mask in masks] for masks in coalitions],
-                [grad[part] for grad in grads],
-            )
-            for part in self.references.parts()
-        ]
+        explained, parts = self.references.explained, self.references.parts()
+        chains = self.refinement.draw(self.samples[:explained], self.references.inputs[:explained])
+        show = self.refinement.progress and bool(chains.drawn)
+        with telling("fxshap refines", show, chains.walks * len(parts)) as step:
+            found = [
+                self._walk(
+                    self.references.tape(part),
+                    part,
+                    chains.of(part),
+                    [grad[part] for grad in grads],
+                    step,
+                )
+                for part in parts
+            ]
         if len(found) == 1:
             return found[0]
         return [
@@ -99,23 +101,29 @@ class Pairs:
         ]
 
     def _walk(
-        self,
-        tape: Tape,
-        part: slice,
-        coalitions: Sequence[Sequence[Tensor]],
-        grads: Sequence[Tensor],
+        self, tape: Tape, part: slice, chains: Chains, grads: Sequence[Tensor], step: Step
     ) -> Found:
-        _, sample = self.end(part)
-        if not coalitions:
-            return tape.walks(tape.references, sample, grads)
-
         explained = self.references.explained
-        samples = [x if self.single else x[part] for x in self.samples[:explained]]
         references = [x[part] for x in self.references.inputs]
-        references, beside = references[:explained], references[explained:]
 
-        def through(hybrid: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Found, Found]:
-            _, middle = self.observe([*hybrid, *beside])
-            return tape.walks(tape.references, middle, grads), tape.walks(middle, sample, grads)
+        def walks(start: Taps, end: Taps) -> Found:
+            step()
+            return tape.walks(start, end, grads)
 
-        return refined_multipliers(through, samples, references, coalitions, grads)
+        walker = Walker(
+            lambda points: self._observe([[*point, *references[explained:]] for point in points]),
+            walks,
+            [x if self.single else x[part] for x in self.samples[:explained]],
+            references[:explained],
+            self.end(part)[1],
+            tape.references,
+        )
+        return refined_multipliers(walker, chains)
+
+    def _observe(self, points: Sequence[Sequence[Tensor]]) -> list[Taps]:
+        """Return the taps of several points, as one batch where its rows come apart again."""
+        if self.layout.tile:
+            return [self.observe(point)[1] for point in points]
+        _, taps = self.observe([torch.cat(rows) for rows in zip(*points, strict=True)])
+        pieces = self.layout.apart(list(taps.values()), len(points))
+        return [dict(zip(taps, piece, strict=True)) for piece in pieces]

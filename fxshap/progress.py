@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TextIO
 
@@ -15,8 +16,30 @@ PATIENCE = 2.0
 STEP = 0.5
 
 
+#: Called when one of the steps of a work begins.
+Step = Callable[[], None]
+
+
+@dataclass
+class Line:
+    """What is going on, and how far it is."""
+
+    what: str
+    steps: int = 0
+    taken: int = 0
+
+    def step(self) -> None:
+        """Begin the next step."""
+        self.taken += 1
+
+    def text(self, seconds: float) -> str:
+        """Return the line."""
+        how_far = f", {self.taken} of {self.steps}" if self.steps else ""
+        return f"{self.what}{how_far}: {seconds:.1f} s"
+
+
 @contextmanager
-def telling(what: str, show: bool = True) -> Iterator[None]:
+def telling(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
     """Show what is going on and for how long, if it goes on for long and somebody looks.
 
     Parameters
@@ -24,32 +47,37 @@ def telling(what: str, show: bool = True) -> Iterator[None]:
     what : str
     show : bool
         Whether to say anything at all.
+    steps : int
+        How many steps it takes, for work that comes again and again: its line is wiped when it
+        is done.
     """
-    stream = sys.stderr
+    stream, line = sys.stderr, Line(what, steps)
     if not show or not is_watched(stream):
-        yield
+        yield line.step
         return
     done = Event()
-    teller = Thread(target=tell, args=(what, stream, done), daemon=True)
+    teller = Thread(target=tell, args=(line, stream, done), daemon=True)
     teller.start()
     try:
-        yield
+        yield line.step
     finally:
         done.set()
         teller.join()
 
 
-def tell(what: str, stream: TextIO, done: Event) -> None:
+def tell(line: Line, stream: TextIO, done: Event) -> None:
     """Write the line again and again until it is done."""
     start = time.perf_counter()
     if done.wait(PATIENCE):
         return
     while True:
-        stream.write(f"\r{what}: {time.perf_counter() - start:.1f} s")
+        text = line.text(time.perf_counter() - start)
+        stream.write(f"\r{text}")
         stream.flush()
         if done.wait(STEP):
             break
-    stream.write(f"\r{what}: {time.perf_counter() - start:.1f} s\n")
+    last = line.text(time.perf_counter() - start)
+    stream.write(f"\r{' ' * len(last)}\r" if line.steps else f"\r{last}\n")
     stream.flush()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
 import pytest
+import shap
 import torch
 from torch import Tensor, nn
 
@@ -63,3 +65,29 @@ def test_a_failure_ends_the_line(monkeypatch, quick):
         time.sleep(0.3)
         raise ZeroDivisionError
     assert stream.getvalue().endswith("\n")
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) * x.flip(1)
+
+
+def refined(monkeypatch, **options: bool) -> str:
+    stream = Terminal()
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    explainable = fxshap.make_explainable(Gated(), refine=20, **options)
+    explainer = shap.DeepExplainer(explainable, torch.randn(5, 3))
+    explainer.shap_values(torch.randn(1, 3))  # capture
+    monkeypatch.setattr(sys, "stderr", stream)
+    explainer.shap_values(torch.randn(1, 3))
+    return stream.getvalue()
+
+
+def test_a_long_refinement_says_how_far_it_is_and_leaves_nothing(monkeypatch):
+    first, *_, blank, end = refined(monkeypatch).split("\r")[1:]
+    assert re.fullmatch(r"fxshap refines, \d+ of 81: \d+\.\d s", first)
+    assert blank.strip() == "" and end == ""
+
+
+def test_refinement_is_silent_when_turned_off(monkeypatch):
+    assert refined(monkeypatch, progress=False) == ""

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS
-from fxshap.refine import Refinement, draw_coalition
+from fxshap.pairs import Pairs
+from fxshap.refine import (
+    Refinement,
+    balanced_scores,
+    blocks_of_chain,
+    draw_blocks,
+    share_together,
+)
 from fxshap.shapley import shapley_values
 
 SOME = ("gelu_functional", "max_pool3d", "normalize", "gru_stacked_bidirectional", "two_inputs")
@@ -32,11 +39,11 @@ def explain(
 
 
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("pairs", [1, 3])
+@pytest.mark.parametrize("pairs", [1, 16])
 def test_refined_attributions_add_up(name: str, pairs: int) -> None:
     network = NETWORKS[name]
     model = network.build().double()
-    x, r = (network.inputs(4, seed=s, dtype=torch.float64) for s in (1, 2))
+    x, r = (network.inputs(n, seed=n, dtype=torch.float64) for n in (2, 8))
     values = explain(model, x, r, refine=pairs)
     with torch.no_grad():
         f_x, f_r = model(*x), model(*r)
@@ -79,21 +86,78 @@ def test_no_pairs_are_one_pass() -> None:
     assert torch.equal(explain(model, x, r), explain(model, x, r, refine=0, seed=5))
 
 
-def test_coalitions_hold_half_of_the_features_that_differ() -> None:
-    r, x = torch.zeros(6, 8), torch.ones(1, 8)
-    x[:, :2] = 0.0
-    (mask,) = draw_coalition([x], [r], [(1,)], torch.Generator().manual_seed(0))
-    assert mask.sum(1).tolist() == [3] * 6
-    assert not mask[:, :2].any()
+def test_blocks_are_of_even_size_among_the_features_that_differ() -> None:
+    differ = torch.ones(5, 8, dtype=torch.bool)
+    differ[:, :2] = False
+    for blocks, sizes in ((2, [3, 3]), (4, [2, 1, 2, 1])):
+        scores = balanced_scores(8, blocks, np.random.default_rng(0))
+        drawn = draw_blocks(differ, blocks, scores)
+        assert bool((drawn[:, :2] == blocks - 1).all())
+        for row in drawn[:, 2:]:
+            assert sorted(torch.bincount(row, minlength=blocks).tolist()) == sorted(sizes)
+
+
+def test_all_pairs_of_features_are_parted_equally_often() -> None:
+    scores = balanced_scores(7, 2, np.random.default_rng(0))
+    halves = torch.stack([torch.as_tensor(next(scores)) > 0 for _ in range(14)]).double()
+    together = (halves.mT @ halves + (1 - halves).mT @ (1 - halves)).fill_diagonal_(0)
+    assert together.unique().tolist() == [0, 6]  # of 14; 7.5 features is what a half would be
+
+
+@pytest.mark.parametrize(("features", "blocks"), [(1, 2), (2, 2), (7, 2), (10, 4), (9, 9)])
+def test_the_share_of_pairs_together_is_that_of_the_blocks(features: int, blocks: int) -> None:
+    drawn = draw_blocks(
+        torch.ones(1, features, dtype=torch.bool),
+        blocks,
+        balanced_scores(features, blocks, np.random.default_rng(0)),
+    )
+    (same,) = drawn.unsqueeze(1) == drawn.unsqueeze(2)
+    pairs = features * (features - 1)
+    expected = (float(same.sum()) - features) / pairs if pairs else 0.0
+    assert float(share_together(torch.tensor([features]), blocks)) == pytest.approx(expected)
+
+
+def test_chains_grow_with_the_number_of_walks() -> None:
+    grown = [blocks_of_chain(pairs, 16, 10) for pairs in range(1, 2000)]
+    assert grown == sorted(grown) and grown[0] == 2 and grown[-1] == 10
+    assert blocks_of_chain(1000, 16, 1) == 2
+
+
+def test_chains_that_switch_one_feature_at_a_time_in_all_orders_are_exact() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    x, r = torch.randn(1, 2).double(), torch.randn(1, 2).double()
+    values = explain(model, [x], [r], refine=1)[0]
+    assert (values - shapley_values(model, x[0], r[0])).abs().max() < 1e-12
 
 
 def test_channels_of_a_pixel_switch_together() -> None:
     r, x = torch.zeros(2, 3, 4, 4), torch.ones(1, 3, 4, 4)
-    ((mask,),) = Refinement(1).draw([x], [r])
-    assert mask.shape == (2, 1, 4, 4)
-    assert mask.flatten(1).sum(1).tolist() == [8, 8]
-    ((tokens,),) = Refinement(1, feature_dims=(2,)).draw([x], [r])
+    chains = Refinement(1).draw([x], [r])
+    ((block,),) = chains.drawn
+    assert block.shape == (2, 1, 4, 4)
+    assert block.flatten(1).sum(1).tolist() == [8, 8]
+    ((tokens,),) = Refinement(1, feature_dims=(2,)).draw([x], [r]).drawn
     assert tokens.shape == (2, 1, 4, 1)
+
+
+def test_references_in_chunks_get_the_same_values() -> None:
+    network = NETWORKS["gelu_functional"]
+    model = network.build().double()
+    x, r = (network.inputs(n, seed=n, dtype=torch.float64) for n in (2, 20))
+    whole, chunks = (explain(model, x, r, refine=8, reference_chunk=n) for n in (20, 7))
+    assert (whole - chunks).abs().max() < 1e-12
+
+
+def test_coalitions_are_run_together_where_rows_lie_apart(monkeypatch) -> None:
+    network = NETWORKS["encoder_layer_time_first_gelu"]
+    model = network.build().double()
+    x, r = (network.inputs(n, seed=n, dtype=torch.float64) for n in (1, 16))
+    together = explain(model, x, r, refine=8)
+    monkeypatch.setattr(
+        Pairs, "_observe", lambda self, points: [self.observe(point)[1] for point in points]
+    )
+    assert (together - explain(model, x, r, refine=8)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("dims", [(0,), (7,), ((1,), (1,))])
