@@ -3,7 +3,8 @@
 All methods explain the same samples against the same references in one process, in turns
 (A B A B ...), so that what else the machine does falls on all of them. A ratio is the time of
 another method over that of fxshap in the same round; its median and its range are shown. Peak
-memory comes from a fresh process for each method.
+memory comes from a fresh process for each method. How far the attributions of fxshap are from
+adding up is measured on the values that are timed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import shap
 import torch
@@ -32,6 +35,7 @@ from tqdm import tqdm
 import fxshap
 from benchmarks import growth
 from benchmarks.models.workloads import WORKLOADS, Workload
+from fxshap.verification import additivity_error
 
 OUTPUT = Path("docs/speed.md")
 FIGURE = Path("docs/figures/speed.png")
@@ -61,6 +65,11 @@ def with_shap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
 def with_fxshap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
     """Unmodified SHAP on the explainable model."""
     return with_shap(fxshap.make_explainable(model), references, outputs)
+
+
+def with_compiled(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Unmodified SHAP on the explainable model, its walk compiled."""
+    return with_shap(fxshap.make_explainable(model, compile=True), references, outputs)
 
 
 def with_nothing(model: nn.Module, references: Tensor, outputs: int) -> Explain:
@@ -95,11 +104,14 @@ def with_tangermeme(model: nn.Module, references: Tensor, outputs: int) -> Expla
 
 METHODS: dict[str, Method] = {
     "fxshap": with_fxshap,
+    "compiled": with_compiled,
     "SHAP": with_shap,
     "Captum": with_captum,
     "tangermeme": with_tangermeme,
     "SHAP's loop": with_nothing,
 }
+#: Those whose attributions must add up.
+OURS = ("fxshap", "compiled")
 
 
 def prepare(work: Workload) -> tuple[nn.Module, Tensor, Tensor, int]:
@@ -115,14 +127,24 @@ def prepare(work: Workload) -> tuple[nn.Module, Tensor, Tensor, int]:
     return model, references, samples, outputs
 
 
-def times(work: Workload, methods: dict[str, Method], rounds: int) -> dict[str, list[float]]:
-    """Time every method in every round, in seconds; a method that fails has no times."""
+Times = dict[str, list[float]]
+Errors = dict[str, float]
+
+
+def times(work: Workload, methods: dict[str, Method], rounds: int) -> tuple[Times, Errors]:
+    """Time every method in every round, in seconds; a method that fails has no times.
+
+    Also return the additivity errors of ours.
+    """
     explainers: dict[str, Explain] = {}
+    errors: Errors = {}
     for name, method in methods.items():
         model, references, samples, outputs = prepare(work)
         try:
             explain = method(model, references, outputs)
-            explain(samples)  # warm up: capture, compile, allocate
+            values: Any = explain(samples)  # warm up: capture, compile, allocate
+            if name in OURS:
+                errors[name] = additivity_error(model, references, samples, [values])
         except Exception as error:
             tqdm.write(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
             continue
@@ -133,7 +155,7 @@ def times(work: Workload, methods: dict[str, Method], rounds: int) -> dict[str, 
             start = time.perf_counter()
             explain(samples)
             found[name].append(time.perf_counter() - start)
-    return found
+    return found, errors
 
 
 def peak_memory(name: str, method: str) -> float:
@@ -163,17 +185,48 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def ratios(found: dict[str, list[float]], other: str) -> list[float]:
-    """Return another method's time over that of fxshap in each round."""
-    return [b / a for a, b in zip(found["fxshap"], found[other], strict=True)]
+def ratios(found: Times, other: str, ours: str = "fxshap") -> list[float]:
+    """Return another method's time over ours in each round."""
+    return [b / a for a, b in zip(found[ours], found[other], strict=True)]
 
 
-def ratio(found: dict[str, list[float]], other: str) -> str:
-    """Return the median and the range of another method's time over that of fxshap."""
-    if other not in found:
+def ratio(found: Times, other: str, ours: str = "fxshap") -> str:
+    """Return the median and the range of another method's time over ours."""
+    if other not in found or ours not in found:
         return "-"
-    each = ratios(found, other)
+    each = ratios(found, other, ours)
     return f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+
+
+#: ResNet-50 as people use it: images of 224 x 224 pixels and 100 references, so many on a tape.
+LARGE = "ResNet-50", (3, 224, 224), 100
+LARGE_CHUNK = 50
+
+
+def large(chunk: int) -> None:
+    """Explain one output of one large image; print the peak memory of the process, in MiB."""
+    name, shape, count = LARGE
+    work = replace(WORKLOADS[name], shape=shape, references=count)
+    model, references, samples, _ = prepare(work)
+    explainer = shap.DeepExplainer(
+        fxshap.make_explainable(model, reference_chunk=chunk), references
+    )
+    start = time.perf_counter()
+    explainer.shap_values(samples[:1], ranked_outputs=1, check_additivity=False)
+    print(json.dumps([resident("VmHWM") / 1024, time.perf_counter() - start]))
+
+
+def measure_large() -> str:
+    """Say what the large explanation took, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--large"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    mebibytes, seconds = json.loads(output.splitlines()[-1])
+    name, shape, count = LARGE
+    return (
+        f"{name} on {shape[1]} x {shape[2]} pixels against {count} references, {LARGE_CHUNK} on a "
+        f"tape: one output of one sample in {seconds:.0f} s, capture and all, with a peak of "
+        f"{mebibytes / 1024:.1f} GiB for the whole process."
+    )
 
 
 def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
@@ -183,15 +236,16 @@ def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    others = [name for name in ("SHAP", "Captum", "tangermeme") if name in METHODS]
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    others = [name for name in ("SHAP", "Captum", "tangermeme", "compiled") if name in METHODS]
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     height = 0.8 / len(others)
     for index, other in enumerate(others):
         places = [
             row + index * height for row, name in enumerate(medians) if other in medians[name]
         ]
         widths = [found[other] for found in medians.values() if other in found]
-        bars = axes.barh(places, widths, height, label=other)
+        label = "fxshap, compiled" if other == "compiled" else other
+        bars = axes.barh(places, widths, height, label=label)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([row + height for row in range(len(medians))], list(medians))
@@ -214,12 +268,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory", action="store_true", help="measure the peak memory too")
     parser.add_argument("--growth", action="store_true", help="measure how time grows too")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     if options.child:
         child(*options.child)
+        return 0
+    if options.large:
+        large(LARGE_CHUNK)
         return 0
 
     chosen = {"fxshap": METHODS["fxshap"]} | {name: METHODS[name] for name in options.methods}
@@ -232,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
             if work.stock
             else {key: m for key, m in chosen.items() if key not in ("Captum", "tangermeme")}
         )
-        found = times(work, methods, options.rounds)
+        found, errors = times(work, methods, options.rounds)
         median = statistics.median(found["fxshap"])
         medians[name] = {
             key: statistics.median(ratios(found, key)) for key in found if key != "fxshap"
@@ -240,27 +298,33 @@ def main(arguments: list[str] | None = None) -> int:
         row = [
             name,
             f"{1e3 * median:.0f}",
-            *(ratio(found, key) for key in chosen if key != "fxshap"),
+            *(ratio(found, key) for key in chosen if key not in OURS),
+            ratio(found, "SHAP", "compiled"),
+            *(f"{errors[key]:.1e}" if key in errors else "-" for key in OURS),
         ]
         if options.memory:
             row += [f"{peak_memory(name, key):.0f}" for key in ("fxshap", "SHAP")]
         rows.append(row)
         tqdm.write("  ".join(row))
-    header = ["network", "fxshap, ms", *(f"{key} / fxshap" for key in chosen if key != "fxshap")]
+    header = ["network", "fxshap, ms", *(f"{key} / fxshap" for key in chosen if key not in OURS)]
+    header += ["SHAP / compiled", "error", "error, compiled"]
     if options.memory:
         header += ["fxshap, MiB", "SHAP, MiB"]
     table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
     print(table)
+    sentence = measure_large() if options.memory else ""
     grown = growth.measure(options.rounds) if options.growth else None
     if grown:
         print(growth.table(grown))
     if options.output:
         draw(medians)
-        options.output.write_text(report(table, grown, options))
+        options.output.write_text(report(table, sentence, grown, options))
     return 0
 
 
-def report(table: str, grown: growth.Times | None, options: argparse.Namespace) -> str:
+def report(
+    table: str, sentence: str, grown: growth.Times | None, options: argparse.Namespace
+) -> str:
     """Return the page: what was measured, with what, and the tables."""
     grows = (
         ""
@@ -284,7 +348,8 @@ The tabular network, one size changed at a time. 1 is linear.
 process. A ratio is another method's time over that of unmodified SHAP on the explainable model:
 the median and, in brackets, the range. Memory is the peak of a fresh process that explains
 one sample a second time, over what it held before. "SHAP's loop" is SHAP on a model that
-returns zeros.
+returns zeros. "Compiled" is `make_explainable(model, compile=True)`, once it has compiled. Errors
+are additivity errors in float32, relative to the largest output.
 
 {datetime.date.today()}, Python {platform.python_version()}, {packages},
 fxshap {fxshap.__version__}, `{shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])}`
@@ -292,6 +357,8 @@ fxshap {fxshap.__version__}, `{shlex.join(["python", "-m", "benchmarks.speed", *
 {table}
 
 ![Times over that of fxshap](figures/speed.png)
+
+{sentence}
 {grows}"""
 
 
