@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NEWEST := $(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check \
+	-c $(VENV)-newest/constraints.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fxshap.demo
@@ -39,15 +41,17 @@ narrow: $(VENV)/.test
 	$(BIN)/python -m benchmarks.narrow
 
 soak: $(VENV)/.test
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.soak --page docs/reliability.md
 
-# The newest SHAP that there is, whatever setup.cfg says, in an environment of its own.
+# The newest SHAP that there is, whatever setup.cfg says, in an environment of its own; the rest as in
+# constraints.txt, so that no other torch is fetched.
 newest:
 	$(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check torch
-	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps shap
-	$(VENV)-newest/bin/python -m pytest -n 2 tests/test_asking.py tests/test_networks.py
+	grep -v '^shap=' constraints.txt > $(VENV)-newest/constraints.txt
+	$(NEWEST) torch
+	$(NEWEST) -e '.[test]'
+	$(NEWEST) --upgrade --no-deps shap
+	$(VENV)-newest/bin/python -m tests.versions --page docs/reliability.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

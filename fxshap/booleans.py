@@ -28,8 +28,12 @@ ours = torch.ops.fxshap
 
 
 def far_below(dtype: torch.dtype) -> float:
-    """Return what stands for -inf where it may or may not be filled in: finite, below any logit."""
-    return max(-1e30, torch.finfo(dtype).min / 2)
+    """Return what stands for -inf where it may or may not be filled in: finite, below any logit.
+
+    The slope of a softmax over such a step is its reciprocal, which must be a normal number, also
+    when it is multiplied.
+    """
+    return max(-1e250 if dtype is torch.float64 else -1e30, torch.finfo(dtype).min / 2)
 
 
 COMPARISONS = {

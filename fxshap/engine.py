@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxshap.answers import NO_ANSWERS, Answers
 from fxshap.capture import Captured, tensor_at
+from fxshap.fused import Fused
 from fxshap.inputs import require_finite, require_finite_weights
 from fxshap.layers import Trunk
 from fxshap.layout import Layout, probe_layout
@@ -40,6 +41,8 @@ class Engine:
         How many references go onto one tape.
     trunk : Trunk, optional
         What leads to the head.
+    compile : bool
+        Whether to compile the walks.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Engine:
         refinement: Refinement,
         reference_chunk: ReferenceChunk,
         trunk: Trunk | None = None,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.captured = captured
@@ -56,6 +60,7 @@ class Engine:
         self.reference_chunk = reference_chunk
         self.trunk = trunk
         self.rewritten: Rewritten = rewrite(self.captured)
+        self.fused = Fused(self.rewritten.attribute, captured.explained) if compile else None
         self.layout: Layout | None = None
         self.references: References | None = None
         self.references_key: tuple[Any, ...] = ()
@@ -123,7 +128,14 @@ class Engine:
         if held is None or self.references_key != version or not held.are(inputs):
             self.references, self.answers = None, NO_ANSWERS  # let go of the old ones first
             rows = self.rows_of_tape(inputs, layout)
-            held = References(self.rewritten.attribute, inputs, self.captured.explained, rows)
+            held = References(
+                self.rewritten.attribute,
+                inputs,
+                self.captured.explained,
+                rows,
+                layout.abreast(len(inputs[0]), self.fused is not None),
+                self.fused,
+            )
             self.references, self.references_key = held, version
             logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
         return held

@@ -33,6 +33,10 @@ class RuleError(FxshapError, RuntimeError):
     """An operation has neither a rule nor a derivative, or its rule failed."""
 
 
+class CompileError(FxshapError, RuntimeError):
+    """The walk could not be compiled; without ``compile=True`` it need not be."""
+
+
 class OptionError(FxshapError, ValueError):
     """An argument of a function of fxshap is not one of the values it can have."""
 

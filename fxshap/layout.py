@@ -21,6 +21,12 @@ from fxshap.errors import BatchMixingError
 #: half.
 OTHER_SIZE = 0.4
 
+#: Bytes of the largest gradient when several outputs are walked side by side. Small operations are
+#: quicker on all of them than on each; large ones take more memory and hardly less time.
+SIDE_BY_SIDE = 2**22
+#: The same for compiled walks, which find the slopes anew in each.
+SIDE_BY_SIDE_FUSED = 2**24
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,13 +38,15 @@ class Layout:
         For every tap the dimension in which rows lie one after another; ``None`` without one.
     tile : bool
         Whether some tap is not a repetition, so that the one row must be run as many.
-    size : int
-        Bytes of the taps of one row; 0 if the graph does not run on one row.
+    size, largest : int
+        Bytes of the taps of one row, and of the largest of them; 0 if the graph does not run on
+        one row.
     """
 
     dims: tuple[int | None, ...]
     tile: bool
     size: int = 0
+    largest: int = 0
 
     def spread(self, taps: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Make the taps of one row broadcast against those of `rows` rows."""
@@ -46,6 +54,14 @@ class Layout:
             tap if dim is None or tap.shape[dim] == 1 else repeat(tap, dim, rows)
             for tap, dim in zip(taps, self.dims, strict=True)
         ]
+
+    def abreast(self, rows: int, fused: bool = False) -> int:
+        """Return how many outputs of `rows` rows are walked side by side.
+
+        Copies of the rows must lie one after another in every tap, as repetitions of one row do.
+        """
+        most = SIDE_BY_SIDE_FUSED if fused else SIDE_BY_SIDE
+        return 1 if self.tile else max(most // max(self.largest * rows, 1), 1)
 
 
 def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
@@ -93,8 +109,9 @@ def probe_layout(
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
     refuse_mixing(out, torch.cat([out_1, out_2]), OTHER_SIZE)
     found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
-    size = sum(tap.numel() * tap.element_size() for tap in taps_1)
-    return Layout(tuple(None if dim == -1 else dim for dim in found), -1 in found, size)
+    sizes = [tap.numel() * tap.element_size() for tap in taps_1]
+    dims = tuple(None if dim == -1 else dim for dim in found)
+    return Layout(dims, -1 in found, sum(sizes), max(sizes, default=0))
 
 
 def check_fixed_rows(

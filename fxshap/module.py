@@ -70,6 +70,7 @@ def make_explainable(
     seed: int = 0,
     feature_dims: FeatureDims = None,
     reference_chunk: ReferenceChunk = "auto",
+    compile: bool = False,
     progress: bool = True,
 ) -> ExplainableModule:
     """Make a model explainable by unmodified SHAP.
@@ -107,6 +108,11 @@ def make_explainable(
     reference_chunk : int or "auto"
         How many references are kept on one tape. All of them is quickest; fewer take less memory
         and more time. By default as many as take half of the free memory.
+    compile : bool
+        Whether ``torch.compile`` fuses the rules. The first explanation then takes longer, by
+        seconds for a small network and minutes for one of fifty layers, and so does the first with
+        another number of references; the others are quicker, most in transformers. It needs a C++
+        compiler, or Triton on a GPU. References that do not fit onto one tape are walked without.
     progress : bool
         Whether a capture that takes more than 2 seconds shows on a terminal or in a notebook that
         it is going on.
@@ -128,6 +134,8 @@ def make_explainable(
         If `refine` is negative or `reference_chunk` is not positive.
     CaptureError
         If `example_inputs` are given and the model cannot be captured with them.
+    CompileError
+        At the first explanation, if `compile` is asked for and there is no compiler.
 
     Notes
     -----
@@ -156,7 +164,7 @@ def make_explainable(
     names = None if given is None else tuple(given)
     require_parameters(model, names or ())
     explainable = ExplainableModule(
-        model, output, refinement, Entry(names), reference_chunk, progress
+        model, output, refinement, Entry(names), reference_chunk, compile, progress
     ).bind(**bound or {})
     if from_layer is not None:
         _, explainable = explainable.from_layer(from_layer)
@@ -183,6 +191,7 @@ class ExplainableModule(nn.Module):
         refinement: Refinement = ONE_PASS,
         entry: Entry = FIRST,
         reference_chunk: ReferenceChunk = "auto",
+        compile: bool = False,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -190,6 +199,7 @@ class ExplainableModule(nn.Module):
         self.output = output
         self.refinement = refinement
         self.reference_chunk = reference_chunk
+        self.compiled = compile  # `compile` is a method of every module
         self.progress = progress
         self.entry = entry
         self.bound: dict[str, Any] = {}
@@ -365,7 +375,13 @@ class ExplainableModule(nn.Module):
     def _variant(self, entry: Entry) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
         variant = ExplainableModule(
-            self.model, self.output, self.refinement, entry, self.reference_chunk, self.progress
+            self.model,
+            self.output,
+            self.refinement,
+            entry,
+            self.reference_chunk,
+            self.compiled,
+            self.progress,
         )
         variant.bound = dict(self.bound)
         variant._engines = self._engines
@@ -556,11 +572,11 @@ class ExplainableModule(nn.Module):
             # The tensors of a tracer do not mind types: it would capture what cannot run.
             require_types(inputs, self.model, lambda: call(self.model, inputs))
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
-        if place is None:
-            return Engine(self.model, captured, self.refinement, self.reference_chunk)
-        trunk, head = split(captured, place)
-        trunk.require_separate_rows(self.model, inputs, head, given.explained)
-        return Engine(self.model, head, self.refinement, self.reference_chunk, trunk)
+        trunk, head = None, captured
+        if place is not None:
+            trunk, head = split(captured, place)
+            trunk.require_separate_rows(self.model, inputs, head, given.explained)
+        return Engine(self.model, head, self.refinement, self.reference_chunk, trunk, self.compiled)
 
     def _latest(self) -> Engine:
         if not self._engines:

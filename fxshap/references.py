@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.inputs import require_finite
-from fxshap.tape import Tape
+from fxshap.tape import Fused, Tape
 
 logger = logging.getLogger("fxshap")
 
@@ -37,6 +37,10 @@ class References:
         How many of the inputs, the first ones, have multipliers.
     rows : int
         The most rows that go onto one tape.
+    abreast : int
+        The most outputs that are walked side by side, on a tape that is kept.
+    fused : Fused, optional
+        Compiled walks for a tape that is kept.
 
     Attributes
     ----------
@@ -45,22 +49,33 @@ class References:
     """
 
     def __init__(
-        self, attribute: fx.GraphModule, inputs: Sequence[Tensor], explained: int, rows: int
+        self,
+        attribute: fx.GraphModule,
+        inputs: Sequence[Tensor],
+        explained: int,
+        rows: int,
+        abreast: int = 1,
+        fused: Fused | None = None,
     ) -> None:
         require_finite("references", inputs[:explained])
         self.attribute = attribute
         self.explained = explained
         self.inputs = [x.detach().clone() for x in inputs]
         self.rows = rows
+        self.abreast = abreast
+        self.fused = fused
         self.kept: Tape | None = None
         self.output = torch.cat([self.tape(part).output.detach() for part in self.parts()])
 
     def tape(self, part: slice) -> Tape:
         """Return the tape of a part of the references; let go of it before asking for the next."""
-        tape = self.kept or Tape(self.attribute, [x[part] for x in self.inputs], self.explained)
-        if self.rows >= len(self.inputs[0]):
-            self.kept = tape
-        return tape
+        if self.kept:
+            return self.kept
+        references = [x[part] for x in self.inputs]
+        if self.rows < len(self.inputs[0]):
+            return Tape(self.attribute, references, self.explained)
+        self.kept = Tape(self.attribute, references, self.explained, self.abreast, self.fused)
+        return self.kept
 
     def parts(self) -> list[slice]:
         """Return the rows of each tape."""

@@ -8,7 +8,8 @@ read from an :class:`Ends` at backward time, so one recorded graph serves every 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxshap.errors import FxshapError, RuleError
 from fxshap.rules.generic import GENERIC
 from fxshap.rules.operation import Operation, Output, differentiable
-from fxshap.rules.table import Rule, Tensors, find_rule
+from fxshap.rules.table import Rule, Tensors, find_rule, one_by_one
 
 
 class Ends:
@@ -29,19 +30,31 @@ class Ends:
     reference, sample : dict of str to Tensor
         The varying arguments of the rewritten operations, by the name of the graph node that made
         them. `rescale` fills `reference`; whoever walks fills `sample`, with as many rows or one.
+    operations : dict of str to Operation
+        The rewritten operations, with constants of as many rows as there are references.
     jumps : list of (Operation, tuple of str)
         Operations that depend on the input through integers or booleans alone, and their taps.
+    copies : int
+        How many copies of the references the graph is recorded on, each for a cotangent of its own.
     """
 
     def __init__(self) -> None:
         self.reference: dict[str, Tensor] = {}
         self.sample: dict[str, Tensor] = {}
+        self.operations: dict[str, Operation] = {}
         self.jumps: list[tuple[Operation, tuple[str, ...]]] = []
+        self.copies = 1
 
-    def refuse_jumps(self) -> None:
-        """Raise if integers or booleans that no multiplier can follow differ between the ends."""
+    def copied(self, copies: int) -> Ends:
+        """Return ends to record `copies` copies of the same references on."""
+        ends = Ends()
+        ends.operations, ends.jumps, ends.copies = self.operations, self.jumps, copies
+        return ends
+
+    def refuse_jumps(self, reference: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> None:
+        """Raise if integers or booleans that no multiplier can follow differ between two ends."""
         for operation, taps in self.jumps:
-            if any(bool((self.sample[tap] != self.reference[tap]).any()) for tap in taps):
+            if any(bool((sample[tap] != reference[tap]).any()) for tap in taps):
                 raise RuleError(
                     f"{operation.target} ({operation.name}) depends on the input only through "
                     "integers or booleans, which have no derivative, and they differ between "
@@ -70,7 +83,7 @@ def rescale(
     taps : dict of int to str
         For each varying argument, its place among the flattened arguments and its tap.
     rows : tuple of int
-        Batch dimension of each varying argument and of the output.
+        Batch dimension of each varying argument and of each output.
     target : operator
         The ATen operator.
     """
@@ -117,6 +130,25 @@ def multiply(
     return tuple(grads)
 
 
+def multiply_copies(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any, copies: int
+) -> tuple[Tensor | None, ...]:
+    """Ask the rule for several cotangents, which lie one after another in the batch dimensions."""
+    rows, output_rows = operation.rows[: len(reference)], operation.rows[len(reference) :]
+    single = isinstance(grad, Tensor)
+    stacks = tuple(
+        None if g is None else g.unflatten(row, (copies, -1)).movedim(row, 0)
+        for g, row in zip([grad] if single else grad, output_rows, strict=True)
+    )
+    stacked = choose_rule(operation, reference).stacked
+    ask = multiply if stacked else partial(one_by_one, multiply)
+    found = ask(operation, reference, sample, stacks[0] if single else stacks)
+    return tuple(
+        None if g is None else g.movedim(0, row).flatten(row, row + 1)
+        for g, row in zip(found, rows, strict=True)
+    )
+
+
 def sums_to(wider: torch.Size, shape: torch.Size) -> bool:
     """Say whether a tensor can be summed over broadcast dimensions to another shape."""
     if wider == shape:
@@ -157,13 +189,15 @@ class _Rescale(torch.autograd.Function):
     def forward(
         ctx: Any, ends: Ends, operation: Operation, taps: tuple[str, ...], *varying: Tensor
     ) -> Output:
-        # Detached: with their history they would hold on to the graph that holds on to `ends`.
-        ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
-        if not any(map(differentiable, varying)):
-            ends.jumps.append((operation, taps))
-        elif not choose_rule(operation, varying).closed:
-            require_derivative(operation, varying)
-        ctx.ends, ctx.operation, ctx.taps = ends, operation, taps
+        if ends.copies == 1:
+            # Detached: with their history they would hold on to the graph that holds on to `ends`.
+            ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
+            ends.operations[operation.name] = operation
+            if not any(map(differentiable, varying)):
+                ends.jumps.append((operation, taps))
+            elif not choose_rule(operation, varying).closed:
+                require_derivative(operation, varying)
+        ctx.ends, ctx.operation, ctx.taps = ends, ends.operations[operation.name], taps
         ctx.set_materialize_grads(False)
         output = operation(*varying)
         outputs = (output,) if isinstance(output, Tensor) else output
@@ -178,4 +212,8 @@ class _Rescale(torch.autograd.Function):
             return (None, None, None, *[None] * len(reference))
         sample = [ctx.ends.sample[tap] for tap in ctx.taps]
         cotangent = grad[0] if len(grad) == 1 else grad
-        return (None, None, None, *multiply(operation, reference, sample, cotangent))
+        if ctx.ends.copies > 1:
+            found = multiply_copies(operation, reference, sample, cotangent, ctx.ends.copies)
+        else:
+            found = multiply(operation, reference, sample, cotangent)
+        return (None, None, None, *found)

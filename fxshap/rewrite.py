@@ -261,7 +261,7 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
             taken: Any = varying_places(node)
             taps.update(dict.fromkeys(taken.values()))
             sources = [source for _, source in varying_arguments(node)]
-            rows = tuple(batch_dim(source) for source in (*sources, node))
+            rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             args = (ends, whereabouts(node), taken, rows, node.target, *args)
             copies[node] = stand_in(node, attribute, rescale, args, kwargs)
@@ -370,8 +370,10 @@ def varying_places(node: fx.Node) -> dict[int, str]:
     }
 
 
-def batch_dim(node: fx.Node) -> int:
-    """Return the dimension of a node's (first) output that grows with the batch; 0 if unknown."""
-    value = next((v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)), None)
-    sizes = [] if value is None else list(value.shape)
-    return next((d for d, size in enumerate(sizes) if isinstance(size, torch.SymInt)), 0)
+def batch_dims(node: fx.Node) -> tuple[int, ...]:
+    """Return the dimension of each output of a node that grows with the batch; 0 if unknown."""
+    return tuple(
+        next((d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
+        for value in pytree.tree_leaves(node.meta["val"])
+        if isinstance(value, Tensor)
+    )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from fxshap.rescale import Ends
-from fxshap.rules.operation import keeping_slopes
+from fxshap.rules.operation import for_all_values, keeping_slopes
 
 Taps = dict[str, Tensor]
 
@@ -30,17 +32,33 @@ class Tape:
         One tensor an input, of shape (references, ...).
     explained : int
         How many of the inputs, the first ones, have multipliers.
+    abreast : int
+        The most cotangents that are walked side by side.
+    fused : Fused, optional
+        Compiled walks to take.
     """
 
     def __init__(
-        self, attribute: fx.GraphModule, references: Sequence[Tensor], explained: int
+        self,
+        attribute: fx.GraphModule,
+        references: Sequence[Tensor],
+        explained: int,
+        abreast: int = 1,
+        fused: Fused | None = None,
     ) -> None:
-        self.ends = Ends()
-        self.inputs = [reference.detach().clone() for reference in references]
-        self.leaves = [leaf.requires_grad_() for leaf in self.inputs[:explained]]
-        with torch.enable_grad():
-            self.output: Tensor = attribute(self.ends, *self.inputs)
-        self.references = self.ends.reference
+        self.abreast = abreast
+        first = Recording(attribute, references, explained, Ends())
+        self.output = first.output
+        self.ends, self.references = first.ends, first.ends.reference
+        self.recordings: dict[int, Recorded] = {}
+        if fused is None:
+            self.record: Record = partial(Recording, attribute, references, explained)
+            self.recordings[1] = first
+        else:
+            self.record = partial(fused.record, references)
+            # From the references to themselves: what rules keep of one end is there after it.
+            with for_all_values(), torch.autograd.set_multithreading_enabled(False):
+                first.walk(self.references, self.references, [torch.ones_like(self.output)])
 
     def walks(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return for every cotangent the multipliers of every row from one end to the other.
@@ -52,23 +70,85 @@ class Tape:
         grads : sequence of Tensor
             Cotangents of the output, of shape (references, outputs).
         """
-        self.ends.reference, self.ends.sample = reference, sample
-        several = keeping_slopes(sample.values()) if len(grads) > 1 else nullcontext()
-        try:
-            self.ends.refuse_jumps()
-            with several:
-                return [self.backward(grad) for grad in grads]
-        finally:
-            self.ends.reference, self.ends.sample = self.references, {}
+        groups = even_groups(grads, self.abreast)
+        several = keeping_slopes(sample.values()) if len(groups) > 1 else nullcontext()
+        with several:
+            return [
+                multipliers
+                for group in groups
+                for multipliers in self.recording(len(group)).walk(reference, sample, group)
+            ]
 
-    def backward(self, grad: Tensor) -> list[Tensor]:
-        """Walk back through the recorded graph, between the ends that are set."""
+    def recording(self, copies: int) -> Recorded:
+        """Return what walks so many cotangents side by side."""
+        if copies not in self.recordings:
+            self.recordings[copies] = self.record(self.ends.copied(copies))
+        return self.recordings[copies]
+
+
+class Recorded(Protocol):
+    """What walks between two ends, with as many cotangents as it was recorded for."""
+
+    def walk(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return for every cotangent the multipliers of each input."""
+        ...
+
+
+Record = Callable[[Ends], Recorded]
+
+
+class Fused(Protocol):
+    """Compiled walks; see :mod:`fxshap.fused`."""
+
+    def record(self, references: Sequence[Tensor], ends: Ends) -> Recorded:
+        """Return what walks between these references and samples."""
+        ...
+
+
+class Recording:
+    """The autograd graph of `attribute` on copies of the references, one for each cotangent.
+
+    Several outputs walk side by side in one batch, which is much quicker where an operation costs
+    more than its numbers. The copies are not kept: the rules read the values of the references.
+    """
+
+    def __init__(
+        self,
+        attribute: Callable[..., Tensor],
+        references: Sequence[Tensor],
+        explained: int,
+        ends: Ends,
+    ) -> None:
+        self.ends = ends
+        inputs = [torch.cat([x.detach()] * ends.copies) for x in references]
+        self.leaves = [leaf.requires_grad_() for leaf in inputs[:explained]]
+        with torch.enable_grad():
+            self.output: Tensor = attribute(ends, *inputs)
+
+    def walk(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Walk back through the recorded graph, with a cotangent for each copy."""
+        ends, copies = self.ends, self.ends.copies
+        ends.refuse_jumps(reference, sample)
+        own, ends.reference, ends.sample = ends.reference, reference, sample
+        try:
+            found = self.backward(torch.cat(list(grads)))
+        finally:
+            ends.reference, ends.sample = own, {}
+        return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
+
+    def backward(self, grad: Tensor) -> Sequence[Tensor]:
+        """Return the cotangents of the inputs for that of the output."""
         if not self.output.requires_grad:
             return [torch.zeros_like(leaf) for leaf in self.leaves]
-        found = torch.autograd.grad(
+        return torch.autograd.grad(
             self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
         )
-        return list(found)
+
+
+def even_groups(grads: Sequence[Tensor], most: int) -> list[Sequence[Tensor]]:
+    """Split cotangents into as few groups of at most `most` as there can be, about as large."""
+    size = math.ceil(len(grads) / math.ceil(len(grads) / most))
+    return [grads[start : start + size] for start in range(0, len(grads), size)]
 
 
 Walk = Callable[[Tensor], list[Tensor]]

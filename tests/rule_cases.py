@@ -181,6 +181,9 @@ PRODUCTS = [
     ),
     Case(aten.div.Tensor, (constant(1), v(4, low=1e-2)), note="of a constant"),
     Case(aten.div.Tensor, (v(3, 4), v(3, 1, **AWAY)), note="broadcast"),
+    Case(aten.copysign.Tensor, (v(3, 4), v(3, 1, **AWAY))),
+    Case(aten.copysign.Tensor, (constant(3), v(3, **AWAY)), note="of a constant"),
+    Case(aten.copysign.Scalar, (v(3), -2.0)),
     Case(torch.ops.fxshap.select.default, (v(5, low=0.0, high=0.0), v(5), v(5))),
 ]  # fmt: skip
 

@@ -60,3 +60,35 @@ def test_what_batch_norm_returns_for_training_is_empty() -> None:
         "op _native_batch_norm_legit_no_training", options={"variant": 0, "how": "smoothly"}
     )
     assert check_exact(Network((step,)), [Data(rows=1)]) == ["exact"]
+
+
+def test_what_a_computed_mask_fills_in_lies_below_any_logit() -> None:
+    """-1e30 stood for -inf, among logits of 1e150."""
+    network = Network((Step("softmax, mask computed", layout="tokens"),), outputs=2, seed=3)
+    data = Data("one feature", "random", rows=3, scale=1e150, seed=1)
+    assert check_exact(network, [data]) == ["exact"]
+
+
+def test_gates_behind_gates_hold_their_digits_beside_huge_numbers() -> None:
+    """What the inner gate holds back was huge, and the slope of the outer one 1 / 4."""
+    steps = (
+        Step("two: gate", of=(1, 3), layout="one_dimension", join="gating", mixed=True),
+        Step("all", of=(2,), layout="time_folded", times=3, mixed=True),
+    )
+    network = Network(steps, ((1, 4, 5),), outputs=2, head="raw", seed=969)
+    data = Data(reference="zeros", rows=1, scale=1e30, seed=505)
+    assert check_exact(network, [data]) == ["exact"]
+
+
+def test_a_token_like_the_others_leaves_attention_its_digits() -> None:
+    """All logits of a row moved together, by 1e12."""
+    step = Step("decoder layer", of=(0, 0), times=2)
+    network = Network((step,), ((3, 4),), seed=415)
+    data = Data("one feature", "constant", rows=1, scale=1e6, seed=154)
+    assert check_exact(network, [data]) == ["exact"]
+
+
+def test_integers_that_no_type_holds_are_not_asked_for() -> None:
+    """PyTorch leaves it undefined what 1e30 is as an integer."""
+    network = Network((Step("truncated"),), head="raw")
+    assert check_exact(network, [Data(scale=1e30), Data()]) == ["overflow", "exact"]

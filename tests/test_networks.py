@@ -107,7 +107,9 @@ def test_ranked_outputs_are_those_of_all_outputs(ranked):
         check_additivity=False,
     )
     expected = np.take_along_axis(everything, ranks.numpy()[:, None, :], axis=-1)
-    np.testing.assert_array_equal(values, expected)
+    # Another number of outputs walks side by side, and matrix products of it round differently.
+    bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(values, expected, rtol=0, atol=bound)
 
 
 # --- deep ---------------------------------------------------------------------------------------

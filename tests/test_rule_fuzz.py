@@ -338,3 +338,114 @@ def test_the_generic_rule_keeps_small_changes_beside_huge_steps(dtype):
     m, _ = multiply(operation, *ends, torch.tensor([[1.0, 1.4]], dtype=dtype))
     given = (m.double() * (x.double() - r.double())).sum().item()
     assert given == pytest.approx(1.4 * (5.2 + 0.2), rel=TOLERANCE[dtype])
+
+
+# --- what random networks have found --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e150])
+def test_logits_that_move_far_together_owe_no_more_than_softmax_changes(far):
+    """The closed form gave +-far / 4, whose sum had no digits: a token that equals the others."""
+    r = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64) * far
+    x = torch.tensor([[-2.0, -0.5, -0.5], [1.0, 1.0, 1.0]], dtype=torch.float64) * far
+    g = torch.tensor([[4.0, 3.0, 3.0], [1.0, -1.0, 0.5]], dtype=torch.float64)
+    operation = operation_of("softmax.int", args=(-1,))
+    (m,) = multiply(operation, [r], [x], g)
+    parts = m * (x - r)
+    owed = (g * (operation(x) - operation(r))).sum(-1)
+    torch.testing.assert_close(parts.sum(-1), owed, rtol=0, atol=1e-12)
+    assert (parts.abs() <= g.amax(-1, keepdim=True) - g.amin(-1, keepdim=True) + 1e-12).all()
+
+
+def test_two_logits_that_move_far_have_their_shapley_values():
+    r, x = torch.zeros(1, 2).double(), torch.full((1, 2), 1e8).double()
+    operation = operation_of("softmax.int", args=(-1,))
+    g = torch.tensor([[1.0, 0.0]]).double()
+    (m,) = multiply(operation, [r], [x], g)
+    exact = shapley_values(lambda a: (g * operation(a)).sum(-1, keepdim=True), x[0], r[0])
+    torch.testing.assert_close((m * (x - r))[0], exact.squeeze(1), rtol=0, atol=1e-12)
+
+
+def two_ends(*ends: tuple[float, float]) -> tuple[list[Tensor], list[Tensor]]:
+    """Both ends of several numbers."""
+    at = [[torch.tensor([end[k]], dtype=torch.float64) for end in ends] for k in (0, 1)]
+    return at[0], at[1]
+
+
+def changes(target: Any, r: list[Tensor], x: list[Tensor]) -> tuple[list[float], float]:
+    """The share of every argument in the change of the output, and that change."""
+    operation, _ = Operation.bind(target, r, slots=tuple(range(len(r))))
+    found = multiply(operation, r, x, torch.ones_like(r[0]))
+    shares = [(m * (b - a)).item() for m, a, b in zip(found, r, x, strict=True)]
+    return shares, (operation(*x) - operation(*r)).item()
+
+
+@pytest.mark.parametrize("size", [1e8, 1e30, 1e150])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_gate_that_shuts_on_what_is_huge_owes_nothing_for_it(turned, size):
+    """x * (x > 0) and x * sigmoid(x) far below 0: half the size cancelled."""
+    ends = two_ends((0.5, -size), (1.0, 0.0))
+    shares, owed = changes(aten.mul.Tensor, *(end[::-1] if turned else end for end in ends))
+    assert sum(shares) == pytest.approx(owed, rel=1e-15)
+    assert max(map(abs, shares)) <= 1
+
+
+def test_gates_of_ordinary_size_share_as_before():
+    shares, _ = changes(aten.mul.Tensor, *two_ends((0.0, 100.0), (1.0, 0.0)))
+    assert shares == [50, -50]
+
+
+@pytest.mark.parametrize("size", [1e8, 1e30, 1e150])
+def test_a_branch_that_is_huge_where_it_is_not_chosen_stands_still(size):
+    """where(x > 0, y, x) far below 0: half the size of x cancelled."""
+    select = torch.ops.fxshap.select.default
+    for ends in ((1.0, 0.0), (0.25, 0.75), (size, 2.0)), ((0.0, 1.0), (-size, 3.0), (0.5, size)):
+        shares, owed = changes(select, *two_ends(*ends))
+        assert sum(shares) == pytest.approx(owed, rel=1e-15)
+        assert max(map(abs, shares)) <= max(abs(owed), 3)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_recurrent_gates_beside_huge_states_add_up(kind):
+    """f c and z (h - n) cancelled where a gate shuts on a state of 1e30."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cell = getattr(nn, kind.upper())(3, 4).double()
+    generator = torch.Generator().manual_seed(1)
+
+    def end(size: float) -> list[Tensor]:
+        shapes = [(2, 5, 3), (1, 5, 4), (1, 5, 4)][: 3 if kind == "lstm" else 2]
+        drawn = [torch.randn(shape, generator=generator).double() * size for shape in shapes]
+        return [drawn[0] / size * 30, *drawn[1:]]
+
+    r, x = end(1e30), end(1.0)
+    weights, options = [w.detach() for w in cell.parameters()], (True, 1, 0.0, False, False, False)
+    hidden = (r[1:],) if kind == "lstm" else (r[1],)
+    arguments = (r[0], *hidden, weights, *options)
+    operation, _ = Operation.bind(
+        getattr(aten, kind).input, arguments, slots=tuple(range(len(r))), rows=(1,) * (len(r) + 1)
+    )
+    before, after = operation(*r), operation(*x)
+    grad = tuple(torch.ones_like(y) if k < 1 else None for k, y in enumerate(before))
+    found = multiply(operation, r, x, grad)
+    given = sum((m * (b - a)).sum() for m, a, b in zip(found, r, x, strict=True))
+    owed = (after[0] - before[0]).sum()
+    assert given.item() == pytest.approx(owed.item(), rel=1e-9)
+
+
+@FLOATS
+def test_a_sign_that_is_copied_owes_its_jump_to_what_it_is_copied_from(dtype):
+    """A step that both arguments shared made 1e12 of the rounding error of the other."""
+    a, b = torch.tensor([0.25], dtype=dtype), torch.tensor([0.0], dtype=dtype)
+    ends = [a, b], [a + 0.125, b - 1e-15]
+    shares, owed = changes(aten.copysign.Tensor, *ends)
+    assert sum(shares) == pytest.approx(owed, rel=4 * torch.finfo(dtype).eps)
+    assert shares[0] == 0 and shares[1] == pytest.approx(-0.625)
+
+
+def test_a_step_of_denormal_length_has_a_multiplier_where_little_is_asked():
+    """1 / 1e-310 is infinite, 1e-10 / 1e-310 is not."""
+    r, x = two_ends((0.0, 1e-310))
+    operation, _ = Operation.bind(torch.ops.fxshap.step.default, (r[0], "gt"))
+    (m,) = multiply(operation, r, x, torch.full((1,), 1e-10, dtype=torch.float64))
+    assert (m * (x[0] - r[0])).item() == pytest.approx(1e-10)

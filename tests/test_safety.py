@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import shap
 import torch
+from click.testing import CliRunner
 from shap.explainers._deep import deep_pytorch
 from torch import nn
 
 import fxshap
+from fxshap.cli import cli
 
 PLACES: list[Any] = [
     nn.Module, nn.Linear, nn.ReLU, nn.functional, nn.modules.module, torch, torch.Tensor,
@@ -82,6 +84,11 @@ def test_no_files_are_written_and_no_connections_made():
     finally:
         listening.clear()
     assert not seen
+
+
+def test_the_command_line_says_that_it_runs_the_users_code():
+    said = CliRunner().invoke(cli, ["check", "--help"]).output
+    assert "Imports PACKAGE.MODULE, which runs its code" in said
 
 
 class Harmful:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
+import fxshap.layout
 import fxshap.references
 from benchmarks.models import NETWORKS
 from fxshap.tape import Tape
@@ -203,6 +204,32 @@ def test_time_folded_into_rows_is_seen_whatever_the_first_rows(special):
         background[0], samples[0] = 0, 0
         samples[0, -1] = 0 if special == "zeros" else 1
     assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-5)
+
+
+# --- outputs side by side -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gelu_functional", "encoder_layer_time_first_gelu", "lstm_bidirectional_state",
+        "gru_stacked_bidirectional_projected", "max_pool2d_overlapping", "time_folded",
+        "exponentials_powers_logarithms", "softmax_output", "masked_fill", "tabnet",
+        "fourier_magnitude",
+    ],
+)  # fmt: skip
+def test_outputs_side_by_side_are_those_of_one_at_a_time(name, monkeypatch):
+    network = NETWORKS[name]
+    background = network.inputs(4, seed=1, dtype=torch.float64)
+    samples = network.inputs(3, seed=2, dtype=torch.float64)
+    explainable = fxshap.make_explainable(network.build().double())
+    together = explain(explainable, background, samples)
+    engine = explainable._latest()
+    assert engine.references.kept.recordings.keys() > {1} or engine.layout.tile
+    monkeypatch.setattr(fxshap.layout, "SIDE_BY_SIDE", 0)
+    alone = explain(fxshap.make_explainable(network.build().double()), background, samples)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 # --- driven by hand -----------------------------------------------------------------------------

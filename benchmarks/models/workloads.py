@@ -105,9 +105,11 @@ class MiniLM(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from transformers import BertConfig, BertModel
+        import benchmarks.zoo.torchvision_import  # noqa: F401
 
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+        from transformers import BertConfig, BertModel  # imports torchvision if it is there
+
         self.bert = BertModel(BertConfig(**sizes, vocab_size=100))
         self.head = nn.Linear(384, 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def correct(
     multipliers: list[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     """Add the smallest correction that makes `multipliers` restore the finite difference."""
-    *rows, output_row = operation.rows
+    rows, output_row = operation.rows[: len(reference)], operation.rows[len(reference)]
     before, after = operation(*reference), operation(*sample)
     count = common_rows(reference, rows, before, output_row)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
@@ -121,7 +122,7 @@ def restore_along(
     return restored.reshape(moved.shape).movedim(last, dims)
 
 
-def common_rows(reference: Tensors, rows: list[int], before: Any, output_row: int) -> int:
+def common_rows(reference: Tensors, rows: Sequence[int], before: Any, output_row: int) -> int:
     """Number of rows: tensors that fold others into the batch, (N, T) as N * T, count as N."""
     output = before if isinstance(before, Tensor) else before[0]
     pairs = [*zip(reference, rows, strict=True), (output, output_row)]

@@ -49,9 +49,16 @@ LIBRARY.impl("select", select, "CompositeExplicitAutograd")
 elementwise(torch.ops.fxshap.step, slope=steps)
 
 
-def branch_mean(r: Tensor, x: Tensor, chosen_r: Tensor, chosen_x: Tensor) -> tuple[Tensor, Tensor]:
+#: How many times larger than what is chosen at both ends, and than 1, what is not may be.
+UNSEEN = 1e4
+
+
+def branch_mean(
+    r: Tensor, x: Tensor, chosen_r: Tensor, chosen_x: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the mean of a branch over both ends, and where (1, else 0) the branch moves at all."""
-    known_r, known_x = r.isfinite() | chosen_r, x.isfinite() | chosen_x
+    known_r, known_x = ((end.abs() <= most) & end.isfinite() for end in (r, x))
+    known_r, known_x = known_r | chosen_r, known_x | chosen_x
     still_r, still_x = torch.where(known_r, r, x), torch.where(known_x, x, r)
     mean = torch.where(known_r | known_x, (still_r + still_x) / 2, 0.0)
     return mean, (known_r & known_x).to(r.dtype)
@@ -63,7 +70,7 @@ def selection(
 ) -> tuple[Tensor, ...]:
     """Bilinear in the condition and in the difference of the branches.
 
-    A branch that is not finite at an end where it is not chosen, such as the logarithm in
+    A branch that is huge or not finite at an end where it is not chosen, such as the logarithm in
     ``where(x > 0, log(x), 0)``, stands still at its other value: the condition is owed everything.
     """
     names = ("c", "a", "b")
@@ -73,8 +80,10 @@ def selection(
         r[slot], x[slot] = value_r, value_x
     (c_r, a_r, b_r), (c_x, a_x, b_x) = r, x
     c = (c_r + c_x) / 2
-    a, moves_a = branch_mean(a_r, a_x, c_r > 0.5, c_x > 0.5)
-    b, moves_b = branch_mean(b_r, b_x, c_r < 0.5, c_x < 0.5)
+    seen = torch.maximum(select(*r).abs(), select(*x).abs())
+    most = UNSEEN * seen.clamp_(min=1)
+    a, moves_a = branch_mean(a_r, a_x, c_r > 0.5, c_x > 0.5, most)
+    b, moves_b = branch_mean(b_r, b_x, c_r < 0.5, c_x < 0.5, most)
     grads = (grad * (a - b), grad * c * moves_a, grad * (1 - c) * moves_b)
     return tuple(
         grads[slot].sum_to_size(value.shape)

@@ -30,9 +30,22 @@ from fxshap.rules.table import Tensors, rule
 aten = torch.ops.aten
 
 
+#: Elements for which multipliers are found at a time: sorting takes ten times their memory.
+AT_A_TIME = 2**18
+
+
 def max_multiplier(r: Tensor, x: Tensor) -> Tensor:
     """Multipliers of max over the last dimension, in [0, 1]."""
     r, x = torch.broadcast_tensors(r, x)
+    parts = r.numel() // AT_A_TIME + 1
+    if r.dim() == 1 or parts == 1:
+        return shapley_multiplier(r, x)
+    ends = zip(r.chunk(parts), x.chunk(parts), strict=True)
+    return torch.cat([shapley_multiplier(*part) for part in ends])
+
+
+def shapley_multiplier(r: Tensor, x: Tensor) -> Tensor:
+    """Multipliers of max over the last dimension, all at once."""
     d = x - r
     level, order = torch.maximum(x, r).sort(dim=-1, descending=True)
     floor = torch.minimum(x, r).amax(-1, keepdim=True)

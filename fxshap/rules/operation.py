@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class Operation:
     name : str
         The node's name in the graph, for messages.
     rows : tuple of int
-        The batch dimension of every varying tensor and, last, of the output.
+        The batch dimension of every varying tensor and, after them, of every output.
     """
 
     target: Callable[..., Any]
@@ -91,7 +92,7 @@ class Operation:
 Kept = TypeVar("Kept")
 
 
-def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kept:
+def keep(value: Tensor, what: str | Operation, function: Callable[[Tensor], Kept]) -> Kept:
     """Return ``function(value)``, computed once for as long as this very tensor lives.
 
     For what a rule needs of one end alone: the references stay on the tape and meet every sample
@@ -102,14 +103,73 @@ def keep(value: Tensor, what: object, function: Callable[[Tensor], Kept]) -> Kep
     value : Tensor
         A tapped value, which nobody changes.
     what : str or Operation
-        Names the function with its constants, or is the operation that fixes them.
+        Names the function with its constants, or is the operation that fixes them, known by its
+        name in the graph.
     function : callable
     """
     kept: dict[object, tuple[object, Kept]] = value.__dict__.setdefault("_fxshap_kept", {})
-    key = what if isinstance(what, str) else id(what)
+    key = (what.name or id(what)) if isinstance(what, Operation) else what
     if key not in kept:
         kept[key] = what, function(value)  # with `what`, so that its id is not given away
     return kept[key][1]
+
+
+def kept_of(value: Tensor) -> dict[object, Any]:
+    """Return what is kept of a tensor, by names, where it is made of tensors alone."""
+    kept = value.__dict__.get("_fxshap_kept", {})
+    return {
+        key: found
+        for key, (_, found) in kept.items()
+        if isinstance(key, str) and all(isinstance(x, Tensor) for x in pytree.tree_leaves(found))
+    }
+
+
+def with_kept(value: Tensor, kept: dict[object, Any]) -> Tensor:
+    """Return a tensor of the same values of which this is kept, as :func:`kept_of` gives it."""
+    value = value.detach()
+    value.__dict__["_fxshap_kept"] = {key: (key, found) for key, found in kept.items()}
+    return value
+
+
+#: Set while rules lay out one way for all values: what they take for granted of the values.
+_TAKEN: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
+
+
+@contextmanager
+def for_all_values() -> Iterator[list[Tensor]]:
+    """Let rules do the same whatever the values are, as a graph must that is traced once.
+
+    Yields
+    ------
+    list of Tensor
+        Conditions that the rules take not to hold anywhere; where one does they must be asked
+        again, outside.
+    """
+    taken: list[Tensor] = []
+    token = _TAKEN.set(taken)
+    try:
+        yield taken
+    finally:
+        _TAKEN.reset(token)
+
+
+def is_for_all_values() -> bool:
+    """Say whether :func:`for_all_values` holds."""
+    return _TAKEN.get() is not None
+
+
+def may_hold(condition: Tensor) -> bool:
+    """Say whether a condition holds anywhere, or, for all values, that it may."""
+    return is_for_all_values() or bool(condition.any())
+
+
+def rarely_holds(condition: Tensor) -> bool:
+    """Say whether a condition holds anywhere; for all values it is taken not to, and told."""
+    taken = _TAKEN.get()
+    if taken is None:
+        return bool(condition.any())
+    taken.append(condition.any())
+    return False
 
 
 def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Kept]) -> Kept:
@@ -143,7 +203,7 @@ def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[
 @contextmanager
 def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
     """Keep on the taps of a sample what :func:`keep_between` is asked for."""
-    taps = list(taps)
+    taps = [tap for tap in taps if "_fxshap_slopes" not in tap.__dict__]
     for tap in taps:
         tap.__dict__["_fxshap_slopes"] = {}
     try:

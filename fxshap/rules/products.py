@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import correct, generic
-from fxshap.rules.operation import Operation, keep_between, vjp
+from fxshap.rules.operation import (
+    Operation,
+    keep,
+    keep_between,
+    may_hold,
+    rarely_holds,
+    vjp,
+)
 from fxshap.rules.table import Multiply, Target, Tensors, rule
-from fxshap.rules.univariate import scale
+from fxshap.rules.univariate import abs_slope, scale
 
 aten = torch.ops.aten
 
@@ -82,10 +89,52 @@ def factors(*targets: Target) -> Callable[[Product], Multiply]:
     return declare
 
 
-@factors(aten.mul)
-def mul(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """y = a * b, broadcast."""
-    return (grad * b).sum_to_size(a.shape), (grad * a).sum_to_size(b.shape)
+@rule(aten.mul, linear_in=((0,), (1,)), name="product")
+def mul(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """y = a * b, broadcast; see :func:`in_one_order` for what is huge."""
+    if grad.is_complex():  # a real factor of a complex product has a real gradient
+        return midpoint(operation, reference, sample, grad)
+    (a_r, b_r), (a_x, b_x) = reference, sample
+    half = grad * 0.5
+    a, b = keep_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
+    if rarely_holds(torch.maximum(size(a_r) * size(b_x), size(a_x) * size(b_r)) > MIXED):
+        a, b = in_one_order((a_r, b_r), (a_x, b_x), (a, b))
+    return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
+
+
+#: How many times larger than at both ends, and than 1, a product of mixed ends may be.
+MIXED = 1e4
+
+
+def in_one_order(
+    reference: Tensors, sample: Tensors, sums: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Let the factors of a product move in one order where the other passes something huge.
+
+    The midpoint is the mean of both orders. A gate that is open at one end and shut at the other,
+    where what it holds back is huge, passes in one of them a product that neither end has, and of
+    which the attributions would hold only the rounding errors.
+
+    Parameters
+    ----------
+    reference, sample : pair of Tensor
+        Both factors at both ends.
+    sums : pair of Tensor
+        Each factor at the one end plus that at the other, which are returned where nothing is huge.
+    """
+    (a_r, b_r), (a_x, b_x) = reference, sample
+    most = MIXED * torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()).clamp_(min=1)
+    a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
+    a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
+    b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
+    return a, b
+
+
+def size(value: Tensor) -> Tensor:
+    """Return the largest absolute value, 0 of nothing, computed once for an end."""
+    return keep(value, "size", lambda v: v.abs().amax() if v.numel() else v.new_zeros(()))
 
 
 @factors(aten.bmm)
@@ -203,7 +252,7 @@ def div(
     slopes = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * slope_b
     sizes = b_r.abs(), b_x.abs()
     far = (torch.maximum(*sizes) > FAR * torch.minimum(*sizes)) & (b_r.sign() == b_x.sign())
-    if far.any():
+    if may_hold(far):
         middle = b_r / 2 + b_x / 2
         others = middle.reciprocal(), -(a_r / b_r / 2 + a_x / b_x / 2) / middle
         slopes = (
@@ -213,4 +262,32 @@ def div(
     return tuple(
         scale(grad, slope).sum_to_size(end.shape)
         for slope, end in zip(slopes, (a_r, b_r), strict=True)
+    )
+
+
+@rule(aten.copysign, linear_in=())
+def copysign(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """|a| times the sign of b, which jumps at 0: the product of the two.
+
+    No multiplier serves a jump from 0 to -0, whose difference is 0.
+    """
+    ends = [
+        [operation.get("self") if 0 not in operation.slots else end[0],
+         operation.get("other") if 1 not in operation.slots else end[-1]]
+        for end in (reference, sample)
+    ]  # fmt: skip
+    (a_r, b_r), (a_x, b_x) = ends
+    one = grad.new_ones(())
+    s_r, s_x = torch.copysign(one, b_r), torch.copysign(one, b_x)
+    slopes = {}
+    if 0 in operation.slots:
+        slopes[0] = (s_r + s_x) / 2 * abs_slope(a_r, a_x)
+    if 1 in operation.slots:
+        turn = torch.where((s_r == s_x) | (b_x == b_r), 0.0, (s_x - s_r) / (b_x - b_r))
+        slopes[1] = (a_r.abs() + a_x.abs()) / 2 * turn
+    return tuple(
+        scale(grad, slopes[slot]).sum_to_size(end.shape)
+        for slot, end in zip(operation.slots, reference, strict=True)
     )

@@ -9,11 +9,15 @@ A cell is three pure functions over one layer and one direction, with time first
     run(sequence, state, weights)           -> outputs, final state, trace
     slopes(trace_r, trace_x)                -> slopes of the gates at every step
     walk(slopes, grad, grad_state, weights) -> grad of sequence, grad of initial state
+
+Cotangents may be stacked, one for each output of the model, before the rows: a step costs more than
+its numbers, and so walks all of them at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +25,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, keep, keep_between
-from fxshap.rules.table import Multiply, Tensors, rule
+from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds
+from fxshap.rules.products import MIXED, in_one_order, size
+from fxshap.rules.table import Multiply, Tensors, one_by_one, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten
@@ -56,6 +61,14 @@ class Cell(NamedTuple):
 def mean(a: Tensor, b: Tensor) -> Tensor:
     """Midpoint of the two ends."""
     return (a + b) / 2
+
+
+def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Midpoints of a gate `a` and what it lets through; one order counts where that is huge."""
+    sums = a_r + a_x, b_r + b_x
+    if rarely_holds(torch.maximum(size(b_r), size(b_x)) > MIXED):  # a gate is at most 1
+        sums = in_one_order((a_r, b_r), (a_x, b_x), sums)
+    return sums[0] / 2, sums[1] / 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,11 +107,9 @@ def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, 
 def lstm_slopes(r: Trace, x: Trace) -> Trace:
     """How each gate's pre-activation moves c' (i, f, g) or h (o), h moves c', and c' the next."""
     (zi_r, zf_r, zg_r, zo_r), (zi_x, zf_x, zg_x, zo_x) = (t["z"].chunk(4, -1) for t in (r, x))
-    i, f, o = (
-        mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zf_r, zf_x), (zo_r, zo_x))
-    )
+    i, o = (mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zo_r, zo_x)))
     g = mean(zg_r.tanh(), zg_x.tanh())
-    c_before = mean(r["c"][:-1], x["c"][:-1])
+    f, c_before = means(zf_r.sigmoid(), r["c"][:-1], zf_x.sigmoid(), x["c"][:-1])
     c_after = mean(r["c"][1:].tanh(), x["c"][1:].tanh())
     from_cell = [
         g * sigmoid_slope(zi_r, zi_x),
@@ -106,30 +117,31 @@ def lstm_slopes(r: Trace, x: Trace) -> Trace:
         i * tanh_slope(zg_r, zg_x),
     ]
     return {
-        "to_cell": o * tanh_slope(r["c"][1:], x["c"][1:]),
+        "to_cell": (o * tanh_slope(r["c"][1:], x["c"][1:])).unsqueeze(-2),
         "from_cell": torch.stack(from_cell, -2),
-        "from_output": c_after * sigmoid_slope(zo_r, zo_x),
-        "forget": f,
+        "from_output": (c_after * sigmoid_slope(zo_r, zo_x)).unsqueeze(-2),
+        "forget": f.unsqueeze(-2),
     }
 
 
 def walk_lstm(
     slopes: Trace, grad: Tensor, grad_state: State, weights: Weights
 ) -> tuple[Tensor, State]:
-    """Walk an LSTM layer back through time."""
-    to_cell, from_cell, from_output, forget = slopes.values()
-    grad_h, grad_c = grad_state
-    found = to_cell.new_empty(*to_cell.shape[:-1], 4, to_cell.shape[-1])
-    steps = zip(grad, to_cell, from_cell, from_output, forget, found, strict=True)
-    for grad_t, to_cell_t, from_cell_t, from_output_t, forget_t, found_t in reversed(list(steps)):
+    """Walk an LSTM layer back through time; every tensor has a dimension for the gates."""
+    grad_h, grad_c = (g.unsqueeze(-2) for g in grad_state)
+    found = grad.new_empty(*grad.shape[:-1], 4, grad_c.shape[-1])
+    to_gates = zip(found[..., :3, :], found[..., 3:, :], found.flatten(-2), strict=True)
+    steps = zip(grad.unsqueeze(-2), *slopes.values(), to_gates, strict=True)
+    for grad_t, to_cell, from_cell, from_output, forget, gates in reversed(list(steps)):
+        through_cell, through_output, together = gates
         grad_h = grad_h + grad_t
         grad_y = grad_h if weights.w_hr is None else grad_h @ weights.w_hr
-        grad_c = torch.addcmul(grad_c, grad_y, to_cell_t)
-        torch.mul(grad_c.unsqueeze(-2), from_cell_t, out=found_t[:, :3])
-        torch.mul(grad_y, from_output_t, out=found_t[:, 3])
-        grad_h = found_t.flatten(-2) @ weights.w_hh
-        grad_c = grad_c * forget_t
-    return found.flatten(-2) @ weights.w_ih, (grad_h, grad_c)
+        grad_c = torch.addcmul(grad_c, grad_y, to_cell)
+        torch.mul(grad_c, from_cell, out=through_cell)
+        torch.mul(grad_y, from_output, out=through_output)
+        grad_h = (together @ weights.w_hh).unsqueeze(-2)
+        grad_c = grad_c * forget
+    return found.flatten(-2) @ weights.w_ih, (grad_h.squeeze(-2), grad_c.squeeze(-2))
 
 
 # --- GRU (Cho et al. 2014) --------------------------------------------------------------------
@@ -151,11 +163,12 @@ def run_gru(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, S
 
 def gru_slopes(r: Trace, x: Trace) -> Trace:
     """How h' moves with the pre-activations, by way of the input and of h, and with h itself."""
-    a, z = (mean(r[key].sigmoid(), x[key].sigmoid()) for key in ("a", "z"))
+    a, n_h = means(r["a"].sigmoid(), r["n_h"], x["a"].sigmoid(), x["n_h"])
+    old_r, old_x = (end["h"] - end["n"].tanh() for end in (r, x))
+    z, old = means(r["z"].sigmoid(), old_r, x["z"].sigmoid(), old_x)
     to_n = (1 - z) * tanh_slope(r["n"], x["n"])
-    to_z = mean(r["h"], x["h"]) - mean(r["n"].tanh(), x["n"].tanh())
-    to_z = to_z * sigmoid_slope(r["z"], x["z"])
-    to_a = to_n * mean(r["n_h"], x["n_h"]) * sigmoid_slope(r["a"], x["a"])
+    to_z = old * sigmoid_slope(r["z"], x["z"])
+    to_a = to_n * n_h * sigmoid_slope(r["a"], x["a"])
     from_input, from_hidden = (torch.stack([to_a, to_z, n], -2) for n in (to_n, to_n * a))
     return {"from_input": from_input, "from_hidden": from_hidden, "keep": z}
 
@@ -166,7 +179,7 @@ def walk_gru(
     """Walk a GRU layer back through time."""
     from_input, from_hidden, keep_h = slopes.values()
     (grad_h,) = grad_state
-    found = torch.empty_like(from_input)
+    found = grad.new_empty(*grad.shape[:-1], *from_input.shape[-2:])
     steps = zip(grad, from_input, from_hidden, keep_h, found, strict=True)
     for grad_t, from_input_t, from_hidden_t, keep_t, found_t in reversed(list(steps)):
         grad_h = (grad_h + grad_t).unsqueeze(-2)
@@ -198,7 +211,7 @@ def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:
         slopes: Trace, grad: Tensor, grad_state: State, weights: Weights
     ) -> tuple[Tensor, State]:
         (grad_h,) = grad_state
-        found = torch.empty_like(slopes["z"])
+        found = torch.empty_like(grad)
         steps = zip(grad, slopes["z"], found, strict=True)
         for grad_t, slope_t, found_t in reversed(list(steps)):
             torch.mul(grad_h + grad_t, slope_t, out=found_t)
@@ -214,12 +227,14 @@ def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:
 def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
     """Declare a recurrent operation: layers and directions of one cell with `states` states."""
 
-    @rule(target, name="recurrent")
+    @rule(target, name="recurrent", stacked=True)
     def walk_stack(
         operation: Operation, reference: Tensors, sample: Tensors, grad: Any
     ) -> tuple[Tensor | None, ...]:
         if any(slot > states for slot in operation.slots):  # a computed weight
-            return generic(operation, reference, sample, grad)
+            stacked = any(g is not None and g.dim() > 3 for g in grad)
+            ask = partial(one_by_one, generic) if stacked else generic
+            return ask(operation, reference, sample, grad)
         layers = layer_weights(operation)
         reverse = (False, True) if operation["bidirectional"] else (False,)
 
@@ -234,11 +249,15 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
 
         slopes = keep_between(operation, reference[0], sample[0], all_slopes)
         grad_out, *grad_states = grad
-        if grad_out is not None and operation["batch_first"]:
-            grad_out = grad_out.transpose(0, 1)
-        grad_out = traces_r[1].new_zeros(traces_r[1].shape) if grad_out is None else grad_out
+        stack = next(g.shape[:-3] for g in grad if g is not None)
+        if grad_out is None:
+            grad_out = traces_r[1].new_zeros(*stack, *traces_r[1].shape)
+        elif operation["batch_first"]:
+            grad_out = grad_out.transpose(-3, -2)
+        # Time or layers first, then what is stacked, then rows.
+        grad_out = grad_out.movedim(-3, 0)
         grad_last = [
-            torch.zeros_like(final) if g is None else g
+            (final.new_zeros(*stack, *final.shape) if g is None else g).movedim(-3, 0)
             for g, final in zip(grad_states, traces_r[2], strict=True)
         ]
         grad_first = [torch.zeros_like(state) for state in grad_last]
@@ -255,7 +274,8 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
                 grad_out = grad_out + (walked.flip(0) if backwards else walked)
                 for whole, first in zip(grad_first, firsts, strict=True):
                     whole[index] = first
-        grads = [grad_out.transpose(0, 1) if operation["batch_first"] else grad_out, *grad_first]
+        time = -2 if operation["batch_first"] else -3
+        grads = [grad_out.movedim(0, time), *(first.movedim(0, -3) for first in grad_first)]
         return tuple(grads[slot] for slot in operation.slots)
 
     return walk_stack

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import restore_along
-from fxshap.rules.operation import Operation, keep, keep_between, times
+from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
-from fxshap.rules.univariate import mean_decay
+from fxshap.rules.univariate import mean_decay, sigmoid_slope
 
 aten = torch.ops.aten
 
@@ -129,8 +129,53 @@ def softmax(
     weighted = times(own, grad)
     total = weighted.sum(dims, keepdim=True)
     out = weighted.sub_(times(m, total))
-    if moved > FAR:  # m is so near to 1 that the difference is lost
-        (r,), (x,) = reference, sample
+    if rarely_holds(moved > FAR):  # m is so near to 1 that the difference is lost
+        r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
         change = kept_row(operation, x, grad.dtype).y - kept_row(operation, r, grad.dtype).y
-        out = restore_along(dims, out, grad, r.to(grad.dtype), x.to(grad.dtype), change)
+        out = restore_along(dims, out, grad, r, x, change)
+        out = without_excess(dims[0], out, grad, r, x)
     return (out.to(reference[0].dtype),)
+
+
+#: How many times more than softmax can change at all attributions of a row may be.
+EXCESS = 1e4
+
+
+def without_excess(dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
+    """Let logits move one by one in rows that would have attributions that only cancel.
+
+    Where all logits of a row move far and together, from (0, 0) to (c, c), say, the closed form
+    gives +-c / 4, as the derivative does, and their sum holds no digits of what softmax changes.
+    """
+    found, g, r, x = (v.expand_as(multipliers).movedim(dim, -1) for v in (multipliers, grad, r, x))
+    step = torch.where(x == r, 0.0, x - r)  # also where both are -inf
+    most = (found * step).abs().amax(-1)
+    excess = most > EXCESS * (g.amax(-1) - g.amin(-1))
+    if not excess.any():
+        return multipliers
+    rows = [value[excess] for value in (g, r, x)]
+    backwards = logit_by_logit(*[value.flip(-1) for value in rows]).flip(-1)
+    found = found.clone()
+    found[excess] = (logit_by_logit(*rows) + backwards) / 2
+    moved: Tensor = found.movedim(-1, dim)
+    return moved
+
+
+def logit_by_logit(grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
+    """Multipliers of a softmax along the last dimension whose logits move in their order.
+
+    While a_j moves, y_j is a logistic function of a_j - M, where M is the logsumexp of the others,
+    and what y_j gains they lose: m_j = (g_j - mean of g over the others) ds / da_j. Sums telescope,
+    and no attribution is larger than the range of g. The mean over all orders would be the Shapley
+    value; an order and its reverse are exact for two logits.
+    """
+    out = torch.zeros_like(grad)
+    others = r.clone()
+    for j in range(r.shape[-1]):
+        others[..., j] = -math.inf
+        row = row_of(others, [-1])
+        ends = [(end[..., j, None] - row.top - row.rest).squeeze(-1) for end in (r, x)]
+        mean = (row.y * grad).sum(-1)
+        out[..., j] = (grad[..., j] - mean) * sigmoid_slope(*ends)
+        others[..., j] = x[..., j]
+    return out.nan_to_num_(0.0)  # of what is at -inf with all others

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils import _pytree as pytree
 
 from fxshap.errors import RuleError
-from fxshap.rules.operation import Operation
+from fxshap.rules.operation import Operation, keeping_slopes
 
 Target = OpOverload | OpOverloadPacket | CustomOpDef
 Tensors = Sequence[Tensor]
@@ -43,12 +46,16 @@ class Rule:
         Sets of argument positions in which the operation is jointly linear (affine).
     closed : bool
         Whether the multiplier is a closed form; ``False`` for the generic rule.
+    stacked : bool
+        Whether `multiply` takes several cotangents at once, stacked in a dimension before all
+        others, and returns as many of each argument. Any other rule is asked for one at a time.
     """
 
     name: str
     multiply: Multiply | None
     linear_in: tuple[frozenset[int], ...] = ()
     closed: bool = True
+    stacked: bool = False
 
     def is_linear(self, positions: Iterable[int]) -> bool:
         """Say whether the operation is linear in the arguments at `positions`."""
@@ -99,7 +106,11 @@ def linear(*targets: Target) -> None:
 
 
 def rule(
-    *targets: Target, linear_in: Iterable[Iterable[int]] = (), closed: bool = True, name: str = ""
+    *targets: Target,
+    linear_in: Iterable[Iterable[int]] = (),
+    closed: bool = True,
+    stacked: bool = False,
+    name: str = "",
 ) -> Callable[[Multiply], Multiply]:
     """Declare the decorated function as the rule of `targets`.
 
@@ -120,6 +131,9 @@ def rule(
         argument varies, autograd's derivative is taken in place of the rule.
     closed : bool
         Whether the rule is a closed form, for reports.
+    stacked : bool
+        Whether the function takes several cotangents at once: `grad`, or each of its entries, then
+        has one dimension more, before all others, and so has what it returns.
     name : str
         Name for reports; the function's own by default.
 
@@ -147,7 +161,7 @@ def rule(
 
     def declare(multiply: Multiply) -> Multiply:
         for target in targets:
-            found = Rule(name or multiply.__name__, multiply, groups, closed)
+            found = Rule(name or multiply.__name__, multiply, groups, closed, stacked)
             RULES[operator_of(target)] = found
         return multiply
 
@@ -194,6 +208,24 @@ def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., 
         return decomposition
 
     return declare
+
+
+def one_by_one(
+    multiply: Multiply, operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Ask for each of several stacked cotangents alone, and stack what is found."""
+    stacks: Tensors = [grad] if isinstance(grad, Tensor) else [g for g in grad if g is not None]
+    with keeping_slopes(sample):
+        found = [
+            multiply(
+                operation, reference, sample, pytree.tree_map_only(Tensor, itemgetter(k), grad)
+            )
+            for k in range(len(stacks[0]))
+        ]
+    return tuple(
+        None if gs[0] is None else torch.stack([g.sum_to_size(r.shape) for g in gs])
+        for gs, r in zip(zip(*found, strict=True), reference, strict=True)
+    )
 
 
 def find_rule(target: Any) -> Rule | None:

@@ -16,13 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fxshap.rules.generic import GAUSS_LEGENDRE, generic
-from fxshap.rules.operation import Operation, keep, keep_between, times, vjp
-from fxshap.rules.table import Slope, Target, Tensors, rule
+from fxshap.rules.operation import (
+    Operation,
+    is_for_all_values,
+    keep,
+    keep_between,
+    may_hold,
+    rarely_holds,
+    times,
+    vjp,
+)
+from fxshap.rules.table import Slope, Target, Tensors, one_by_one, rule
 
 aten = torch.ops.aten
 
@@ -59,23 +69,39 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
     """
     used = slope or smooth
 
-    @rule(*targets, name=f"elementwise ({used.__name__})")
+    @rule(*targets, name=f"elementwise ({used.__name__})", stacked=True)
     def secant_rule(
         operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
+        arguments = (*reference, *operation.arguments)
+        stack = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
         if operation.slots != (0,) or reference[0].is_complex():
-            return generic(operation, reference, sample, grad)
+            ask = partial(one_by_one, generic) if stack else generic
+            return ask(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
         multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
-        product = times(multiplier, grad) if bounded else scale(grad, multiplier)
-        return (product.sum_to_size(r.shape),)
+        if not bounded and rarely_holds(~multiplier.isfinite()):
+            product = without_overflow(operation, r, x, grad, multiplier)
+        else:
+            product = times(multiplier, grad)
+        return (product.sum_to_size(stack + r.shape),)
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
     """Multiply, with 0 * inf = 0: an unbounded slope that nobody asks about stays silent."""
-    if slope.isfinite().all():
-        return times(slope, grad)
-    return torch.where(grad == 0, 0.0, grad * slope)
+    if may_hold(~slope.isfinite()):
+        return torch.where(grad == 0, 0.0, grad * slope)
+    return times(slope, grad)
+
+
+def without_overflow(
+    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, slope: Tensor
+) -> Tensor:
+    """Multiply a slope that no number holds by a cotangent that makes it one."""
+    f_x, f_r = operation(x), operation(r)
+    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    product = scale(grad, slope)
+    return torch.where(product.isfinite() | (x == r), product, grad * (f_x - f_r) / (x - r))
 
 
 def derivative(operation: Operation, point: Tensor) -> Tensor:
@@ -115,7 +141,7 @@ def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
     same = d == 0
     slope = (f_x - f_r) / d
-    if same.any():
+    if may_hold(same):
         slope = torch.where(same, derivative(operation, r), slope)
     return slope
 
@@ -231,6 +257,8 @@ CLOSE = 0.05
 def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
     """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
     size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
+    if is_for_all_values():
+        return torch.where(size < CLOSE, close(r, x), slope)
     places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
     slope = slope.contiguous()
     if len(places):
@@ -284,7 +312,7 @@ def softplus(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     beta, threshold = operation["beta"], operation["threshold"]
     straight = torch.maximum(x, r) * beta > threshold
     slope = softplus_slope(beta * r, beta * x)
-    return torch.where(straight, kinked(operation, r, x), slope) if straight.any() else slope
+    return torch.where(straight, kinked(operation, r, x), slope) if may_hold(straight) else slope
 
 
 def exponential_unit(
@@ -483,7 +511,7 @@ elementwise(
 )  # fmt: skip
 
 
-@rule(aten.relu)
+@rule(aten.relu, stacked=True)
 def relu(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:

@@ -312,7 +312,8 @@ elementwise("counted", lambda a, b: ((a > 0).long() + (b > 0).long()) * a, arity
 elementwise("as booleans", lambda h: h.bool() * 0.5 + h)
 along_last("any", lambda h: (h > 1).any(-1, keepdim=True) * h)
 along_last("all", lambda h: (h > -1).all(-1, keepdim=True) * h + 0.1 * h)
-along_last("number above", lambda h: (h > 0).sum(-1, keepdim=True) * 0.1 + h)
+# An integer times 0.1 would be float32, and the network then has the digits of that.
+along_last("number above", lambda h: (h > 0).sum(-1, keepdim=True).to(h.dtype) * 0.1 + h)
 
 # --- two or three tensors -------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class RandomErrors(TorchDispatchMode):
     Attributes
     ----------
     overflow : bool
-        Whether any result was NaN or infinite; constant -inf (masks) do not count.
+        Whether any result was NaN or infinite, or a number was turned into an integer that its type
+        does not hold, which C leaves undefined; constant -inf (masks) do not count.
     """
 
     def __init__(self, seed: int, everything: bool = False) -> None:
@@ -52,6 +53,8 @@ class RandomErrors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.overflow |= overflows(args[0], result.dtype)
         returns = func._schema.returns
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for place, output in enumerate(outputs):
@@ -67,6 +70,13 @@ class RandomErrors(TorchDispatchMode):
         exact = (value.float().double() == value) & (not self.everything)
         noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
         value.mul_(torch.where(exact, 1.0, 1 + ERROR * noise))
+
+
+def overflows(value: Tensor, dtype: torch.dtype) -> bool:
+    """Say whether an integer type does not hold some of these floating-point numbers."""
+    if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
+        return False
+    return value.is_floating_point() and not bool((value.abs() < torch.iinfo(dtype).max).all())
 
 
 @torch.no_grad()

@@ -23,6 +23,9 @@ from tests.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
 #: The smallest and the largest exponents of 10 of the values drawn: from denormal numbers up.
 SMALLEST = {torch.float64: -323.0, torch.float32: -45.0}
 LARGEST = 30.0
+#: Of elements that change places, where a step of a unit in the last place makes a jump of 1, which
+#: is steeper than any number if the step is smaller.
+SMALLEST_JUMPING = {torch.float64: -290.0, torch.float32: -30.0}
 #: What a rule cannot take up to 1e30 it is given up to these exponents.
 LARGEST_OF = {
     "grid_sampler": 4.0,  # torch turns the places into integers
@@ -61,7 +64,8 @@ def exponents(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     high = next((high for name, high in LARGEST_OF.items() if str(case).startswith(name)), LARGEST)
     if dtype is torch.float32 and any(case is other for other in (*NORMS, *INDICES, *GENERIC)):
         high = min(high, LARGEST_POWER if "vector_norm" in str(case) else LARGEST_SQUARED)
-    return SMALLEST[dtype], high
+    low = SMALLEST_JUMPING if str(case).startswith("fxshap.ranks") else SMALLEST
+    return low[dtype], high
 
 
 def draw_values(
@@ -220,6 +224,8 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> Found:
         add_conditioning(sums, case, operation, grads, x, after, generator)
         add_sensitivity(sums, case, operation, grad, multipliers, r, x, generator)
         excused |= (sums.distance == 0) & integers_alone(case)
+        # No multipliers reach it with steps as small as these.
+        excused |= torch.as_tensor(sums.owed).abs() / sums.distance > torch.finfo(dtype).max / 10
     error = (sums.given - sums.owed).abs() / (TOLERANCE[dtype] * sums.scale + sums.floor)
     wrong = ~excused & (~sums.finite | ~(error <= 1))
     worst = torch.where(excused, 0.0, error * TOLERANCE[dtype]).nan_to_num(torch.inf).max()
