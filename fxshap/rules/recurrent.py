@@ -96,30 +96,26 @@ def run_lstm(sequence: Tensor, state: State, weights: Weights) -> tuple[Tensor, 
     h0, c = state
     z = linear(sequence, weights.w_ih, weights.b_ih)
     z = z + linear(before(h0, outputs), weights.w_hh, weights.b_hh)
-    i, f, g, _ = z.chunk(4, -1)
+    i, f, g, o = z.chunk(4, -1)
+    trace = {"i": i.sigmoid(), "f": f.sigmoid(), "g": g.tanh(), "o": o.sigmoid()}
     cells = [c]
-    for forget, gain in zip(f.sigmoid(), i.sigmoid() * g.tanh(), strict=True):
+    for forget, gain in zip(trace["f"], trace["i"] * trace["g"], strict=True):
         cells.append(torch.addcmul(gain, forget, cells[-1]))
-    trace = {"z": z, "c": torch.stack(cells)}
+    c = torch.stack(cells)
+    trace |= {"before": c[:-1], "after": c[1:], "tanh": c[1:].tanh()}
+    trace["logits"] = torch.cat([i, f, 2 * g, o], -1)  # tanh g = 2 s(2g) - 1
     return outputs, tuple(s.squeeze(0) for s in final), trace
 
 
 def lstm_slopes(r: Trace, x: Trace) -> Trace:
     """How each gate's pre-activation moves c' (i, f, g) or h (o), h moves c', and c' the next."""
-    (zi_r, zf_r, zg_r, zo_r), (zi_x, zf_x, zg_x, zo_x) = (t["z"].chunk(4, -1) for t in (r, x))
-    i, o = (mean(a.sigmoid(), b.sigmoid()) for a, b in ((zi_r, zi_x), (zo_r, zo_x)))
-    g = mean(zg_r.tanh(), zg_x.tanh())
-    f, c_before = means(zf_r.sigmoid(), r["c"][:-1], zf_x.sigmoid(), x["c"][:-1])
-    c_after = mean(r["c"][1:].tanh(), x["c"][1:].tanh())
-    from_cell = [
-        g * sigmoid_slope(zi_r, zi_x),
-        c_before * sigmoid_slope(zf_r, zf_x),
-        i * tanh_slope(zg_r, zg_x),
-    ]
+    to_i, to_f, to_2g, to_o = sigmoid_slope(r["logits"], x["logits"]).chunk(4, -1)
+    i, g, o, y = (mean(r[name], x[name]) for name in ("i", "g", "o", "tanh"))
+    f, c = means(r["f"], r["before"], x["f"], x["before"])
     return {
-        "to_cell": (o * tanh_slope(r["c"][1:], x["c"][1:])).unsqueeze(-2),
-        "from_cell": torch.stack(from_cell, -2),
-        "from_output": (c_after * sigmoid_slope(zo_r, zo_x)).unsqueeze(-2),
+        "to_cell": (o * tanh_slope(r["after"], x["after"])).unsqueeze(-2),
+        "from_cell": torch.stack([g * to_i, c * to_f, 4 * i * to_2g], -2),
+        "from_output": (y * to_o).unsqueeze(-2),
         "forget": f.unsqueeze(-2),
     }
 
