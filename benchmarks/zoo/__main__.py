@@ -141,7 +141,7 @@ def write(folder: Path, measurements: Sequence[Measurement]) -> None:
     """Write the page, the data and the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     report.write_data(folder / "coverage.csv", measurements)
-    report.write_page(folder / "coverage.md", measurements, COMMAND, CALIBRATION[0])
+    report.write_page(folder / "coverage.md", measurements, COMMAND, CALIBRATION)
     chart.draw(folder / "figures" / "coverage.png", measurements)
 
 
