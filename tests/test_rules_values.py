@@ -9,7 +9,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from rule_cases import v
+from rule_cases import ALL, v
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
@@ -183,14 +183,64 @@ def test_maximum_of_many_shares_as_few_do() -> None:
         (aten.div.Tensor, lambda z: z[:, :1] / z[:, 1:]),
         (aten.maximum.default, lambda z: z.amax(1, keepdim=True)),
         (aten.minimum.default, lambda z: z.amin(1, keepdim=True)),
+        (aten.atan2.default, lambda z: torch.atan2(z[:, :1], z[:, 1:])),
+        (aten.pow.Tensor_Tensor, lambda z: z[:, :1] ** z[:, 1:]),
+        (aten.xlogy.Tensor, lambda z: torch.xlogy(z[:, :1], z[:, 1:])),
     ],
-    ids=["mul", "div", "maximum", "minimum"],
+    ids=["mul", "div", "maximum", "minimum", "atan2", "pow", "xlogy"],
 )
 def test_two_factors_share_as_two_players(target: Any, function: Any) -> None:
     r, x = 0.5 + torch.rand(2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = multipliers(target, tuple(r.split(1)), tuple(x.split(1)))
     exact = shapley_values(function, x, r).squeeze(1)
     torch.testing.assert_close(torch.cat(found) * (x - r), exact, rtol=1e-14, atol=1e-15)
+
+
+def test_three_numbers_share_as_three_players() -> None:
+    r, x = torch.tensor([[0.2, -0.5, 0.3], [2.0, 0.5, 1.0]], dtype=torch.float64)
+    exact = shapley_values(lambda z: z[:, :1].clamp(z[:, 1:2], z[:, 2:]), x, r).squeeze(1)
+    found = multipliers(aten.clamp.Tensor, tuple(r.split(1)), tuple(x.split(1)))
+    torch.testing.assert_close(torch.cat(found) * (x - r), exact, rtol=1e-14, atol=1e-15)
+
+
+def test_a_mixture_outside_the_domain_is_shared_equally() -> None:
+    """(-2)^2 to 3^0.5: of the mixtures, (-2)^0.5 is no number."""
+    r, x = (torch.tensor(end, dtype=torch.float64) for end in ([-2.0, 2.0], [3.0, 0.5]))
+    found = multipliers(aten.pow.Tensor_Tensor, tuple(r.split(1)), tuple(x.split(1)))
+    half = (3**0.5 - 4) / 2
+    torch.testing.assert_close(torch.cat(found) * (x - r), torch.tensor([half, half]).to(r))
+
+
+def test_determinant_shares_among_its_entries() -> None:
+    r, x = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = shapley_values(
+        lambda z: torch.linalg.det(z.reshape(-1, 3, 3)).unsqueeze(1), x, r
+    ).squeeze(1)
+    operation, _ = Operation.bind(aten.linalg_det.default, (r.reshape(1, 3, 3),), rows=(0, 0))
+    ends = [r.reshape(1, 3, 3)], [x.reshape(1, 3, 3)]
+    (found,) = multiply(operation, *ends, torch.ones(1, dtype=torch.float64))
+    torch.testing.assert_close(found.flatten() * (x - r), exact, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2], ids=["bilinear", "nearest", "bicubic"])
+def test_coordinates_of_a_sampled_point_share_as_two_players(mode: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(1, 2, 4, 4, generator=generator, dtype=torch.float64)
+    r, x = torch.rand(2, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.8
+    weights = torch.tensor([1.0, -0.4], dtype=torch.float64).reshape(1, 2, 1, 1)
+
+    def sampled(z: torch.Tensor) -> torch.Tensor:
+        images = image.expand(len(z), *image.shape[1:])
+        out = aten.grid_sampler.default(images, z.reshape(-1, 1, 1, 2), mode, 0, False)
+        return (out * weights).sum((1, 2, 3)).unsqueeze(1)
+
+    exact = shapley_values(sampled, x, r).squeeze(1)
+    points = r.reshape(1, 1, 1, 2)
+    operation, _ = Operation.bind(
+        aten.grid_sampler.default, (image, points, mode, 0, False), slots=(1,), rows=(0, 0)
+    )
+    (found,) = multiply(operation, [points], [x.reshape(1, 1, 1, 2)], weights)
+    torch.testing.assert_close(found.flatten() * (x - r), exact, rtol=1e-12, atol=1e-13)
 
 
 def test_select_shares_between_condition_and_branches() -> None:
@@ -280,7 +330,8 @@ DECOMPOSED = [
 
 
 def test_every_decomposition_is_tried() -> None:
-    assert {target for target, _, _ in DECOMPOSED} == set(COMPOSITES)
+    others = {case.target for case in ALL if case.decomposition is not None}
+    assert {target for target, _, _ in DECOMPOSED} | others == set(COMPOSITES)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The zoo benchmark: what it measures of a network, and when it says that something is worse."""
 
 import dataclasses
+import datetime
 import json
 import math
 
@@ -85,6 +86,16 @@ def test_batch_norms_get_parameters_and_statistics_and_zero_matrices_noise():
     assert torch.allclose(norm.running_mean, hidden.mean((0, 1)), atol=1e-6)
 
 
+def test_gains_of_other_norms_are_drawn_and_other_vectors_are_not():
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.PReLU(8))
+    bias, slope = model[1].bias.clone(), model[2].weight.clone()
+    calibrate(model, [], drawn=False)
+    assert (model[0].weight == 1).all()
+    calibrate(model, [], drawn=True)
+    assert ((0 < model[0].weight) & (model[0].weight < 1)).all() and (model[0].bias == 0).all()
+    assert torch.equal(model[1].bias, bias) and torch.equal(model[2].weight, slope)
+
+
 def test_a_network_that_computes_in_float32_inside_is_told_apart():
     single, double = measure(entry(Narrow), DTYPES)
     assert (single.narrow, double.narrow) == (False, True)
@@ -100,7 +111,9 @@ def test_what_cannot_be_explained_is_recorded_with_the_reason():
         assert found.failure.startswith("RuntimeError")
 
 
-GOOD = Measurement("here", "small", "tiny", "float32", 1e-6, 1e-7, 1e-7, 0.5, sources="a")
+GOOD = Measurement(
+    "here", "small", "tiny", "float32", 1e-6, 1e-7, 1e-7, 0.5, sources="a", date="2020-01-02"
+)
 FAILED = dataclasses.replace(GOOD, additivity_error=math.nan, failure="CaptureError: no")
 
 
@@ -190,6 +203,20 @@ def test_other_sources_are_measured_again(run, tmp_path):
     old = [{**json.loads(text), "sources": "other"} for text in results.read_text().splitlines()]
     results.write_text("".join(json.dumps(record) + "\n" for record in old))
     assert run() == (0, 1)
+
+
+def test_an_update_keeps_what_was_published_and_says_from_when(run, tmp_path):
+    data, page = tmp_path / "docs" / "coverage.csv", tmp_path / "docs" / "coverage.md"
+    run()
+    assert "stand" not in page.read_text()
+    single, double = report.read_data(data)
+    old = dataclasses.replace(double, date="2020-01-02", additivity_error=3e-16)
+    report.write_data(data, [single, old])
+    assert run("--fresh", "--dtypes", "float32", "--update") == (0, 1)
+    single, double = report.read_data(data)
+    assert (single.date, double.date) == (datetime.date.today().isoformat(), "2020-01-02")
+    assert double.additivity_error == 3e-16
+    assert "The results of 1 networks from 2020-01-02 stand" in page.read_text()
 
 
 def test_a_worse_network_is_said_and_not_published(run, tmp_path, capsys):

@@ -96,6 +96,30 @@ def _looked_up(h: Tensor) -> Tensor:
     return torch.searchsorted(levels, h, side="right") * torch.sigmoid(h)
 
 
+def _reduced(h: Tensor) -> Tensor:
+    place, base = torch.tensor([0, 3, 3, 1, 0, 3, 1, 2]).expand(len(h), 8), h[:, :4]
+    reduced = [base.scatter_reduce(1, place, h[:, 4:], how) for how in ("amax", "mean", "prod")]
+    return torch.cat(reduced, 1)
+
+
+def _angles(h: Tensor) -> Tensor:
+    phases = torch.fft.rfft(h[:, :6], dim=1)[:, 1:3].angle()
+    return torch.cat([torch.atan2(h[:, 6:9], h[:, 9:]), phases], 1).sin()
+
+
+def _quantiles(h: Tensor) -> Tensor:
+    levels = torch.tensor([0.15, 0.5, 0.8]).to(h)
+    return h.reshape(-1, 2, 6).quantile(levels, dim=2).movedim(0, 1).flatten(1)
+
+
+def _inverted(h: Tensor) -> Tensor:
+    matrices = torch.eye(3).to(h) + 0.5 * h[:, :9].reshape(-1, 3, 3).tanh()
+    solved = torch.linalg.solve(matrices, h[:, 9:])
+    return torch.cat(
+        [matrices.inverse().flatten(1), solved, torch.linalg.det(matrices)[:, None]], 1
+    )
+
+
 class Buckets(nn.Module):
     """Every feature in one of five buckets, each with an embedding (Gorishniy et al. 2022)."""
 
@@ -141,6 +165,10 @@ NETWORKS = [
     network("embedding_bag_weighted", architecture=lambda: Between(_weighted_bag)),
     network("matrix_norms", architecture=lambda: Between(_matrix_norms)),
     network("index_add_put_scatter", architecture=lambda: Between(_scattered)),
+    network("scatter_reduce", architecture=lambda: Between(_reduced)),
+    network("angles", architecture=lambda: Between(_angles)),
+    network("quantiles", architecture=lambda: Between(_quantiles)),
+    network("inverse_determinant", architecture=lambda: Between(_inverted)),
     network("searchsorted", architecture=lambda: Between(_looked_up)),
     network("cdist_radial_basis", architecture=RadialBasis, shapes=((5, 2),)),
 ]

@@ -4,6 +4,8 @@ One line a network and type goes to standard output as it is measured, and to a 
 that a run that was stopped goes on where it was; what other sources of fxshap gave is measured
 again. A run of everything writes docs/coverage.md, docs/coverage.csv and the figure, unless a
 network is worse than the last published one: then it says so, returns 1 and leaves them alone.
+With ``--update`` a run of a part does too; what it leaves out stays as it was published, with the
+date of its measurement, and the page says how much that is.
 """
 
 from __future__ import annotations
@@ -81,6 +83,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="folder to write to even if not all is measured"
     )
+    parser.add_argument(
+        "--update", action="store_true", help="publish a part; the rest stays as published"
+    )
     parser.add_argument("--publish", action="store_true", help="write even if something is worse")
     return parser.parse_args(arguments)
 
@@ -114,16 +119,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(*(f"worse than published: {text}" for text in worse), sep="\n")
     whole = drawn and options.names == "*" and set(options.zoos) == set(ZOOS)
     whole = whole and set(options.dtypes) == set(report.LIMITS)
-    if options.output or (whole and (options.publish or not worse)):
+    if options.update and drawn:
+        measurements = updated(measurements, done)
+    if options.output or ((whole or options.update) and (options.publish or not worse)):
         write(options.output or DOCS, measurements)
     return 1 if worse else 0
+
+
+def updated(
+    measurements: Sequence[Measurement], done: dict[report.Key, Measurement]
+) -> list[Measurement]:
+    """Put measurements into the order of all networks, with the published ones for the rest."""
+    old = {report.key(m): m for m in report.read_data(DOCS / "coverage.csv")}
+    new = {report.key(m): m for m in measurements}
+    found = {**old, **{key: m for key, m in done.items() if key in old}, **new}
+    keys = [(e.zoo, e.name, d) for zoo in ZOOS for e in ZOOS[zoo]() for d in report.LIMITS]
+    return [found[key] for key in keys if key in found]
 
 
 def write(folder: Path, measurements: Sequence[Measurement]) -> None:
     """Write the page, the data and the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     report.write_data(folder / "coverage.csv", measurements)
-    report.write_page(folder / "coverage.md", measurements, COMMAND, CALIBRATION[0])
+    report.write_page(folder / "coverage.md", measurements, COMMAND, CALIBRATION)
     chart.draw(folder / "figures" / "coverage.png", measurements)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -32,11 +32,12 @@ CAUSES = {
     "there is no single output to explain.",
     "AutoformerModel.encoder": "PyTorch cannot export it: under export transformers builds an "
     "attention mask, which this model cannot take, and in float64 it does not run by itself.",
-    **dict.fromkeys(
-        ("convmixer_768_32", "efficientnet_b7", "gemma4_vit_167m"),
-        "With random weights its layers magnify differences: two ways of computing its output in "
-        "float32 differ by about its own rounding. In float64 it is exact.",
-    ),
+}
+
+#: What was otherwise in runs of which results may still stand.
+EARLIER = {
+    "2026-11-24": "batch norms with the statistics of 2 forwards of 8 samples, gains of layer and "
+    "RMS norms of 1, and EfficientNets on images of 64 x 64",
 }
 
 Key = tuple[str, str, str]
@@ -151,7 +152,7 @@ in float32 inside whatever the type of their input ("narrow") have {narrow} for 
 
 ![Additivity error of every network](figures/coverage.png)
 
-{date}, {software}: `{command}`. Every network is in [coverage.csv](coverage.csv).
+{date}, {software}: `{command}`. Every network is in [coverage.csv](coverage.csv).{older}
 
 In the tables below a row is a family and shows its worst network:
 
@@ -170,14 +171,27 @@ In the tables below a row is a family and shows its worst network:
 Weights are those that the constructors draw, in small configurations or on images as small as the
 network takes. Matrices that are all zero, such as heads before training, are filled with noise, or
 nothing would depend on the input. Batch norms get their statistics from {batches} training-mode
-forwards, and weights and biases drawn from (0, 1): with the 1 and 0 that they begin training with,
-every block of a deep network magnifies the differences between inputs, and rounding with them.
-`python -m benchmarks.zoo --initial-batch-norms --names resnet152` shows what that comes to.
+forwards of {rows} samples, and weights and biases drawn from (0, 1): with the 1 and 0 that they
+begin training with, every block of a deep network magnifies the differences between inputs, and
+rounding with them. `python -m benchmarks.zoo --initial-batch-norms --names resnet152` shows what
+that comes to. The gains of other norms, vectors of ones, are drawn from (0, 1) as well.
+
+Three networks at random magnify rounding a hundred to ten thousand times where this is not so, and
+paired and plain output then differ by as much:
+
+- `convmixer_768_32` with statistics of 2 x 8 samples: activations that are rare among these are
+  divided by a deviation that is too small, layer after layer, and the output is 1e26;
+- `gemma4_vit_167m` with gains of 1: its attention does not divide the products of normed queries
+  and keys by the root of their width, and the softmax of every layer is nearly a choice;
+- `efficientnet_b7` on images of 64 x 64, made for 600 x 600: the last maps are 2 x 2, smaller than
+  its kernels.
 """
 
 
-def write_page(path: Path, measurements: Sequence[Measurement], command: str, batches: int) -> None:
-    """Write the page."""
+def write_page(
+    path: Path, measurements: Sequence[Measurement], command: str, calibration: tuple[int, int]
+) -> None:
+    """Write the page; `calibration` is batches of the forwards of batch norms and rows of each."""
     passed, total = count(measurements)
     page = PAGE.format(
         passed=passed,
@@ -187,14 +201,31 @@ def write_page(path: Path, measurements: Sequence[Measurement], command: str, ba
         **{dtype: power(value) for dtype, value in LIMITS.items()},
         narrow=power(NARROW_LIMIT),
         output=power(OUTPUT_LIMIT),
-        date=datetime.date.today(),
+        date=max(m.date for m in measurements),
+        older=older_section(measurements),
         software=all_software(measurements),
         command=command,
         tables="\n\n".join(zoo_section(*group) for group in grouped(measurements, "zoo")),
-        batches=batches,
+        batches=calibration[0],
+        rows=calibration[1],
         failures=failure_section(measurements),
     )
     path.write_text(page)
+
+
+def older_section(measurements: Sequence[Measurement]) -> str:
+    """Say which results stand from earlier runs; "" if none."""
+    latest = max(m.date for m in measurements)
+    parts = []
+    for date, members in sorted(grouped(measurements, "date")):
+        if date != latest:
+            networks = len({(m.zoo, m.name) for m in members})
+            otherwise = f" ({EARLIER[date]})" if date in EARLIER else ""
+            parts.append(f"of {networks} networks from {date}{otherwise}")
+    if not parts:
+        return ""
+    text = f"The results {' and '.join(parts)} stand; the columns `date` and `sources` say which."
+    return "\n\n" + "\n".join(textwrap.wrap(text, 100))
 
 
 def power(value: float) -> str:

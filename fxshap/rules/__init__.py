@@ -48,6 +48,7 @@ From then on models that call it can be explained:
 from fxshap.rules import (
     affine,
     composites,
+    coordinates,
     gelu,
     logic,
     maximum,
@@ -73,6 +74,7 @@ __all__ = [
     "bilinear",
     "composite",
     "composites",
+    "coordinates",
     "elementwise",
     "find_rule",
     "gelu",

@@ -64,8 +64,7 @@ rule(aten._native_batch_norm_legit_no_training, aten.batch_norm, linear_in=((0,)
 # Linear in the values, not in the indices or masks.
 rule(
     aten.index_select, aten.gather, aten.index, aten._unsafe_index, aten.take, aten.take_along_dim,
-    aten.embedding, aten.masked_select, aten.grid_sampler, aten.grid_sampler_2d,
-    aten.grid_sampler_3d,
+    aten.embedding, aten.masked_select,
     linear_in=((0,),), closed=False,
 )(generic)  # fmt: skip
 rule(

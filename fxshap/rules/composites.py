@@ -85,3 +85,189 @@ def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1)
 def logaddexp(self: Tensor, other: Tensor) -> Tensor:
     """Logsumexp of two."""
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
+
+
+@composite(aten.angle.default)
+def angle(self: Tensor) -> Tensor:
+    """Of a complex number, atan2 of its parts; of a real one, pi below 0."""
+    if self.is_complex():
+        turned: Tensor = torch.atan2(self.imag, self.real)
+        return turned
+    below: Tensor = (self < 0).to(self.dtype) * math.pi
+    return below
+
+
+@composite(aten.linalg_norm.default)
+def norm(
+    self: Tensor,
+    ord: float | None = None,
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A vector norm of one dimension, or of everything; else a norm of matrices."""
+    dims = list(range(self.dim())) if dim is None else list(dim)
+    if ord is None or len(dims) == 1:
+        order = 2 if ord is None else ord
+        found: Tensor = torch.linalg.vector_norm(self, order, dims, keepdim, dtype=dtype)
+    else:
+        found = matrix_norm(self, ord, dims, keepdim, dtype=dtype)
+    return found
+
+
+@composite(aten.linalg_norm.ord_str)
+def named_norm(
+    self: Tensor,
+    ord: str,
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Frobenius and nuclear norms."""
+    found: Tensor = named_matrix_norm(self, ord, dim or [-2, -1], keepdim, dtype=dtype)
+    return found
+
+
+@composite(aten.linalg_matrix_norm.default)
+def matrix_norm(
+    self: Tensor,
+    ord: float,
+    dim: list[int] | tuple[int, ...] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The largest or smallest sum of magnitudes of rows (inf) or columns (1), or singular value."""
+    last = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
+    if abs(ord) == 2:
+        values = torch.linalg.svdvals(last)
+    else:
+        values = last.abs().sum(-1 if math.isinf(ord) else -2)
+    found = values.amax(-1) if ord > 0 else values.amin(-1)
+    return with_dims(found, dim, self.dim()) if keepdim else found
+
+
+@composite(aten.linalg_matrix_norm.str_ord)
+def named_matrix_norm(
+    self: Tensor,
+    ord: str = "fro",
+    dim: list[int] | tuple[int, ...] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Frobenius: the vector norm of all entries; nuclear: the sum of the singular values."""
+    if ord == "fro":
+        length: Tensor = torch.linalg.vector_norm(self, 2, dim, keepdim, dtype=dtype)
+        return length
+    last = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
+    found = torch.linalg.svdvals(last).sum(-1)
+    return with_dims(found, dim, self.dim()) if keepdim else found
+
+
+def with_dims(value: Tensor, dims: list[int] | tuple[int, ...], count: int) -> Tensor:
+    """Put reduced dimensions of a tensor of `count` dimensions back as ones."""
+    for place in sorted(d % count for d in dims):
+        value = value.unsqueeze(place)
+    return value
+
+
+#: What changes nothing, for each reduction.
+NEUTRAL = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
+
+
+@composite(aten.scatter_reduce.two)
+def scatter_reduce(
+    self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Reduce, at every place, what goes there; all of which is written out: n x m values a row."""
+    if not self.dim():
+        base, at, new = (value.reshape(1) for value in (self, index, src))
+        whole: Tensor = scatter_reduce(base, 0, at, new, reduce, include_self=include_self)
+        return whole.reshape(())
+    dim %= self.dim()
+    for other, size in enumerate(index.shape):
+        src = src.narrow(other, 0, size)
+    base, at, new = (value.movedim(dim, -1) for value in (self, index, src))
+    goes = at.unsqueeze(-2) == torch.arange(base.shape[-1], device=at.device).unsqueeze(-1)
+    new = torch.where(goes, new.unsqueeze(-2), NEUTRAL[reduce])
+    for other, size in enumerate(base.shape[:-1]):
+        more = size - at.shape[other]
+        if more:
+            goes, new = grown(goes, other, more, False), grown(new, other, more, NEUTRAL[reduce])
+    count = goes.sum(-1)
+    if include_self:
+        new, count = torch.cat([base.unsqueeze(-1), new], -1), count + 1
+    match reduce:
+        case "prod":
+            found = new.prod(-1)
+        case "amax":
+            found = new.amax(-1)
+        case "amin":
+            found = new.amin(-1)
+        case _:
+            found = new.sum(-1)
+    if reduce == "mean":
+        found = found / count.clamp_min(1)
+    if not include_self:
+        found = torch.where(count > 0, found, base)
+    return found.movedim(-1, dim)
+
+
+def grown(value: Tensor, dim: int, more: int, fill: float) -> Tensor:
+    """Add slices filled with one number."""
+    size = [*value.shape[:dim], more, *value.shape[dim + 1 :]]
+    return torch.cat([value, value.new_full(size, fill)], dim)
+
+
+def interpolated(
+    self: Tensor, q: Tensor, dim: int | None, keepdim: bool, interpolation: str
+) -> Tensor:
+    """Quantiles: values in order, and between two of them."""
+    last = (self.flatten() if dim is None else self.movedim(dim, -1)).sort(-1).values
+    place = q.to(last) * (last.shape[-1] - 1)
+    if interpolation in ("lower", "higher", "nearest"):
+        place = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}[interpolation](
+            place
+        )
+    below, above = place.floor(), place.ceil()
+    way = torch.full_like(place, 0.5) if interpolation == "midpoint" else place - below
+    low, high = (last.index_select(-1, at.reshape(-1).long()) for at in (below, above))
+    found = low + (high - low) * way.reshape(-1)
+    if keepdim and dim is None:
+        found = found.reshape(*found.shape, *[1] * self.dim())
+    elif dim is None:
+        pass
+    else:
+        found = found.movedim(-1, 0)
+        found = found.unsqueeze(1 + dim % self.dim()) if keepdim else found
+    return found if q.dim() else found.squeeze(0)
+
+
+@composite(aten.quantile.default)
+def quantile(
+    self: Tensor,
+    q: Tensor,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+) -> Tensor:
+    """Several quantiles, the first dimension of the result, or one."""
+    return interpolated(self, q, dim, keepdim, interpolation)
+
+
+@composite(aten.quantile.scalar)
+def quantile_of_number(
+    self: Tensor,
+    q: float,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+) -> Tensor:
+    """One quantile."""
+    at = torch.full((), q, dtype=self.dtype, device=self.device)
+    return interpolated(self, at, dim, keepdim, interpolation)

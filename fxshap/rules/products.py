@@ -203,6 +203,17 @@ def product_of_many(
     return multilinear(operation, reference, sample, grad, max(degree, 1))
 
 
+@rule(aten.linalg_det, aten.det)
+def determinant(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Linear in each entry, of degree the number of rows in all together: see :func:`multilinear`.
+
+    Every term of the Leibniz formula is a product of different entries.
+    """
+    return multilinear(operation, reference, sample, grad, max(reference[0].shape[-1], 1))
+
+
 @rule(aten.einsum, linear_in=(), name="product")
 def einsum(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
@@ -219,13 +230,6 @@ def lerp(
 ) -> tuple[Tensor | None, ...]:
     """a + w (b - a): bilinear in w and (a, b)."""
     return midpoint(operation, reference, sample, grad)
-
-
-# A rounded quotient is linear in nothing; the entry of an overload goes before its packet's.
-rule(
-    aten.div.Tensor_mode, aten.div.Scalar_mode, aten.divide.Tensor_mode, aten.divide.Scalar_mode,
-    closed=False,
-)(generic)  # fmt: skip
 
 
 #: How many times larger a divisor may be at one end than at the other to count as independent.
