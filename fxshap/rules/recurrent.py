@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep, keep_between
-from fxshap.rules.products import MIXED, in_one_order, size
+from fxshap.rules.products import MIXED, extremes, in_one_order
 from fxshap.rules.table import Multiply, Tensors, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
@@ -62,7 +62,7 @@ def mean(a: Tensor, b: Tensor) -> Tensor:
 def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, Tensor]:
     """Midpoints of a gate `a` and what it lets through; one order counts where that is huge."""
     sums = a_r + a_x, b_r + b_x
-    if max(size(b_r), size(b_x)) > MIXED:  # a gate is at most 1
+    if max(extremes(b_r)[1], extremes(b_x)[1]) > MIXED:  # a gate is at most 1
         sums = in_one_order((a_r, b_r), (a_x, b_x), sums)
     return sums[0] / 2, sums[1] / 2
 
