@@ -390,9 +390,16 @@ def test_a_gate_that_shuts_on_what_is_huge_owes_nothing_for_it(turned, size):
     assert max(map(abs, shares)) <= 1
 
 
+def test_a_tiny_product_keeps_the_digits_of_its_change():
+    """A step after 2000 * sigmoid(-100) made 1e40 of what cancelled."""
+    shares, owed = changes(aten.mul.Tensor, *two_ends((2000.0, 0.0), (1e-43, 0.5)))
+    assert sum(shares) == pytest.approx(owed, rel=1e-15)
+
+
 def test_gates_of_ordinary_size_share_as_before():
     shares, _ = changes(aten.mul.Tensor, *two_ends((0.0, 100.0), (1.0, 0.0)))
     assert shares == [50, -50]
+    assert changes(aten.mul.Tensor, *two_ends((1.0, 0.0), (0.0, 1.0)))[0] == [-0.5, 0.5]
 
 
 @pytest.mark.parametrize("size", [1e8, 1e30, 1e150])

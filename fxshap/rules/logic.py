@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.operation import Operation
+from fxshap.rules.products import most_beside
 from fxshap.rules.table import Tensors, rule
 from fxshap.rules.univariate import elementwise, steps
 
@@ -49,10 +50,6 @@ LIBRARY.impl("select", select, "CompositeExplicitAutograd")
 elementwise(torch.ops.fxshap.step, slope=steps)
 
 
-#: How many times larger than what is chosen at both ends, and than 1, what is not may be.
-UNSEEN = 1e4
-
-
 def branch_mean(
     r: Tensor, x: Tensor, chosen_r: Tensor, chosen_x: Tensor, most: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -80,8 +77,7 @@ def selection(
         r[slot], x[slot] = value_r, value_x
     (c_r, a_r, b_r), (c_x, a_x, b_x) = r, x
     c = (c_r + c_x) / 2
-    seen = torch.maximum(select(*r).abs(), select(*x).abs())
-    most = UNSEEN * seen.clamp_(min=1)
+    most = most_beside(torch.maximum(select(*r).abs(), select(*x).abs()))
     a, moves_a = branch_mean(a_r, a_x, c_r > 0.5, c_x > 0.5, most)
     b, moves_b = branch_mean(b_r, b_x, c_r < 0.5, c_x < 0.5, most)
     grads = (grad * (a - b), grad * c * moves_a, grad * (1 - c) * moves_b)

@@ -20,7 +20,6 @@ from fxshap.rules.operation import (
     keep,
     keep_between,
     may_hold,
-    rarely_holds,
     vjp,
 )
 from fxshap.rules.table import Multiply, Target, Tensors, rule
@@ -99,13 +98,29 @@ def mul(
     (a_r, b_r), (a_x, b_x) = reference, sample
     half = grad * 0.5
     a, b = keep_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
-    if rarely_holds(torch.maximum(size(a_r) * size(b_x), size(a_x) * size(b_r)) > MIXED):
+    mixed = may_cancel(a_r, b_r, a_x, b_x) | may_cancel(a_x, b_x, a_r, b_r)
+    if may_hold(mixed):
         a, b = in_one_order((a_r, b_r), (a_x, b_x), (a, b))
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
 
 
 #: How many times larger than at both ends, and than 1, a product of mixed ends may be.
 MIXED = 1e4
+#: How many times larger than what is not 0 at both ends: more costs the last digits of its change.
+LOST = 1e6
+
+
+def most_beside(ends: Tensor) -> Tensor:
+    """Return how large a number that neither end shows may be, for the larger size of the ends."""
+    most = torch.minimum(MIXED * ends.clamp(min=1), LOST * ends)
+    return torch.where(ends == 0, MIXED, most)
+
+
+def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
+    """Say whether a_r b_x may be more than :func:`most_beside` allows, by the extremes alone."""
+    high_a, high_b = extremes(a_r)[1], extremes(b_x)[1]
+    lost = (high_b > LOST * extremes(b_r)[0]) & (high_a > LOST * extremes(a_x)[0])
+    return (high_a * high_b > MIXED) | lost
 
 
 def in_one_order(
@@ -125,16 +140,21 @@ def in_one_order(
         Each factor at the one end plus that at the other, which are returned where nothing is huge.
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
-    most = MIXED * torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()).clamp_(min=1)
+    most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()))
     a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
     a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
     b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
     return a, b
 
 
-def size(value: Tensor) -> Tensor:
-    """Return the largest absolute value, 0 of nothing, computed once for an end."""
-    return keep(value, "size", lambda v: v.abs().amax() if v.numel() else v.new_zeros(()))
+def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest absolute value, computed once for an end."""
+
+    def both(v: Tensor) -> tuple[Tensor, Tensor]:
+        least, most = v.abs().aminmax() if v.numel() else (v.new_ones(()), v.new_zeros(()))
+        return least, most
+
+    return keep(value, "extremes", both)
 
 
 @factors(aten.bmm)

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+aten = torch.ops.aten
+GRID_SAMPLERS = (aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+#: Farther places in an image are no integers to torch's kernels.
+LARGEST_PLACE = 2.0**51
 #: Relative error put into every result.
 ERROR = 1e-6
 TRIALS = 3
@@ -26,6 +30,9 @@ WORST_GROWTH = 1e6
 
 class RandomErrors(TorchDispatchMode):
     """Multiply what every operation returns by 1 + ERROR * uniform(-1, 1).
+
+    Logarithms of softmax are also moved by that much: they are logarithms of sums of at least 1,
+    and one near 0 has lost its digits in the sum.
 
     What float32 can hold is left alone: a product of halves or an integer is exact in float64, and
     a tie between such numbers is a tie.
@@ -53,8 +60,10 @@ class RandomErrors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default:
+        if func is aten._to_copy.default:
             self.overflow |= overflows(args[0], result.dtype)
+        if func in GRID_SAMPLERS:
+            self.overflow |= bool((args[1].abs() * max(args[0].shape[2:]) >= LARGEST_PLACE).any())
         returns = func._schema.returns
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for place, output in enumerate(outputs):
@@ -63,13 +72,18 @@ class RandomErrors(TorchDispatchMode):
                 for value in pytree.tree_leaves(output):
                     if isinstance(value, Tensor) and value.dtype is torch.float64:
                         self.disturb(value)
+                        if func is aten._log_softmax.default:
+                            value.add_(ERROR * self.noise(value))
         return result
 
     def disturb(self, value: Tensor) -> None:
         self.overflow |= bool((value.isnan() | (value == torch.inf)).any())
         exact = (value.float().double() == value) & (not self.everything)
-        noise = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        value.mul_(torch.where(exact, 1.0, 1 + ERROR * noise))
+        value.mul_(torch.where(exact, 1.0, 1 + ERROR * self.noise(value)))
+
+    def noise(self, value: Tensor) -> Tensor:
+        """Draw numbers between -1 and 1."""
+        return torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
 
 
 def overflows(value: Tensor, dtype: torch.dtype) -> bool:
