@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
+import sysconfig
 import time
 import traceback
 import warnings
@@ -390,8 +391,11 @@ def first_line(error: BaseException) -> str:
 
 def is_users(file: str) -> bool:
     """Say whether a source file is the user's, and not of torch, fxshap or Python."""
-    ours = [str(Path(module.__file__ or "").parent) for module in (torch, fxshap)]
-    return not file.startswith((*ours, "<")) and "contextlib" not in file
+    path, stdlib = Path(file), Path(sysconfig.get_path("stdlib"))
+    ours = [Path(module.__file__ or "").parent for module in (torch, fxshap)]
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    in_python = file.startswith("<") or (path.is_relative_to(stdlib) and not installed)
+    return not in_python and not any(path.is_relative_to(folder) for folder in ours)
 
 
 def user_line(trace: TracebackType | None) -> str:

@@ -1,7 +1,9 @@
 """Capture and rewrite: what the two graphs show, share and follow."""
 
+import contextlib
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxshap
-from fxshap.capture import user_module
+from fxshap.capture import is_users, user_module
 from fxshap.errors import CaptureError
 from tests.helpers import (
     assert_exact,
@@ -277,3 +279,11 @@ def test_modules_of_a_part_of_a_list_have_their_own_names():
     report = fxshap.make_explainable(Slices(), torch.randn(2, 3)).report().to_dict()
     (gelu,) = report["operations"]
     assert gelu["modules"] == ["layers.0", "layers.1", "layers.3", "layers.4"]
+
+
+def test_lines_of_torch_and_of_python_are_not_the_users():
+    installed = Path(torch.__file__).parents[1]
+    for file in (torch.__file__, fxshap.__file__, contextlib.__file__, "<string>"):
+        assert not is_users(file)
+    for file in (__file__, str(installed / "torchvision" / "ops" / "misc.py")):
+        assert is_users(file)
