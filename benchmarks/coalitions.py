@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import fnmatch
-import shlex
+import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -284,20 +284,26 @@ def main() -> int:
     parser.add_argument("--networks", default="*", metavar="PATTERN", help="names, as in a shell")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tried", type=int, nargs="*", default=[1, 4, 16], help="pairs tried")
+    parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the networks are too small for more
     names = fnmatch.filter(NETWORKS, options.networks)
-    results: Results = {}
-    for name in tqdm(names, unit="network"):
+    lines = options.kept.read_text().splitlines() if options.kept and options.kept.exists() else []
+    results: Results = dict(map(json.loads, lines))
+    for name in tqdm([name for name in names if name not in results], unit="network"):
         try:
             results[name] = measure(NETWORKS[name], options.samples, options.tried)
         except RuntimeError as error:  # a network that fixes its number of rows
             tqdm.write(f"{name}: {str(error).splitlines()[0][:120]}")
+            continue
+        if options.kept:
+            with options.kept.open("a") as file:
+                file.write(json.dumps([name, results[name]]) + "\n")
     tables = library_table(results), tried_table(results, options.tried)
     said = judge(results)
     print(*tables, *said, sep="\n")
     if len(names) == len(NETWORKS):
-        command = shlex.join(["python", "-m", "benchmarks.coalitions", *sys.argv[1:]])
+        command = "python -m benchmarks.coalitions"
         versions = f"torch {torch.__version__}, fxshap {fxshap.__version__}"
         when = f"`{command}`, {datetime.date.today()}, {versions}: {len(results)} networks."
         text = [when, tables[0], "\n".join(said)]
