@@ -1,4 +1,4 @@
-.PHONY: demo test docs ecosystem fidelity speed zoo fuzz capture narrow soak newest clean
+.PHONY: demo test docs ecosystem fidelity refinement speed zoo fuzz capture narrow soak newest clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +24,11 @@ ecosystem: $(VENV)/.ecosystem
 
 fidelity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fidelity
+
+refinement: $(VENV)/.test
+	-$(BIN)/python -m benchmarks.coalitions
+	$(BIN)/python -m benchmarks.scatter
+	$(BIN)/python -m benchmarks.refinement
 
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.speed --memory --growth --output docs/speed.md
