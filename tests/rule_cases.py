@@ -380,10 +380,10 @@ GENERIC = [
 
 # --- functions of a few numbers, and of square matrices -------------------------------------------
 
-GOES_TO = torch.tensor([[2, 0], [2, 1]])
+GOES_TO = torch.arange(15).reshape(5, 3) * 7 % 4, torch.arange(20).reshape(4, 5) * 5 // 2 % 3
 
 NUMBERS = [
-    Case(aten.arctan2.default, (v(5), constant(5)), note="of a constant"),
+    Case(aten.arctan2.default, (v(5), v(5))),
     Case(aten.atan2.default, (v(4, 5), v(1, 5)), note="broadcast"),
     Case(aten.hypot.default, (v(5), v(5))),
     Case(aten.copysign.Tensor, (v(5), v(5))),
@@ -415,10 +415,10 @@ NUMBERS = [
       for order in (1, -1, 2, -2, inf, -inf)),
     *(Case(aten.linalg_matrix_norm.str_ord, (v(4, 3), name, [-2, -1], keep), note=f"{name} {keep}")
       for name in ("fro", "nuc") for keep in (False, True)),
-    *(Case(aten.scatter_reduce.two, (v(4, 3, row=None), dim, GOES_TO, v(5, 3, row=None), how),
+    *(Case(aten.scatter_reduce.two, (v(4, 3, row=None), dim, GOES_TO[dim], src, how),
            {"include_self": own}, output_row=None, note=f"{how} {dim} {own}")
       for how in ("sum", "mean", "prod", "amax", "amin")
-      for dim in (0, 1) for own in (True, False)),
+      for dim, src in ((0, v(5, 3, row=None)), (1, v(4, 5, row=None))) for own in (True, False)),
     *(Case(aten.quantile.default, (v(6, 3), constant(3, low=0.0), dim, keep),
            {"interpolation": how}, output_row=1, note=f"{how} {dim} {keep}")
       for how, dim, keep in (("linear", 1, False), ("lower", -1, True), ("higher", 1, True),

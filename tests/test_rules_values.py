@@ -320,6 +320,8 @@ DECOMPOSED = [
     (aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None), {}),
     (aten.addcdiv.default, (v(5), v(5), v(5, low=0.5)), {"value": 0.3}),
     (aten.logaddexp.default, (v(5), v(5)), {}),
+    (aten.argsort.default, (v(5), 1, True), {}),
+    (aten.argsort.stable, (v(5),), {"stable": True, "dim": 1}),
     (aten.floor_divide.default, (v(5), v(5, low=0.5)), {}),
     (aten.scaled_dot_product_attention.default, (v(2, 3, 4), v(2, 5, 4), v(2, 5, 4)), {}),
     (aten.scaled_dot_product_attention.default, (v(2, 4, 4), v(2, 4, 4), v(2, 4, 4)),
@@ -341,6 +343,24 @@ def test_decompositions_give_what_the_operation_gives(target: Any, args: Any, kw
     _, r, _ = Case(target, args, kwargs).draw(torch.float64)
     values = [*r, *args[len(r) :]]  # what varies comes first
     torch.testing.assert_close(COMPOSITES[target](*values, **kwargs), target(*values, **kwargs))
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "prod", "amax", "amin"])
+@pytest.mark.parametrize("own", [True, False])
+def test_scattered_reduction_of_a_part(how: str, own: bool) -> None:
+    """The index may be smaller than both tensors, in every dimension."""
+    generator = torch.Generator().manual_seed(0)
+    base, source = (torch.randn(n, 4, 3, generator=generator) for n in (5, 7))
+    index = torch.tensor([[[4, 0], [2, 1], [0, 0]], [[2, 2], [2, 0], [4, 1]]])
+    arguments = (base, 0, index, source, how)
+    found = COMPOSITES[aten.scatter_reduce.two](*arguments, include_self=own)
+    torch.testing.assert_close(found, base.scatter_reduce(*arguments[1:], include_self=own))
+
+
+def test_angles_of_complex_and_of_real_numbers() -> None:
+    z = torch.randn(20, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    for value in (z, z.real):
+        torch.testing.assert_close(COMPOSITES[aten.angle.default](value), torch.angle(value))
 
 
 # --- complex numbers, and rows folded into one dimension ----------------------------------------

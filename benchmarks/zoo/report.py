@@ -30,15 +30,17 @@ GROWTH, UNITS = 10, 4
 CAUSES = {
     "InformerModel.encoder": "It draws the keys that its attention looks at, in evaluation too: "
     "there is no single output to explain.",
-    "AutoformerModel.encoder": "PyTorch cannot export it: under export transformers builds an "
-    "attention mask, which this model cannot take, and in float64 it does not run by itself.",
+    "AutoformerModel.encoder": "PyTorch cannot export it in any of the ways that capture tries: "
+    "under export transformers builds an attention mask, which this model cannot take; in float64 "
+    "it does not run by itself.",
 }
 
-#: What was otherwise in runs of which results may still stand.
-EARLIER = {
-    "2026-11-24": "batch norms with the statistics of 2 forwards of 8 samples, gains of layer and "
-    "RMS norms of 1, and EfficientNets on images of 64 x 64",
-}
+#: What was otherwise, with earlier sources, in runs of which results may still stand.
+EARLIER = dict.fromkeys(
+    ("7794ecda8168", "9ac77c26b572"),
+    "batch norms with the statistics of 2 forwards of 8 samples, gains of layer and RMS norms of "
+    "1, and EfficientNets on images of 64 x 64",
+)
 
 Key = tuple[str, str, str]
 
@@ -216,12 +218,14 @@ def write_page(
 def older_section(measurements: Sequence[Measurement]) -> str:
     """Say which results stand from earlier runs; "" if none."""
     latest = max(m.date for m in measurements)
-    parts = []
-    for date, members in sorted(grouped(measurements, "date")):
-        if date != latest:
-            networks = len({(m.zoo, m.name) for m in members})
-            otherwise = f" ({EARLIER[date]})" if date in EARLIER else ""
-            parts.append(f"of {networks} networks from {date}{otherwise}")
+    groups: dict[tuple[str, str], set[Key]] = defaultdict(set)
+    for m in measurements:
+        groups[m.date, EARLIER.get(m.sources, "")].add((m.zoo, m.name, ""))
+    parts = [
+        f"of {len(networks)} networks from {date}" + (f" ({note})" if note else "")
+        for (date, note), networks in sorted(groups.items())
+        if date != latest or note
+    ]
     if not parts:
         return ""
     text = f"The results {' and '.join(parts)} stand; the columns `date` and `sources` say which."

@@ -87,6 +87,20 @@ def logaddexp(self: Tensor, other: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
 
 
+@composite(aten.argsort.default)
+def argsort(self: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
+    """The indices of a sort, whose ranks have a form (:mod:`.ranking`)."""
+    return self.sort(dim, descending).indices
+
+
+@composite(aten.argsort.stable)
+def stable_argsort(
+    self: Tensor, *, stable: bool, dim: int = -1, descending: bool = False
+) -> Tensor:
+    """The indices of a stable sort."""
+    return self.sort(dim=dim, descending=descending, stable=stable).indices
+
+
 @composite(aten.angle.default)
 def angle(self: Tensor) -> Tensor:
     """Of a complex number, atan2 of its parts; of a real one, pi below 0."""
