@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.generic import correct, generic
-from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.operation import Operation, rarely_holds, vjp
 from fxshap.rules.table import Target, Tensors, rule
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ def over_differences(
     whether something is still owed: for a jump over a difference that is none, as from -0 to 0, or
     so small that the quotient is no number.
     """
-    found, lacking = [], False
+    found, lacking = [], []
     steepest = torch.finfo(rounding.dtype).max / max(rounding.numel(), 1)
     for share, slope, a, b in zip(owed, slopes, r, x, strict=True):
         d = b - a
@@ -92,9 +92,9 @@ def over_differences(
             close = ((slope * d - share).abs() <= rounding) & slope.isfinite()
             quotient = torch.where(close, slope, quotient)
         bounded = quotient.clamp(-steepest, steepest)
-        lacking |= bool(((bounded != quotient) | ((d == 0) & (share != 0))).any())
+        lacking.append(((bounded != quotient) | ((d == 0) & (share != 0))).any())
         found.append(bounded)
-    return found, lacking
+    return found, rarely_holds(torch.stack(lacking))
 
 
 def of_numbers(
