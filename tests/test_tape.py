@@ -206,6 +206,27 @@ def test_time_folded_into_rows_is_seen_whatever_the_first_rows(special):
     assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-5)
 
 
+@pytest.mark.parametrize("masked", [-1e9, torch.finfo(torch.float32).min])
+def test_time_folded_into_rows_is_seen_behind_a_mask(masked):
+    """Beside numbers of 1e9 all others look alike."""
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.mask = torch.tensor([0.0, masked, 0.0, masked])
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            folded = x.transpose(0, 1).reshape(-1, 4)
+            weights = torch.softmax(3 * folded + self.mask, -1)
+            return self.head(weights.reshape(3, -1, 4).transpose(0, 1).flatten(1))
+
+    model = Folded()
+    background, samples = data(12, 1).reshape(4, 3, 4), data(6, 2).reshape(2, 3, 4)
+    assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-5)
+
+
 # --- outputs side by side -----------------------------------------------------------------------
 
 
