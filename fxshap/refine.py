@@ -126,7 +126,8 @@ class Refinement:
         sizes = [mask[0].numel() for mask in differ]
         together = share_together(flat.sum(1), blocks)
         total = chains * len(flat)
-        trust = MOST_TRUST * total / (total + HALF_TRUST)
+        # One chain a reference leaves too much to chance: some networks were then farther.
+        trust = MOST_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
         return Chains(
             blocks,
             [
