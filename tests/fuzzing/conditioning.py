@@ -65,6 +65,8 @@ class RandomErrors(TorchDispatchMode):
         if func in GRID_SAMPLERS:
             self.overflow |= bool((args[1].abs() * max(args[0].shape[2:]) >= LARGEST_PLACE).any())
         returns = func._schema.returns
+        if not returns:  # a check
+            return result
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for place, output in enumerate(outputs):
             alias = returns[min(place, len(returns) - 1)].alias_info
