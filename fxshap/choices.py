@@ -155,7 +155,8 @@ def lookup(dim_at: int | None, index_at: int, formula: Callable[..., Any]) -> Fo
 def rows_of(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     """Look up slices of a table along `dim`, by an index of any shape."""
     rows = table.movedim(dim, 0)
-    found = (ones.flatten(0, -2) @ rows.flatten(1)).reshape(*ones.shape[:-1], *rows.shape[1:])
+    flat = rows.reshape(rows.shape[0], -1)  # a table of numbers is one of rows of one
+    found = (ones.reshape(-1, ones.shape[-1]) @ flat).reshape(*ones.shape[:-1], *rows.shape[1:])
     first = tuple(range(ones.dim() - 1))
     return found.movedim(first, tuple(dim + place for place in first))
 

@@ -32,6 +32,9 @@ USES = {
     "index by a cast": lambda m, x: m.table[m.scores(x).tanh().mul(4).long().sum(1).clamp(0, 7)],
     "embedding": lambda m, x: m.embedding(m.scores(x).argmax(1)),
     "index_select": lambda m, x: m.table.index_select(0, m.scores(x).argmax(1)),
+    "index_select from a table of numbers": lambda m, x: (
+        m.table[:, 0].index_select(0, m.scores(x).argmax(1)).unsqueeze(1) * m.scores(x)
+    ),
     "gather by topk": lambda m, x: x.sin().repeat(1, 2).gather(1, m.scores(x).topk(2, 1).indices),
     "gather by argsort": lambda m, x: m.scores(x).gather(1, m.scores(x).cos().argsort(1)),
     "gather from a longer table": lambda m, x: F.pad(m.scores(x), (0, 4)).gather(
