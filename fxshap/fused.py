@@ -18,10 +18,11 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxshap.capture import tensor_at
 from fxshap.errors import CompileError
 from fxshap.rescale import Ends
 from fxshap.rules.operation import for_all_values, kept_of, with_kept
-from fxshap.tape import Recording, Taps
+from fxshap.tape import Recording, Taps, by_cotangent
 
 logger = logging.getLogger("fxshap")
 
@@ -62,7 +63,7 @@ class Fused:
 
         ``None`` where something does not hold that the compiled walk takes for granted.
         """
-        weights = {name: attribute_at(self.attribute, name) for name in self.weights}
+        weights = {name: tensor_at(self.attribute, name) for name in self.weights}
         leaves, structure = pytree.tree_flatten((weights, *arguments))
         kind = copies, structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
         with torch.no_grad():
@@ -90,7 +91,7 @@ class FusedRecording:
         found = self.fused(copies, self.references, reference, kept, sample, torch.cat(list(grads)))
         if found is None:
             return self.careful.walk(reference, sample, grads)
-        return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
+        return by_cotangent(found, copies)
 
     @cached_property
     def careful(self) -> Recording:
@@ -134,14 +135,6 @@ class _WithWeights(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
         """Return the weight of that name."""
         return self.weights[target]
-
-
-def attribute_at(module: Any, path: str) -> Tensor:
-    """Return the tensor at a dotted path."""
-    for name in path.split("."):
-        module = getattr(module, name)
-    tensor: Tensor = module
-    return tensor
 
 
 def write_by_copies(graph: fx.Graph) -> None:

@@ -134,7 +134,7 @@ class Recording:
             found = self.backward(torch.cat(list(grads)))
         finally:
             ends.reference, ends.sample = own, {}
-        return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
+        return by_cotangent(found, copies)
 
     def backward(self, grad: Tensor) -> Sequence[Tensor]:
         """Return the cotangents of the inputs for that of the output."""
@@ -143,6 +143,11 @@ class Recording:
         return torch.autograd.grad(
             self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
         )
+
+
+def by_cotangent(found: Sequence[Tensor], copies: int) -> list[list[Tensor]]:
+    """Take the multipliers of every input apart, by the copies that each cotangent had."""
+    return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
 
 
 def even_groups(grads: Sequence[Tensor], most: int) -> list[Sequence[Tensor]]:

@@ -236,12 +236,19 @@ def grown(value: Tensor, dim: int, more: int, fill: float) -> Tensor:
     return torch.cat([value, value.new_full(size, fill)], dim)
 
 
-def interpolated(
-    self: Tensor, q: Tensor, dim: int | None, keepdim: bool, interpolation: str
+@composite(aten.quantile.default, aten.quantile.scalar)
+def quantile(
+    self: Tensor,
+    q: Tensor | float,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
 ) -> Tensor:
-    """Quantiles: values in order, and between two of them."""
+    """Values in order, and between two of them; several quantiles are the first dimension."""
+    q = q.to(self) if isinstance(q, Tensor) else self.new_full((), q)
     last = (self.flatten() if dim is None else self.movedim(dim, -1)).sort(-1).values
-    place = q.to(last) * (last.shape[-1] - 1)
+    place = q * (last.shape[-1] - 1)
     if interpolation in ("lower", "higher", "nearest"):
         place = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}[interpolation](
             place
@@ -250,38 +257,9 @@ def interpolated(
     way = torch.full_like(place, 0.5) if interpolation == "midpoint" else place - below
     low, high = (last.index_select(-1, at.reshape(-1).long()) for at in (below, above))
     found = low + (high - low) * way.reshape(-1)
-    if keepdim and dim is None:
-        found = found.reshape(*found.shape, *[1] * self.dim())
-    elif dim is None:
-        pass
-    else:
+    if dim is not None:
         found = found.movedim(-1, 0)
         found = found.unsqueeze(1 + dim % self.dim()) if keepdim else found
+    elif keepdim:
+        found = found.reshape(*found.shape, *[1] * self.dim())
     return found if q.dim() else found.squeeze(0)
-
-
-@composite(aten.quantile.default)
-def quantile(
-    self: Tensor,
-    q: Tensor,
-    dim: int | None = None,
-    keepdim: bool = False,
-    *,
-    interpolation: str = "linear",
-) -> Tensor:
-    """Several quantiles, the first dimension of the result, or one."""
-    return interpolated(self, q, dim, keepdim, interpolation)
-
-
-@composite(aten.quantile.scalar)
-def quantile_of_number(
-    self: Tensor,
-    q: float,
-    dim: int | None = None,
-    keepdim: bool = False,
-    *,
-    interpolation: str = "linear",
-) -> Tensor:
-    """One quantile."""
-    at = torch.full((), q, dtype=self.dtype, device=self.device)
-    return interpolated(self, at, dim, keepdim, interpolation)

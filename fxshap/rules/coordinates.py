@@ -129,7 +129,7 @@ def numberwise(*targets: Target) -> None:
 
 
 numberwise(
-    aten.atan2, aten.arctan2, aten.hypot, aten.copysign.Tensor, aten.xlogy.Tensor,
+    aten.atan2, aten.arctan2, aten.hypot, aten.copysign, aten.xlogy.Tensor,
     aten.special_xlogy, aten.special_xlog1py, aten.pow.Tensor_Tensor, aten.fmod, aten.remainder,
     aten.clamp.Tensor, aten.clip.Tensor,
     aten.div.Tensor_mode, aten.div.Scalar_mode, aten.divide.Tensor_mode, aten.divide.Scalar_mode,

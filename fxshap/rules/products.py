@@ -23,7 +23,7 @@ from fxshap.rules.operation import (
     vjp,
 )
 from fxshap.rules.table import Multiply, Target, Tensors, rule
-from fxshap.rules.univariate import abs_slope, scale
+from fxshap.rules.univariate import scale
 
 aten = torch.ops.aten
 
@@ -286,32 +286,4 @@ def div(
     return tuple(
         scale(grad, slope).sum_to_size(end.shape)
         for slope, end in zip(slopes, (a_r, b_r), strict=True)
-    )
-
-
-@rule(aten.copysign, linear_in=())
-def copysign(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """|a| times the sign of b, which jumps at 0: the product of the two.
-
-    No multiplier serves a jump from 0 to -0, whose difference is 0.
-    """
-    ends = [
-        [operation.get("self") if 0 not in operation.slots else end[0],
-         operation.get("other") if 1 not in operation.slots else end[-1]]
-        for end in (reference, sample)
-    ]  # fmt: skip
-    (a_r, b_r), (a_x, b_x) = ends
-    one = grad.new_ones(())
-    s_r, s_x = torch.copysign(one, b_r), torch.copysign(one, b_x)
-    slopes = {}
-    if 0 in operation.slots:
-        slopes[0] = (s_r + s_x) / 2 * abs_slope(a_r, a_x)
-    if 1 in operation.slots:
-        turn = torch.where((s_r == s_x) | (b_x == b_r), 0.0, (s_x - s_r) / (b_x - b_r))
-        slopes[1] = (a_r.abs() + a_x.abs()) / 2 * turn
-    return tuple(
-        scale(grad, slopes[slot]).sum_to_size(end.shape)
-        for slot, end in zip(operation.slots, reference, strict=True)
     )
