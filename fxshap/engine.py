@@ -59,7 +59,7 @@ class Engine:
         self.refinement = refinement
         self.reference_chunk = reference_chunk
         self.trunk = trunk
-        self.rewritten: Rewritten = rewrite(self.captured)
+        self.rewritten: Rewritten = rewrite(self.captured, refinement.variances)
         self.fused = Fused(self.rewritten.attribute, captured.explained) if compile else None
         self.layout: Layout | None = None
         self.references: References | None = None
@@ -91,7 +91,7 @@ class Engine:
         require_finite("sample", samples[: self.captured.explained])
         layout = self.layout_of(samples, references)
         held = self.references_of(references, layout, version)
-        pairs = Pairs(self.observe, layout, self.refinement, samples, held)
+        pairs = Pairs(self.observe, self.measure, layout, self.refinement, samples, held)
         if not pairs.single:
             return finite(pairs.walk, torch.cat([pairs.output(), held.output]))
         if self.answers.explanation != asked or self.answers.references is not held:
@@ -108,6 +108,19 @@ class Engine:
         """Run the captured graph; return the output and the taps by name."""
         output, taps = self.rewritten.observe(*inputs)
         return output, dict(zip(self.rewritten.taps, taps, strict=True))
+
+    @torch.no_grad()
+    def measure(self, reference: Taps, sample: Taps, inputs: Sequence[Tensor]) -> Taps:
+        """Return the variances that activations receive between the taps of two ends.
+
+        Parameters
+        ----------
+        reference, sample : dict of str to Tensor
+        inputs : sequence of Tensor
+            The inputs of as many rows as the reference has.
+        """
+        found = self.rewritten.variances(reference, sample, *inputs)
+        return dict(zip(self.rewritten.variance_taps, found, strict=True))
 
     def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> Layout:
         """Return where the batch lies in every tap, found out at the first explanation."""

@@ -23,8 +23,9 @@ from torch import Tensor, fx, nn
 from fxshap.capture import Captured, node_line, tensor_at
 from fxshap.errors import InputError
 from fxshap.layout import probe_layout
+from fxshap.nodes import packet
 from fxshap.place import Place
-from fxshap.rewrite import IDENTITIES, dependents, mark_varying, packet
+from fxshap.rewrite import IDENTITIES, dependents, mark_varying
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
+from fxshap.nodes import stands_for
 from fxshap.rescale import Ends, rescale
-from fxshap.rewrite import stands_for
 from fxshap.rules.operation import differentiable
 from fxshap.rules.table import find_rule
 

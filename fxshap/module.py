@@ -66,6 +66,7 @@ def make_explainable(
     inputs: str | Sequence[str] | None = None,
     bound: Mapping[str, Any] | None = None,
     from_layer: str | nn.Module | None = None,
+    variances: bool = False,
     refine: int = 0,
     seed: int = 0,
     feature_dims: FeatureDims = None,
@@ -94,6 +95,11 @@ def make_explainable(
     from_layer : str or nn.Module, optional
         The layer from whose output on to explain; see :meth:`ExplainableModule.from_layer`. What
         the layer gives is then had by ``explainable.embed(...)``.
+    variances : bool
+        Whether an activation takes into account how the sum that it receives varies over the
+        coalitions of its inputs. This is as additive, much nearer to the exact Shapley values where
+        activations follow linear layers, and not SHAP's own DeepLIFT any more.
+        :mod:`fxshap.rules.variances` has the formula.
     refine : int
         How many complementary pairs of random half-coalitions of features to walk through for
         every reference, or as many walks in longer chains of coalitions where they are many. 0 is
@@ -158,7 +164,7 @@ def make_explainable(
             f"make_explainable takes a torch.nn.Module, not a {type(model).__name__}; a function "
             "can be put into the forward method of a small nn.Module"
         )
-    refinement = Refinement(refine, seed, feature_dims, progress)
+    refinement = Refinement(refine, seed, feature_dims, progress, variances)
     if reference_chunk != "auto" and (not isinstance(reference_chunk, int) or reference_chunk < 1):
         raise OptionError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
     given = (inputs,) if isinstance(inputs, str) else inputs

@@ -14,6 +14,7 @@ from fxshap.refine import Chains, Found, Refinement, Walker, refined_multipliers
 from fxshap.tape import Tape, Taps
 
 Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
+Measure = Callable[[Taps, Taps, Sequence[Tensor]], Taps]
 
 
 class Pairs:
@@ -23,6 +24,8 @@ class Pairs:
     ----------
     observe : callable
         Returns the output and the taps of inputs.
+    measure : callable
+        Returns the variances between the taps of two ends.
     layout : Layout
         Where the batch lies in the taps.
     refinement : Refinement
@@ -35,12 +38,14 @@ class Pairs:
     def __init__(
         self,
         observe: Observe,
+        measure: Measure,
         layout: Layout,
         refinement: Refinement,
         samples: Sequence[Tensor],
         references: References,
     ) -> None:
         self.observe = observe
+        self.measure = measure
         self.layout = layout
         self.refinement = refinement
         self.samples = samples
@@ -108,7 +113,9 @@ class Pairs:
 
         def walks(start: Taps, end: Taps) -> Found:
             step()
-            return tape.walks(start, end, grads)
+            variances = self.measure(start, end, references)
+            none = {tap: v.new_zeros(()).expand_as(v) for tap, v in variances.items()}
+            return tape.walks({**start, **none}, {**end, **variances}, grads)
 
         walker = Walker(
             lambda points: self._observe([[*point, *references[explained:]] for point in points]),

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxshap.capture import user_module
 from fxshap.errors import MissingExtraError, OptionError
-from fxshap.rewrite import gives_floats
+from fxshap.nodes import gives_floats
 from fxshap.tables import shape_of
 
 if TYPE_CHECKING:

@@ -92,12 +92,15 @@ class Refinement:
         The dimensions of an input that index features.
     progress : bool
         Whether to tell those who wait.
+    variances : bool
+        Whether activations take the variances of the sums before them into account.
     """
 
     pairs: int = 0
     seed: int = 0
     feature_dims: FeatureDims = None
     progress: bool = True
+    variances: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, int) or self.pairs < 0:

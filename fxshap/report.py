@@ -16,9 +16,10 @@ from torch import fx
 
 from fxshap.capture import user_module
 from fxshap.lean import lean_convolution
+from fxshap.nodes import calls, gives_floats, needs_rule, stands_for, varying_places
 from fxshap.picture import draw_graph
 from fxshap.rescale import choose_rule
-from fxshap.rewrite import Rewritten, calls, gives_floats, needs_rule, stands_for, varying_places
+from fxshap.rewrite import Rewritten
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Rule, Target
 from fxshap.tables import count, html_table, shape_of, shorten, text_table

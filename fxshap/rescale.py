@@ -20,6 +20,7 @@ from fxshap.errors import FxshapError, RuleError
 from fxshap.rules.generic import GENERIC
 from fxshap.rules.operation import Operation, Output, differentiable
 from fxshap.rules.table import Rule, Tensors, find_rule, one_by_one
+from fxshap.rules.variances import activation, variance
 
 
 class Ends:
@@ -93,6 +94,35 @@ def rescale(
     apply: Callable[..., Output] = _Rescale.apply
     output = apply(ends, operation, tuple(taps.values()), *varying)
     return output
+
+
+def rescale_variance(
+    ends: Ends, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
+) -> Output:
+    """Rescale :func:`fxshap.rules.variances.variance`, which has no name in the code of a graph."""
+    return rescale(ends, name, taps, rows, variance, x)
+
+
+def rescale_activation(
+    ends: Ends,
+    name: str,
+    taps: dict[int, str],
+    rows: tuple[int, ...],
+    z: Tensor,
+    v: Tensor,
+    target: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Output:
+    """Rescale :func:`fxshap.rules.variances.activation` of an operator."""
+    return rescale(ends, name, taps, rows, activation, z, v, target, *args, **kwargs)
+
+
+#: What rescales a function that is no operator.
+RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
+    variance: rescale_variance,
+    activation: rescale_activation,
+}
 
 
 def choose_rule(operation: Operation, values: Tensors) -> Rule:

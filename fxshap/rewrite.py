@@ -11,23 +11,31 @@ Each pass is a function from graph to graph.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
 
 from fxshap.batch_norm import affine_batch_norms
 from fxshap.booleans import booleans_to_floats
-from fxshap.capture import UNKNOWN_LINE, Captured, node_line, user_module
+from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
 from fxshap.lean import CONVOLUTIONS, lean_convolution
-from fxshap.rescale import rescale
+from fxshap.nodes import (
+    batch_dims,
+    calls,
+    needs_rule,
+    packet,
+    varying_arguments,
+    varying_places,
+    whereabouts,
+)
+from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
+from fxshap.variances import lead_variances, measure_variances, restore
 
 aten = torch.ops.aten
 
@@ -54,7 +62,12 @@ class Rewritten:
     constants : fx.GraphModule
         Computes from the weights what does not depend on the input, once for each state of them.
     folded : tuple of str
-        The attributes of the two graphs that hold what `constants` returns.
+        The attributes of the other graphs that hold what `constants` returns.
+    variances : fx.GraphModule
+        ``variances(reference, sample, *inputs)`` returns, for the taps of both ends, the variances
+        that activations receive.
+    variance_taps : tuple of str
+        Their names.
     """
 
     observe: fx.GraphModule
@@ -62,10 +75,12 @@ class Rewritten:
     taps: tuple[str, ...]
     constants: fx.GraphModule
     folded: tuple[str, ...]
+    variances: fx.GraphModule
+    variance_taps: tuple[str, ...]
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
-        graphs = (self.constants, self.observe, self.attribute)
+        graphs = (self.constants, self.observe, self.attribute, self.variances)
         for name, weight in weights.items():
             for module in graphs:
                 setattr(module, name, weight.detach())
@@ -76,8 +91,15 @@ class Rewritten:
                 setattr(module, name, value)
 
 
-def rewrite(captured: Captured) -> Rewritten:
-    """Build the two graphs of a captured model."""
+def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
+    """Build the two graphs of a captured model.
+
+    Parameters
+    ----------
+    captured : Captured
+    variances : bool
+        Whether activations receive the variances of the sums before them.
+    """
     graph = fx.Graph()
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
@@ -86,10 +108,12 @@ def rewrite(captured: Captured) -> Rewritten:
     refuse_choices(graph)
     graph = reshape_views(booleans_to_floats(graph, input_dtype(graph)))
     refuse_randomness(graph)
+    if variances:
+        graph = lead_variances(graph)
 
     constants, folded = fold_constants(graph)
-    attribute, taps = insert_rescale(graph)
-    observe = return_taps(graph, taps)
+    attribute, taps, variance_taps = insert_rescale(graph)
+    observe = restore(return_taps(graph, taps))
     root = captured.module
     for name in folded:  # a place for what `bind` computes
         setattr(root, name, torch.empty(0))
@@ -99,19 +123,11 @@ def rewrite(captured: Captured) -> Rewritten:
         taps,
         fx.GraphModule(root, constants, "Constants"),
         folded,
+        fx.GraphModule(root, measure_variances(attribute, variance_taps), "Variances"),
+        variance_taps,
     )
     rewritten.bind({})
     return rewritten
-
-
-def packet(node: fx.Node) -> Any:
-    """Return the operator packet of a node, such as ``aten.relu`` of ``aten.relu.default``."""
-    return getattr(node.target, "overloadpacket", node.target)
-
-
-def calls(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Iterate over the operations of a graph, which may change under way."""
-    return (node for node in list(graph.nodes) if node.op == "call_function")
 
 
 def input_dtype(graph: fx.Graph) -> torch.dtype:
@@ -248,26 +264,33 @@ def fold_constants(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
     return constants, tuple(f"folded_{node.name}" for node in used)
 
 
-def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
-    """Copy a graph with every nonlinear node replaced by `rescale`; also return the taps."""
+def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...], tuple[str, ...]]:
+    """Copy a graph with every nonlinear node replaced by `rescale`.
+
+    Also return the taps, and apart from them those that are variances.
+    """
     attribute = fx.Graph()
     ends = attribute.placeholder("ends")
     copies: dict[fx.Node, fx.Node] = {}
     taps: dict[str, None] = {}
+    variances: dict[str, None] = {}
     for node in graph.nodes:
         if node.op == "output":
             attribute.output(copies[node.args[0]])
         elif node.op == "call_function" and needs_rule(node):
             taken: Any = varying_places(node)
-            taps.update(dict.fromkeys(taken.values()))
             sources = [source for _, source in varying_arguments(node)]
+            for source in sources:
+                (variances if source.meta.get("variance") else taps)[source.name] = None
             rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            args = (ends, whereabouts(node), taken, rows, node.target, *args)
-            copies[node] = stand_in(node, attribute, rescale, args, kwargs)
+            operator = () if node.target in RESCALES else (node.target,)
+            args = (ends, whereabouts(node), taken, rows, *operator, *args)
+            call = RESCALES.get(node.target, rescale)
+            copies[node] = stand_in(node, attribute, call, args, kwargs)
         else:
             copies[node] = attribute.node_copy(node, copies.__getitem__)
-    return attribute, tuple(taps)
+    return attribute, tuple(taps), tuple(variances)
 
 
 def stand_in(
@@ -303,77 +326,3 @@ def generic_operations(attribute: fx.GraphModule) -> list[str]:
     targets: set[Any] = {node.args[4] for node in calls(attribute.graph) if node.target is rescale}
     rules = {target: find_rule(target) for target in targets}
     return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)
-
-
-# --- what a node is -----------------------------------------------------------------------------
-
-
-def stands_for(node: fx.Node) -> Any:
-    """Return the operator that a node of the rewritten graphs is, or stands for."""
-    if node.target is rescale:
-        return node.args[4]
-    if node.target is lean_convolution:
-        return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
-    return node.target
-
-
-def needs_rule(node: fx.Node) -> bool:
-    """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
-    if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
-        return False
-    rule = find_rule(node.target)
-    varying = varying_arguments(node)
-    # What makes floats of nothing but integers or booleans has no derivative to be linear with.
-    jumps = not any(gives_floats(source) for _, source in varying)
-    return jumps or rule is None or not rule.is_linear({place for place, _ in varying})
-
-
-def whereabouts(node: fx.Node) -> str:
-    """Name a node and the user's module and line that it came from, for messages."""
-    module, line = user_module(node), node_line(node)
-    place = f"{node.name} in {module}" if module else node.name
-    return place if line == UNKNOWN_LINE else f"{place}, {line.partition(' (')[0]}"
-
-
-def gives_floats(node: fx.Node) -> bool:
-    """Say whether any output of a node is floating point."""
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(v, Tensor) and v.is_floating_point() or is_complex(v) for v in values)
-
-
-def is_complex(value: Any) -> bool:
-    """Say whether a value is a complex tensor."""
-    return isinstance(value, Tensor) and value.is_complex()
-
-
-def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
-    """Return (argument position, node) for every argument that depends on the input."""
-    found = [(place, n) for place, arg in enumerate(node.args) for n in nodes_in(arg)]
-    target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
-    found += [(names.index(key), n) for key, arg in node.kwargs.items() for n in nodes_in(arg)]
-    return [(place, n) for place, n in found if n.meta["varying"]]
-
-
-def nodes_in(argument: Any) -> list[fx.Node]:
-    """Return the nodes in an argument, which may be a list."""
-    return [leaf for leaf in pytree.tree_leaves(argument) if isinstance(leaf, fx.Node)]
-
-
-def varying_places(node: fx.Node) -> dict[int, str]:
-    """Return {place among the flattened arguments: tap} of what depends on the input."""
-    flat = pytree.tree_leaves((node.args, dict(node.kwargs)))
-    return {
-        place: leaf.name
-        for place, leaf in enumerate(flat)
-        if isinstance(leaf, fx.Node) and leaf.meta["varying"]
-    }
-
-
-def batch_dims(node: fx.Node) -> tuple[int, ...]:
-    """Return the dimension of each output of a node that grows with the batch; 0 if unknown."""
-    return tuple(
-        next((d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
-        for value in pytree.tree_leaves(node.meta["val"])
-        if isinstance(value, Tensor)
-    )
