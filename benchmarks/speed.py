@@ -72,6 +72,11 @@ def with_compiled(model: nn.Module, references: Tensor, outputs: int) -> Explain
     return with_shap(fxshap.make_explainable(model, compile=True), references, outputs)
 
 
+def with_variances(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+    """Unmodified SHAP on the explainable model, with the variances of sums."""
+    return with_shap(fxshap.make_explainable(model, variances=True), references, outputs)
+
+
 def with_refined(model: nn.Module, references: Tensor, outputs: int) -> Explain:
     """Unmodified SHAP on the explainable model, with one pair of coalitions a reference."""
     return with_shap(fxshap.make_explainable(model, refine=1), references, outputs)
@@ -114,12 +119,13 @@ METHODS: dict[str, Method] = {
     "Captum": with_captum,
     "tangermeme": with_tangermeme,
     "SHAP's loop": with_nothing,
+    "variances": with_variances,
     "refine=1": with_refined,
 }
 #: Those whose attributions must add up.
 OURS = ("fxshap", "compiled")
 #: Measured when nothing else is asked for.
-USUAL = [name for name in METHODS if name != "refine=1"]
+USUAL = [name for name in METHODS if name not in ("variances", "refine=1")]
 
 
 def prepare(work: Workload) -> tuple[nn.Module, Tensor, Tensor, int]:
