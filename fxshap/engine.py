@@ -159,6 +159,7 @@ class Engine:
         if self.captured.rows is not None:  # nothing else runs
             return count
         size = layout.size * (2 if self.refinement.pairs else 1)  # a coalition and its complement
+        size *= 2 if self.rewritten.variance_taps else 1
         fit = rows_that_fit(size, inputs[0].device) if chunk == "auto" else chunk
         return count if fit is None else min(fit, count)
 

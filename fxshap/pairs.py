@@ -11,6 +11,7 @@ from fxshap.layout import Layout
 from fxshap.progress import Step, telling
 from fxshap.references import References
 from fxshap.refine import Chains, Found, Refinement, Walker, refined_multipliers
+from fxshap.rules.variances import no_variance
 from fxshap.tape import Tape, Taps
 
 Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
@@ -114,7 +115,7 @@ class Pairs:
         def walks(start: Taps, end: Taps) -> Found:
             step()
             variances = self.measure(start, end, references)
-            none = {tap: v.new_zeros(()).expand_as(v) for tap, v in variances.items()}
+            none = {tap: no_variance(v) for tap, v in variances.items()}
             return tape.walks({**start, **none}, {**end, **variances}, grads)
 
         walker = Walker(

@@ -189,7 +189,7 @@ def treated(rewritten: Rewritten) -> Iterator[tuple[fx.Node, Treatment]]:
         if (treatment := treatment_of(node)) is not None:
             yield node, treatment
     for node in calls(rewritten.constants.graph):
-        if node.target is not operator.getitem:
+        if node.target is not operator.getitem and not node.meta.get("variance"):
             yield node, "folded"
 
 

@@ -20,7 +20,7 @@ from fxshap.errors import FxshapError, RuleError
 from fxshap.rules.generic import GENERIC
 from fxshap.rules.operation import Operation, Output, differentiable
 from fxshap.rules.table import Rule, Tensors, find_rule, one_by_one
-from fxshap.rules.variances import activation, variance
+from fxshap.rules.variances import activation, no_variance, variance
 
 
 class Ends:
@@ -221,7 +221,10 @@ class _Rescale(torch.autograd.Function):
     ) -> Output:
         if ends.copies == 1:
             # Detached: with their history they would hold on to the graph that holds on to `ends`.
-            ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
+            values = [value.detach() for value in varying]
+            if operation.target is activation:
+                values[1] = no_variance(values[1])
+            ends.reference.update(zip(taps, values, strict=True))
             ends.operations[operation.name] = operation
             if not any(map(differentiable, varying)):
                 ends.jumps.append((operation, taps))

@@ -35,7 +35,7 @@ from fxshap.nodes import (
 )
 from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
-from fxshap.variances import lead_variances, measure_variances, restore
+from fxshap.variances import lead_variances, measure_variances, restore_activations
 
 aten = torch.ops.aten
 
@@ -113,7 +113,7 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
 
     constants, folded = fold_constants(graph)
     attribute, taps, variance_taps = insert_rescale(graph)
-    observe = restore(return_taps(graph, taps))
+    observe = restore_activations(return_taps(graph, taps))
     root = captured.module
     for name in folded:  # a place for what `bind` computes
         setattr(root, name, torch.empty(0))

@@ -3,7 +3,8 @@
 Beside each chain of linear operations from one nonlinear operation to the next runs a second one,
 of the same operations with squared weights, which makes the variance of a sum of those of its
 terms. :mod:`fxshap.rules.variances` has the formulas. What the tables here do not know is taken for
-a single term of what follows it; that costs nearness alone, for any way to count adds up.
+a single term of what follows it. That costs nearness alone: attributions add up however the
+variances are counted, as long as they are linear in those of the terms.
 """
 
 from __future__ import annotations
@@ -16,201 +17,36 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxshap.nodes import calls, packet, varying_arguments
+from fxshap.nodes import packet, varying_arguments
 from fxshap.rescale import rescale_variance
 from fxshap.rules.variances import SMOOTHED, activation, variance
+from fxshap.tape import Taps
 
 aten = torch.ops.aten
 
-#: Operations that move numbers, or add them: they do the same to the variances.
-MOVES = frozenset(
-    {
-        operator.getitem, aten.reshape, aten.permute, aten.transpose, aten.t, aten.expand,
-        aten.squeeze, aten.unsqueeze, aten.select, aten.slice, aten.split, aten.split_with_sizes,
-        aten.chunk, aten.unbind, aten.unflatten, aten.flatten, aten.movedim, aten.flip, aten.roll,
-        aten.repeat, aten.to, aten._to_copy, aten.sum,
-    }
-)  # fmt: skip
-#: Operations that put tensors together.
-JOINS = frozenset({aten.cat, aten.stack})
-#: Products with a constant factor, which is squared, and perhaps a bias, which goes.
-PRODUCTS = frozenset(
-    {
-        aten.mul, aten.div, aten.mm, aten.bmm, aten.matmul, aten.linear, aten.conv1d, aten.conv2d,
-        aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
-    }
-)  # fmt: skip
-BIAS = 2
-#: Means over some of the elements.
-MEANS = frozenset(
-    {
-        aten.mean, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten.adaptive_avg_pool1d,
-        aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
-    }
-)  # fmt: skip
-
 
 def lead_variances(graph: fx.Graph) -> fx.Graph:
-    """Let every activation after a sum have the variance of the sum, in place."""
-    variances = _Variances(graph)
+    """Let every activation after a sum receive the variance of the sum, in place."""
+    variances = Variances(graph)
     for node in list(graph.nodes):
-        if not gives_reals(node) or not node.meta["varying"]:
+        if node.op == "output" or not node.meta["varying"] or not gives_reals(node):
             continue
-        places = [place for place, _ in varying_arguments(node)] if node.op != "placeholder" else []
-        if packet(node) in SMOOTHED and places == [0] and node.args[0] in variances.sums:
-            source = node.args[0]
-            node.args = (source, variances.of[source], node.target, *node.args[1:])
-            node.target = activation
+        if packet(node) in SMOOTHED and varying_places(node) == [0]:
+            source, *rest = arguments(node)
+            if source in variances.sums:
+                node.args = (source, variances.of[source], node.target, *rest)
+                node.target = activation
         variances.follow(node)
     graph.eliminate_dead_code()
     return graph
 
 
-def gives_reals(node: fx.Node) -> bool:
-    """Say whether the output of a node, or each of its outputs, is real."""
-    values = node.meta.get("val")
-    values = values if isinstance(values, list | tuple) else [values]
-    return all(isinstance(v, Tensor) and v.is_floating_point() for v in values)
-
-
-class _Variances:
-    """The variance of every node, and which nodes are sums.
-
-    Attributes
-    ----------
-    of : dict of Node to Node
-    sums : set of Node
-        Nodes with elements of more than one term.
-    """
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self.of: dict[fx.Node, fx.Node] = {}
-        self.sums: set[fx.Node] = set()
-
-    def follow(self, node: fx.Node) -> None:
-        """Add the variance of a node after it; what is not needed goes in the end."""
-        with self.graph.inserting_before(node.next):
-            found = self.led(node) if node.op == "call_function" else None
-            if found is not None:
-                self.of[node] = found
-            elif isinstance(node.meta["val"], Tensor):
-                self.of[node] = self.call(node, variance, node)
-
-    def call(self, like: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Call a function that gives a tensor like that of another node."""
-        found = self.graph.call_function(target, args, kwargs)
-        found.meta = {**like.meta, "variance": like.meta["varying"]}
-        return found
-
-    def led(self, node: fx.Node) -> fx.Node | None:
-        """Lead the variances of a linear operation's arguments through it, where it is known how."""
-        kind = packet(node)
-        varying = [source for _, source in varying_arguments(node)]
-        if any(source not in self.of for source in varying):
-            return None
-        if kind in MOVES or kind in JOINS:
-            found = self.moved(node)
-        elif kind in PRODUCTS and len(varying) == 1:
-            found = self.product(node)
-        elif kind in (aten.add, aten.sub):
-            found = self.sum(node)
-        elif kind is aten.neg:
-            found = self.of[varying[0]]
-        elif kind is aten.addmm and len(varying) == 1 and varying[0] is node.args[1]:
-            found = self.matrix_product(node)
-        elif kind in MEANS:
-            found = self.mean(node)
-        else:
-            return None
-        if found is not None and (adds(node) or not self.sums.isdisjoint(varying)):
-            self.sums.add(node)
-        return found
-
-    def moved(self, node: fx.Node) -> fx.Node:
-        """The same operation; a constant tensor among others has no variance."""
-
-        def other(source: fx.Node) -> fx.Node:
-            if source in self.of:
-                return self.of[source]
-            constant = packet(node) in JOINS and isinstance(source.meta["val"], Tensor)
-            return self.call(source, aten.zeros_like.default, source) if constant else source
-
-        args, kwargs = fx.map_arg((node.args, node.kwargs), other)
-        return self.call(node, node.target, *args, **kwargs)
-
-    def product(self, node: fx.Node) -> fx.Node | None:
-        """The same operation with squared weights and no bias."""
-        args = list(node.args)
-        if packet(node) is aten.div and args[0] not in self.of:
-            return None
-        for place, arg in enumerate(args[:BIAS]):
-            args[place] = self.of[arg] if arg in self.of else self.squared(arg)
-        if len(args) > BIAS:
-            args[BIAS] = None
-        return None if None in args[:BIAS] else self.call(node, node.target, *args)
-
-    def squared(self, factor: Any) -> Any:
-        """Return the square of a number or of a constant tensor."""
-        if isinstance(factor, int | float):
-            return factor * factor
-        tensor = isinstance(factor, fx.Node) and isinstance(factor.meta["val"], Tensor)
-        return self.call(factor, aten.mul.Tensor, factor, factor) if tensor else None
-
-    def matrix_product(self, node: fx.Node) -> fx.Node | None:
-        """That of ``addmm`` without factors."""
-        if node.kwargs:
-            return None
-        return self.call(node, aten.mm.default, self.of[node.args[1]], self.squared(node.args[2]))
-
-    def sum(self, node: fx.Node) -> fx.Node | None:
-        """The sum of the variances of two terms."""
-        first, second = (self.of.get(arg) for arg in node.args[:2])
-        factor = node.kwargs.get("alpha", 1)
-        if first is not None and second is not None:
-            return self.call(node, aten.add.Tensor, first, second, alpha=factor * factor)
-        kept, source = (first, node.args[0]) if second is None else (second, node.args[1])
-        same = str(source.meta["val"].shape) == str(node.meta["val"].shape)
-        return kept if same and factor == 1 else None
-
-    def mean(self, node: fx.Node) -> fx.Node | None:
-        """The variance of n numbers is n times that of their mean, over n^2."""
-        count = counted(node)
-        same = self.moved(node)
-        return None if count is None else self.call(node, aten.mul.Scalar, same, 1 / count)
-
-
-def adds(node: fx.Node) -> bool:
-    """Say whether an operation adds elements of what varies."""
-    kind = packet(node)
-    two = kind in (aten.add, aten.sub) and len(varying_arguments(node)) > 1
-    return two or kind in MEANS or kind in PRODUCTS - {aten.mul, aten.div} | {aten.addmm, aten.sum}
-
-
-def counted(node: fx.Node) -> int | None:
-    """Return of how many elements each mean is; ``None`` if that depends on the batch."""
-    kind, shape = packet(node), node.args[0].meta["val"].shape
-    if kind is aten.mean:
-        dims = node.args[1] if len(node.args) > 1 else range(len(shape))
-        sizes = [shape[dim] for dim in dims]
-    else:
-        spatial = int(kind.__name__[-2])  # of avg_pool2d
-        sizes = list(shape[-spatial:])
-        if "adaptive" in kind.__name__:
-            given = node.meta["val"].shape[-spatial:]
-            sizes = [max(a // b, 1) for a, b in zip(sizes, given, strict=True)]
-        else:
-            window = node.args[1]
-            window = [window] if isinstance(window, int) else list(window)
-            sizes = window * (spatial // len(window))
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
-
-
-def restore(graph: fx.Graph) -> fx.Graph:
+def restore_activations(graph: fx.Graph) -> fx.Graph:
     """Take the variances out of a graph again, in place."""
-    for node in calls(graph):
+    for node in list(graph.nodes):
         if node.target is activation:
-            source, _, node.target, *rest = node.args
+            source, _, target, *rest = arguments(node)
+            node.target = target
             node.args = (source, *rest)
     graph.eliminate_dead_code()
     return graph
@@ -227,17 +63,203 @@ def measure_variances(attribute: fx.Graph, taps: Collection[str]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     for node in attribute.nodes:
         if node.target is rescale_variance:
-            (tap,) = node.args[2].values()
+            (tap,) = arguments(node)[2].values()
             copies[node] = graph.call_function(squared_change, (reference, sample, tap))
         elif node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     named = {node.name: copy for node, copy in copies.items()}
     graph.output(tuple(named[tap] for tap in taps))
     graph.eliminate_dead_code()
-    graph.erase_node(next(copy for node, copy in copies.items() if node.name == "ends"))
+    graph.erase_node(named["ends"])
     return graph
 
 
-def squared_change(reference: dict[str, Tensor], sample: dict[str, Tensor], tap: str) -> Tensor:
+def squared_change(reference: Taps, sample: Taps, tap: str) -> Tensor:
     """Return (x - r)^2 of a tap."""
     return (sample[tap] - reference[tap]).square_()
+
+
+def gives_reals(node: fx.Node) -> bool:
+    """Say whether the output of a node, or each of its outputs, is real."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(v, Tensor) and v.is_floating_point() for v in values)
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Return the positional arguments, of any type."""
+    return node.args
+
+
+def varying_places(node: fx.Node) -> list[int]:
+    """Return the positions of the arguments that depend on the input."""
+    return [place for place, _ in varying_arguments(node)]
+
+
+class Variances:
+    """The variance of every node, and which nodes are sums.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Which gets the nodes that compute them.
+
+    Attributes
+    ----------
+    of : dict of Node to Node
+    sums : set of Node
+        Nodes with elements that add several terms.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.of: dict[fx.Node, fx.Node] = {}
+        self.sums: set[fx.Node] = set()
+
+    def follow(self, node: fx.Node) -> None:
+        """Add the variance of a node behind it."""
+        sources = [source for _, source in varying_arguments(node)]
+        known = node.op == "call_function" and all(source in self.of for source in sources)
+        form = FORMS.get(packet(node)) if known else None
+        with self.graph.inserting_before(node.next):
+            found = form(self, node, sources) if form else None
+            if found is not None:
+                self.of[node] = found
+                if adds(node, sources) or not self.sums.isdisjoint(sources):
+                    self.sums.add(node)
+            elif isinstance(node.meta["val"], Tensor):
+                self.of[node] = self.call(node, variance, node)
+
+    def call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Call a function that gives a tensor of the shape and type of another node."""
+        found = self.graph.call_function(target, args, kwargs)
+        found.meta = {**like.meta, "variance": True}
+        return found
+
+    def squared(self, factor: Any) -> Any:
+        """Return the square of a number or of a constant tensor; ``None`` if it is neither."""
+        if isinstance(factor, int | float):
+            return factor * factor
+        tensor = isinstance(factor, fx.Node) and isinstance(factor.meta["val"], Tensor)
+        return self.call(factor, aten.mul.Tensor, factor, factor) if tensor else None
+
+
+# --- the forms: how a linear operation makes its variance of those of its arguments --------------
+
+#: A form returns the variance of a node, or ``None`` if it is not known.
+Form = Callable[[Variances, fx.Node, list[fx.Node]], fx.Node | None]
+
+
+def moved(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+    """The same operation."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: variances.of.get(arg, arg))
+    return variances.call(node, node.target, *args, **kwargs)
+
+
+def joined(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+    """The same operation, where what is constant has no variance."""
+    parts, *rest = arguments(node)
+    found = [
+        variances.of.get(part) or variances.call(part, aten.zeros_like.default, part)
+        for part in parts
+    ]
+    return variances.call(node, node.target, found, *rest, **node.kwargs)
+
+
+def signed(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+    """That of the argument."""
+    return variances.of[sources[0]]
+
+
+def summed(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+    """The sum of the variances of two terms, of which one has a factor."""
+    plain, scaled, *rest = arguments(node)
+    factor: Any = node.kwargs.get("alpha", *rest or (1,))
+    if packet(node) is aten.rsub:
+        plain, scaled = scaled, plain
+    if len(sources) == 2:
+        terms = variances.of[plain], variances.of[scaled]
+        return variances.call(node, aten.add.Tensor, *terms, alpha=factor * factor)
+    (term,) = sources
+    same_shape = str(term.meta["val"].shape) == str(node.meta["val"].shape)
+    return variances.of[term] if same_shape and factor == 1 else None
+
+
+def product(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+    """The same operation with the square of the constant factor, and without the bias."""
+    first, second, *rest = arguments(node)
+    quotient = packet(node) is aten.div
+    if len(sources) > 1 or node.kwargs or (quotient and sources[0] is not first):
+        return None
+    factors = [variances.of.get(arg) or variances.squared(arg) for arg in (first, second)]
+    rest = [None, *rest[1:]] if rest else []
+    return None if None in factors else variances.call(node, node.target, *factors, *rest)
+
+
+def matrix_product(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+    """That of ``addmm``, whose bias comes first."""
+    _, x, weight = arguments(node)
+    if node.kwargs or sources != [x]:
+        return None
+    return variances.call(node, aten.mm.default, variances.of[x], variances.squared(weight))
+
+
+def mean(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+    """The mean of n variances over n."""
+    count = averaged(node, sources[0].meta["val"].shape)
+    same = moved(variances, node, sources)
+    return None if count is None else variances.call(node, aten.mul.Scalar, same, 1 / count)
+
+
+def averaged(node: fx.Node, shape: torch.Size) -> int | None:
+    """Return of how many elements a mean is; ``None`` if that depends on the batch."""
+    args, name = arguments(node), packet(node).__name__
+    if name == "mean":
+        sizes = [shape[dim] for dim in (args[1] if len(args) > 1 else range(len(shape)))]
+    elif name.startswith("adaptive"):
+        given = node.meta["val"].shape
+        spatial = range(-int(name[-2]), 0)  # adaptive_avg_pool2d
+        sizes = [max(shape[dim] // given[dim], 1) for dim in spatial]
+    else:
+        window = [args[1]] if isinstance(args[1], int) else list(args[1])
+        sizes = window * (int(name[-2]) // len(window))
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
+
+
+#: Operations that move numbers, or add them, and nothing else.
+MOVES = (
+    operator.getitem, aten.reshape, aten.permute, aten.transpose, aten.t, aten.mT, aten.numpy_T,
+    aten.expand, aten.squeeze, aten.unsqueeze, aten.select, aten.slice, aten.narrow, aten.split,
+    aten.split_with_sizes, aten.chunk, aten.unbind, aten.unflatten, aten.flatten, aten.movedim,
+    aten.diagonal, aten.flip, aten.roll, aten.repeat, aten.repeat_interleave, aten.tril, aten.triu,
+    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.to, aten._to_copy,
+    aten.sum,
+)  # fmt: skip
+SCALED = (aten.mul, aten.div)
+PRODUCTS = (
+    aten.mm, aten.bmm, aten.matmul, aten.linear, aten.conv1d, aten.conv2d, aten.conv3d,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+)  # fmt: skip
+SUMS = (aten.add, aten.sub, aten.rsub)
+MEANS = (
+    aten.mean, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
+)  # fmt: skip
+
+FORMS: dict[Any, Form] = {
+    **dict.fromkeys(MOVES, moved),
+    aten.cat: joined,
+    aten.stack: joined,
+    aten.neg: signed,
+    **dict.fromkeys(SUMS, summed),
+    **dict.fromkeys(SCALED + PRODUCTS, product),
+    aten.addmm: matrix_product,
+    **dict.fromkeys(MEANS, mean),
+}
+#: What adds elements of one argument.
+ADDING = (*PRODUCTS, aten.addmm, *MEANS, aten.sum)
+
+
+def adds(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Say whether an operation adds terms that vary."""
+    return packet(node) in ADDING or (packet(node) in SUMS and len(sources) > 1)

@@ -62,7 +62,8 @@ class Rule:
         return self.multiply is None or any(set(positions) <= group for group in self.linear_in)
 
 
-RULES: dict[OpOverload | OpOverloadPacket, Rule] = {}
+#: By operator; the functions that stand for what no operator does are in it too.
+RULES: dict[Callable[..., Any], Rule] = {}
 COMPOSITES: dict[OpOverload, Callable[..., Any]] = {}
 
 

@@ -49,6 +49,11 @@ def variance(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
+def no_variance(v: Tensor) -> Tensor:
+    """Return the variances of one end alone, all 0, in the memory of one number."""
+    return v.new_zeros(()).expand_as(v)
+
+
 def variance_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
@@ -57,7 +62,9 @@ def variance_rule(
     return (grad * (x - r),)
 
 
-def activation(z: Tensor, v: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def activation(
+    z: Tensor, v: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """Return ``function(z, *args, **kwargs)``, whatever the variance `v`."""
     return function(z, *args, **kwargs)
 
@@ -94,7 +101,9 @@ def secant_of(operation: Operation) -> Callable[[Tensor, Tensor], Tensor]:
     multiply = rule.multiply
 
     def secant(r: Tensor, x: Tensor) -> Tensor:
-        one = torch.ones((), dtype=r.dtype, device=r.device).expand(torch.broadcast_shapes(r.shape, x.shape))
+        one = torch.ones((), dtype=r.dtype, device=r.device).expand(
+            torch.broadcast_shapes(r.shape, x.shape)
+        )
         (slope,) = multiply(single, (r,), (x,), one)
         assert slope is not None
         return slope
