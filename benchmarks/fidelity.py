@@ -137,6 +137,12 @@ def rewritten(model: nn.Module, samples: Inputs, references: Inputs, outputs: in
     return deep_explainer(explainable, samples, references, check_additivity=True)
 
 
+def smoothed(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
+    """Attribute as `rewritten`, with the variances of the sums before activations."""
+    explainable = fxshap.make_explainable(model, variances=True)
+    return deep_explainer(explainable, samples, references, check_additivity=True)
+
+
 def refined(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
     """Attribute as `rewritten`, through four pairs of coalitions for every reference."""
     explainable = fxshap.make_explainable(model, refine=4)
@@ -235,6 +241,7 @@ METHODS: dict[str, Method] = {
     "tangermeme": tangermeme_deep_lift_shap,
     GRADIENTS: integrated_gradients,
     FXSHAP: rewritten,
+    "fxshap, variances": smoothed,
     "fxshap, refine=4": refined,
 }
 

@@ -214,6 +214,12 @@ def refined(problem: Problem, pairs: int) -> Explain:
     return deep(fxshap.make_explainable(problem.model, refine=pairs), problem)
 
 
+def refined_with_variances(problem: Problem, pairs: int) -> Explain:
+    """Explain as `refined`, with the variances of sums."""
+    explainable = fxshap.make_explainable(problem.model, refine=pairs, variances=True)
+    return deep(explainable, problem)
+
+
 def permutations(problem: Problem, count: int) -> Explain:
     """Explain with SHAP's PermutationExplainer, each permutation forwards and backwards."""
     background = problem.references.flatten(1).numpy()
@@ -294,6 +300,7 @@ def powers(first: int, last: int) -> list[int]:
 #: Every method and how much of it to take, one point of its curve after another.
 METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
     "fxshap, refine": (refined, [0, *powers(1, 64)]),
+    "fxshap, variances": (refined_with_variances, [0, *powers(1, 64)]),
     "PermutationExplainer": (permutations, powers(1, 1024)),
     "KernelExplainer": (kernel, powers(32, 65536)),
     "SamplingExplainer": (sampling, powers(64, 65536)),
@@ -313,7 +320,7 @@ def measure(problem: Problem) -> Curves:
         for setting in settings:
             if name == "KernelExplainer" and setting < 2 * problem.features:
                 continue  # its least squares have no single answer
-            warm = not curves[name] or method is refined
+            warm = not curves[name] or name.startswith("fxshap")
             found = measure_one(problem, method, setting, warm)
             if isinstance(found, str):
                 print(f"  {name}: {found}", flush=True)
@@ -402,7 +409,7 @@ def draw(found: list[Outcome]) -> None:
 
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
     panels = list(axes.flat)
-    markers = {name: "os^vDPX"[number] for number, name in enumerate(METHODS)}
+    markers = {name: "o*s^vDPX"[number] for number, name in enumerate(METHODS)}
     for panel, problem in zip(panels, found, strict=False):
         for name, curve in problem.curves.items():
             if not curve:

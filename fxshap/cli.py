@@ -91,6 +91,9 @@ def cli() -> None:
     show_default=True,
     help="Pairs of coalitions to walk through for every reference.",
 )
+@click.option(
+    "--variances", is_flag=True, help="Take the variances of sums before activations into account."
+)
 @click.option("--seed", default=0, show_default=True, help="Of new weights and of the inputs.")
 @click.option(
     "--draw",
@@ -108,6 +111,7 @@ def check(
     output: str | None,
     ranked_outputs: int,
     refine: int,
+    variances: bool,
     seed: int,
     draw: Path | None,
     as_json: bool,
@@ -137,7 +141,9 @@ def check(
         model = build(factory).to(DTYPES[dtype])
         inputs = [torch.randn(references + samples, *shape).to(DTYPES[dtype]) for shape in shapes]
         background, rows = [x[:references] for x in inputs], [x[references:] for x in inputs]
-        explainable = fxshap.make_explainable(model, output=selector(output), refine=refine)
+        explainable = fxshap.make_explainable(
+            model, output=selector(output), refine=refine, variances=variances
+        )
         report = explainable.prepare(*background).report()
         if draw:
             report.draw(draw)

@@ -22,6 +22,7 @@ from fxshap.pairs import Pairs
 from fxshap.references import ReferenceChunk, References, rows_that_fit
 from fxshap.refine import Refinement
 from fxshap.rewrite import Rewritten, rewrite
+from fxshap.rules.variances import no_variance
 from fxshap.tape import Taps, Walk
 
 logger = logging.getLogger("fxshap")
@@ -91,7 +92,7 @@ class Engine:
         require_finite("sample", samples[: self.captured.explained])
         layout = self.layout_of(samples, references)
         held = self.references_of(references, layout, version)
-        pairs = Pairs(self.observe, self.measure, layout, self.refinement, samples, held)
+        pairs = Pairs(self.observe, self.complete, layout, self.refinement, samples, held)
         if not pairs.single:
             return finite(pairs.walk, torch.cat([pairs.output(), held.output]))
         if self.answers.explanation != asked or self.answers.references is not held:
@@ -110,17 +111,21 @@ class Engine:
         return output, dict(zip(self.rewritten.taps, taps, strict=True))
 
     @torch.no_grad()
-    def measure(self, reference: Taps, sample: Taps, inputs: Sequence[Tensor]) -> Taps:
-        """Return the variances that activations receive between the taps of two ends.
+    def complete(
+        self, reference: Taps, sample: Taps, inputs: Sequence[Tensor]
+    ) -> tuple[Taps, Taps]:
+        """Return the taps of two ends with the variances between them.
 
         Parameters
         ----------
         reference, sample : dict of str to Tensor
         inputs : sequence of Tensor
-            The inputs of as many rows as the reference has.
+            Of as many rows as the reference has.
         """
+        names = self.rewritten.variance_taps
         found = self.rewritten.variances(reference, sample, *inputs)
-        return dict(zip(self.rewritten.variance_taps, found, strict=True))
+        none = {name: no_variance(v) for name, v in zip(names, found, strict=True)}
+        return {**reference, **none}, {**sample, **dict(zip(names, found, strict=True))}
 
     def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> Layout:
         """Return where the batch lies in every tap, found out at the first explanation."""

@@ -22,8 +22,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
-from fxshap.nodes import stands_for
-from fxshap.rescale import Ends, rescale
+from fxshap.nodes import is_rescaled, stands_for
+from fxshap.rescale import Ends
 from fxshap.rules.operation import differentiable
 from fxshap.rules.table import find_rule
 
@@ -129,7 +129,7 @@ def local_errors(
 
 def describe(node: fx.Node, error: float) -> Leak:
     """Name a node, its operation, its rule and where it came from."""
-    rescaled, target = node.target is rescale, stands_for(node)
+    rescaled, target = is_rescaled(node), stands_for(node)
     rule = find_rule(target)
     return Leak(
         name=".".join(filter(None, [user_module(node), node.name])),

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
 from fxshap.lean import CONVOLUTIONS, lean_convolution
-from fxshap.rescale import rescale
+from fxshap.rescale import RESCALES, rescale, rescale_activation
 from fxshap.rules.table import find_rule
 
 
@@ -30,9 +30,16 @@ def stands_for(node: fx.Node) -> Any:
     """Return the operator that a node of the rewritten graphs is, or stands for."""
     if node.target is rescale:
         return node.args[4]
+    if node.target is rescale_activation:
+        return node.args[6]
     if node.target is lean_convolution:
         return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
     return node.target
+
+
+def is_rescaled(node: fx.Node) -> bool:
+    """Say whether a node of the rewritten graph has a multiplier for a derivative."""
+    return node.target is rescale or node.target in RESCALES.values()
 
 
 def needs_rule(node: fx.Node) -> bool:

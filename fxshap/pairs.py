@@ -11,11 +11,10 @@ from fxshap.layout import Layout
 from fxshap.progress import Step, telling
 from fxshap.references import References
 from fxshap.refine import Chains, Found, Refinement, Walker, refined_multipliers
-from fxshap.rules.variances import no_variance
 from fxshap.tape import Tape, Taps
 
 Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
-Measure = Callable[[Taps, Taps, Sequence[Tensor]], Taps]
+Complete = Callable[[Taps, Taps, Sequence[Tensor]], tuple[Taps, Taps]]
 
 
 class Pairs:
@@ -25,8 +24,8 @@ class Pairs:
     ----------
     observe : callable
         Returns the output and the taps of inputs.
-    measure : callable
-        Returns the variances between the taps of two ends.
+    complete : callable
+        Returns the taps of two ends with the variances between them.
     layout : Layout
         Where the batch lies in the taps.
     refinement : Refinement
@@ -39,14 +38,14 @@ class Pairs:
     def __init__(
         self,
         observe: Observe,
-        measure: Measure,
+        complete: Complete,
         layout: Layout,
         refinement: Refinement,
         samples: Sequence[Tensor],
         references: References,
     ) -> None:
         self.observe = observe
-        self.measure = measure
+        self.complete = complete
         self.layout = layout
         self.refinement = refinement
         self.samples = samples
@@ -114,9 +113,7 @@ class Pairs:
 
         def walks(start: Taps, end: Taps) -> Found:
             step()
-            variances = self.measure(start, end, references)
-            none = {tap: no_variance(v) for tap, v in variances.items()}
-            return tape.walks({**start, **none}, {**end, **variances}, grads)
+            return tape.walks(*self.complete(start, end, references), grads)
 
         walker = Walker(
             lambda points: self._observe([[*point, *references[explained:]] for point in points]),

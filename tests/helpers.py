@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxshap
 from fxshap.asking import works_for
-from fxshap.rescale import rescale
+from fxshap.rescale import rescale, rescale_activation
 from fxshap.verification import additivity_error
 
 Arrays = list[np.ndarray]
@@ -95,8 +95,9 @@ def assert_no_shap_hooks(explainable: nn.Module) -> None:
 
 
 def rewritten(explainable: nn.Module) -> list[fx.Node]:
-    """The nodes of the attribute graph that have a rule."""
-    return [node for node in explainable.attribute.graph.nodes if node.target is rescale]
+    """The nodes of the attribute graph that have a rule, those of variances aside."""
+    nodes = explainable.attribute.graph.nodes
+    return [node for node in nodes if node.target in (rescale, rescale_activation)]
 
 
 def multipliers(

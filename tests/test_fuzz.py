@@ -42,7 +42,7 @@ def test_random_networks_are_explained_exactly(chunk: int) -> None:
     )
     @given(networks(small=True), datasets())
     def check(network: Network, data: Data) -> None:
-        outcomes.extend(check_exact(network, [data]))
+        outcomes.extend(check_exact(network, [data], variances=network.seed % 4 == 0))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of what the networks are made of

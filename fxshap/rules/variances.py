@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.operation import Operation, keep_between
+from fxshap.rules.operation import Operation, keep_between, may_hold
 from fxshap.rules.table import RULES, Rule, Tensors, find_rule
 
 aten = torch.ops.aten
@@ -78,37 +78,48 @@ def activation_rule(
     return grad * of_mean, grad * of_variance
 
 
+#: How many times larger than at both ends, and than 1, an activation may be in between.
+MOST = 1e4
+
+
 def multipliers(operation: Operation, r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return S and T; the secant and 0 where `v` is too small or too large to be squared right."""
-    slope = secant_of(operation)
-    shift = (v / 3).sqrt()  # sqrt 2 standard deviations
-    secant = slope(r, x)
-    smoothed = (slope(r + shift, x + shift) + slope(r - shift, x - shift)).add_(secant, alpha=2)
-    smoothed /= 4
-    rest = (secant - smoothed) * (x - r) / v
+    """S and T; the secant and 0 where `v` is too small to be squared right, or too large.
+
+    Sums that are huge for some inputs alone, and not for all of them, pass an activation values
+    that neither end has. Of what they add only rounding errors would be left in the attributions.
+    """
+    function = function_of(operation)
+    change, shift = x - r, (v / 3).sqrt()  # sqrt 2 standard deviations
+    secant = secant_of(function, r, x)
+    smoothed = secant_of(function, r + shift, x + shift)
+    smoothed += secant_of(function, r - shift, x - shift)
+    smoothed = smoothed.add_(secant, alpha=2).div_(4)
+    rest = (secant - smoothed).mul_(change).div_(v)
     safe = (v > 1024 * torch.finfo(v.dtype).tiny) & rest.isfinite() & smoothed.isfinite()
+    if may_hold(v > MOST**2):
+        value = function(x)
+        assert isinstance(value, Tensor)
+        ends = value.abs() + (secant * change).abs()
+        safe &= smoothed.abs() * shift <= MOST * (1 + ends)
     return torch.where(safe, smoothed, secant), torch.where(safe, rest, 0.0)
 
 
-def secant_of(operation: Operation) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the secant of the function that an ``activation`` stands for."""
+def function_of(operation: Operation) -> Operation:
+    """Return the function that an ``activation`` stands for."""
     (_, _, function, *args), kwargs = pytree.tree_unflatten(
         list(operation.arguments), operation.structure
     )
-    single, _ = Operation.bind(function, (None, *args), kwargs, slots=(0,))
-    rule = find_rule(function)
+    return Operation.bind(function, (None, *args), kwargs, slots=(0,))[0]
+
+
+def secant_of(function: Operation, r: Tensor, x: Tensor) -> Tensor:
+    """Return the secant of a univariate function, by its rule."""
+    rule = find_rule(function.target)
     assert rule is not None and rule.multiply is not None
-    multiply = rule.multiply
-
-    def secant(r: Tensor, x: Tensor) -> Tensor:
-        one = torch.ones((), dtype=r.dtype, device=r.device).expand(
-            torch.broadcast_shapes(r.shape, x.shape)
-        )
-        (slope,) = multiply(single, (r,), (x,), one)
-        assert slope is not None
-        return slope
-
-    return secant
+    shape = torch.broadcast_shapes(r.shape, x.shape)
+    (slope,) = rule.multiply(function, (r,), (x,), torch.ones_like(r).expand(shape))
+    assert slope is not None
+    return slope
 
 
 RULES[variance] = Rule("variance", variance_rule, stacked=True)

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=10, help="networks of one seed")
     parser.add_argument("--first", type=int, default=0, help="the first chunk")
     parser.add_argument("--draws", type=int, default=100_000, help="of each case and dtype")
+    parser.add_argument("--variances", action="store_true", help="explain with variances")
     parser.add_argument("--shrink", action="store_true", help="shrink what fails, in long time")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
@@ -88,7 +89,7 @@ def fuzz_networks(options: argparse.Namespace) -> Section:
     with tqdm(total=len(chunks) * options.chunk, unit="network", smoothing=0) as bar:
         bar.update((len(chunks) - len(waiting)) * options.chunk)
         for chunk in waiting:
-            done[chunk] = run_chunk(chunk, options.chunk, bar, options.shrink)
+            done[chunk] = run_chunk(chunk, bar, options)
             with options.results.open("a") as file:
                 file.write(json.dumps(done[chunk]) + "\n")
     found: Counter[str] = Counter()
@@ -103,15 +104,15 @@ def read(path: Path) -> Iterable[Record]:
     return map(json.loads, path.read_text().splitlines()) if path.exists() else ()
 
 
-def run_chunk(chunk: int, size: int, bar: tqdm[Any], shrink: bool = False) -> Record:
+def run_chunk(chunk: int, bar: tqdm[Any], options: argparse.Namespace) -> Record:
     """Draw and check the networks of one seed; write down what fails, or shrink the first."""
     found: Counter[str] = Counter()
     failures: list[str] = []
 
     @seed(chunk)
     @settings(
-        max_examples=size,
-        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+        max_examples=options.chunk,
+        phases=[Phase.generate, Phase.shrink] if options.shrink else [Phase.generate],
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -123,9 +124,9 @@ def run_chunk(chunk: int, size: int, bar: tqdm[Any], shrink: bool = False) -> Re
         found.update(networks=1)
         bar.update()
         try:
-            found.update(check_exact(network, data))
+            found.update(check_exact(network, data, options.variances))
         except Exception as error:
-            if shrink:
+            if options.shrink:
                 raise
             failures.append(f"{type(error).__name__}: {error}\n{network}\n{data}")
 

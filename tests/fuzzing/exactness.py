@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fxshap
+from fxshap.nodes import stands_for
 from fxshap.report import Report
 from tests.fuzzing.conditioning import condition_number, is_too_steep
 from tests.fuzzing.networks import Data, Network
@@ -23,8 +24,8 @@ class Inexact(AssertionError):
     """The property does not hold."""
 
 
-def check_exact(network: Network, datasets: list[Data]) -> list[str]:
-    """Explain a network on several data; return what came of each.
+def check_exact(network: Network, datasets: list[Data], variances: bool = False) -> list[str]:
+    """Explain a network on several data, perhaps with variances; return what came of each.
 
     ``"exact"``, or why the property is not asked for: ``"ill-conditioned"`` where the network's
     own output has too few digits for it, ``"overflow"`` where it computes NaN or infinity or its
@@ -38,7 +39,7 @@ def check_exact(network: Network, datasets: list[Data]) -> list[str]:
         leaves out an operation that was rewritten.
     """
     model = network.build()
-    explainable = fxshap.make_explainable(model)
+    explainable = fxshap.make_explainable(model, variances=variances)
     outcomes = [check_data(model, explainable, network, data) for data in datasets]
     if "exact" in outcomes:
         require_every_node(explainable)
@@ -89,7 +90,7 @@ def require_plain(
 
 def require_every_node(explainable: fxshap.ExplainableModule) -> None:
     """Raise unless the report counts every node that was rewritten, by its own operator."""
-    nodes = Counter(str(node.args[4]) for node in rewritten(explainable))
+    nodes = Counter(str(stands_for(node)) for node in rewritten(explainable))
     report: Report = explainable.report()
     named = Counter[str]()
     for entry in report.entries:

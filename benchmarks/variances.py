@@ -4,13 +4,13 @@ A secant gives all inputs of a unit one slope, f(z_x) - f(z_r) over z_x - z_r. T
 an input averages over what the others have already added: with u_j = w_j (x_j - r_j), the sum of a
 random part of the others lies around the straight line between z_r and z_x with a variance of
 t (1 - t) sum u^2, which is sum u^2 / 6 on the average over t (Ancona et al. 2019 propagate such
-variances). The rule of this file,
+variances). The library's rule for ``variances=True`` (:mod:`fxshap.rules.variances`) is
 
     m_j = w_j (S + T u_j),    S = secant of z -> E f(z + N(0, sum u^2 / 6)),
     T = (f(z_x) - f(z_r) - S (z_x - z_r)) / sum u^2,
 
-adds up exactly within the unit and needs one variance, two slopes and two products with weights.
-It is not in the library: it needs the layer before the activation, not the activation alone.
+with three points for the mean. Here it stands beside others, for perceptrons of many depths, and
+with nine points.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import datetime
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,6 @@ ACTIVATIONS: dict[str, Function] = {
     "GELU": F.gelu,
     "tanh": torch.tanh,
 }
-#: Points and weights for the mean over a standard normal number.
-POINTS, WEIGHTS = (torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(9))
 
 
 def secant(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -67,24 +66,30 @@ def reveal_cancel(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
     return torch.where(u > 0, slopes[0].unsqueeze(-1), slopes[1].unsqueeze(-1))
 
 
-def scatter(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
-    """S + T u."""
+def smoothed(
+    points: Tensor, weights: Tensor, f: Function, r: Tensor, x: Tensor, u: Tensor
+) -> Tensor:
+    """S + T u, with the mean over a normal number taken at some points."""
     square = u.square().sum(-1)
     spread = (square / 6).sqrt()
 
-    def smooth(z: Tensor) -> Tensor:
-        points = z.unsqueeze(-1) + spread.unsqueeze(-1) * POINTS
-        return (f(points) * WEIGHTS).sum(-1) / WEIGHTS.sum()
+    def mean(z: Tensor) -> Tensor:
+        return f(z.unsqueeze(-1) + spread.unsqueeze(-1) * points) @ weights
 
-    slope = (smooth(x) - smooth(r)) / (x - r)
+    slope = (mean(x) - mean(r)) / (x - r)
     rest = (f(x) - f(r) - slope * (x - r)) / square
     return slope.unsqueeze(-1) + rest.unsqueeze(-1) * u
 
 
+#: Points and weights of the mean over a standard normal number: the library's, and nine.
+THREE = torch.tensor([-(2**0.5), 0.0, 2**0.5]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
+NINE = tuple(torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(9))
+
 RULES: dict[str, Rule] = {
     "secant": secant,
     "RevealCancel": reveal_cancel,
-    "S + T u": scatter,
+    "S + T u (the library's)": partial(smoothed, *THREE),
+    "S + T u, nine points": partial(smoothed, NINE[0], NINE[1] / NINE[1].sum()),
 }
 
 
@@ -233,13 +238,13 @@ def softmax_table() -> str:
 
 def main() -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scatter", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.variances", description=__doc__)
     parser.parse_args()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     layers, softmax = layer_table(), softmax_table()
     print(layers, softmax, sep="\n\n")
-    when = f"`python -m benchmarks.scatter`, {datetime.date.today()}, torch {torch.__version__}"
+    when = f"`python -m benchmarks.variances`, {datetime.date.today()}, torch {torch.__version__}"
     replace_section(PAGE, "layers", f"{when}, fxshap {fxshap.__version__}.\n\n{layers}")
     replace_section(PAGE, "softmax", softmax)
     return 0
