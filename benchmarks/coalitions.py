@@ -31,6 +31,7 @@ import fxshap
 from benchmarks.fidelity import join, split
 from benchmarks.models import NETWORKS, Network
 from benchmarks.page import replace_section
+from fxshap.engine import Engine
 from fxshap.refine import (
     Chains,
     Refinement,
@@ -72,10 +73,7 @@ class Game:
         x = network.inputs(samples, seed=1, dtype=torch.float64)
         r = network.inputs(REFERENCES, seed=2, dtype=torch.float64)
         self.x, self.r = join(x).repeat_interleave(REFERENCES, 0), join(r).repeat(samples, 1)
-        points = list(split(self.r, network.shapes))
-        explainable = fxshap.make_explainable(self.model, points)
-        (self.engine,) = explainable._engines.values()
-        self.engine.bind_weights(object())
+        self.engines = {kind: self.engine(kind) for kind in (False, True)}
         weights = shapley_weights(network.features)
         every = coalitions(network.features)
         with torch.no_grad():
@@ -85,24 +83,33 @@ class Game:
             ]
         self.exact = self.mean(torch.stack(values))
 
+    def engine(self, variances: bool) -> Engine:
+        """Capture the network, to be walked with the variances of sums or without."""
+        points = list(split(self.r, self.network.shapes))
+        explainable = fxshap.make_explainable(self.model, points, variances=variances)
+        (engine,) = explainable._engines.values()
+        engine.bind_weights(object())
+        return engine
+
     def mean(self, values: Tensor) -> Tensor:
         """Average over the references."""
         return values.unflatten(0, (self.samples, REFERENCES)).mean(1)
 
-    def distance(self, chains: Chains) -> float:
+    def distance(self, chains: Chains, variances: bool = False) -> float:
         """Return the distance of what the chains give to the exact values."""
+        engine = self.engines[variances]
         shapes, count = self.network.shapes, max(len(chains.drawn), 1)
         x, r = self.x.repeat(count, 1), self.r.repeat(count, 1)  # all chains in one batch
         start, end = list(split(r, shapes)), list(split(x, shapes))
-        tape = Tape(self.engine.rewritten.attribute, start, len(start))
+        tape = Tape(engine.rewritten.attribute, start, len(start))
         units = torch.eye(self.network.outputs, dtype=torch.float64)
         grads = [unit.repeat(len(x), 1) for unit in units]
         walker = Walker(
-            lambda points: [self.engine.observe(point)[1] for point in points],
-            lambda a, b: tape.walks(a, b, grads),
+            lambda points: [engine.observe(point)[1] for point in points],
+            lambda a, b: tape.walks(*engine.complete(a, b, start), grads),
             end,
             start,
-            self.engine.observe(end)[1],
+            engine.observe(end)[1],
             tape.references,
         )
         drawn = [join(tuple(chain)).repeat(self.samples, 1) for chain in chains.drawn]
@@ -183,6 +190,8 @@ def uneven_halves(rng: Random, features: int) -> Tensor:
 
 #: What the library does.
 LIBRARY: dict[str, Scheme] = {f"refine={k}": lambda _, k=k: library(k) for k in PAIRS}  # type: ignore[misc]
+#: Before the names of the same with variances.
+WITH = "variances, "
 #: What was tried for the walks of so many pairs.
 TRIED: dict[str, Scheme] = {
     "halves by chance": lambda k: chains(k, 2, independent),
@@ -204,6 +213,7 @@ def measure(network: Network, samples: int, pairs: list[int]) -> dict[str, float
     """Return the distance of every scheme on one network."""
     game = Game(network, samples)
     found = {name: game.distance(scheme(0)) for name, scheme in LIBRARY.items()}
+    found |= {WITH + name: game.distance(scheme(0), True) for name, scheme in LIBRARY.items()}
     for name, scheme in TRIED.items():
         for k in pairs:
             if k >= LEAST_PAIRS.get(name[0], 1):
@@ -232,10 +242,11 @@ def line(results: Results, scheme: str) -> list[str]:
 def library_table(results: Results) -> str:
     """Tabulate what the library does."""
     header = ["", "walks", "median distance", "median ratio", "9 of 10 below", "farthest"]
-    rows = []
-    for k, scheme in zip(PAIRS, LIBRARY, strict=True):
-        drawn = library(k)
-        rows.append([f"`{scheme}`", drawn.walks, *line(results, scheme)])
+    rows = [
+        [before + f"`{scheme}`", library(k).walks, *line(results, before + scheme)]
+        for before in ("", WITH)
+        for k, scheme in zip(PAIRS, LIBRARY, strict=True)
+    ]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
