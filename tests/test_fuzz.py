@@ -16,6 +16,7 @@ from tests.fuzzing.networks import Data, Network, Step
 from tests.fuzzing.strategies import datasets, networks
 
 CHUNKS, SIZE = 20, 10
+SMOOTHLY = {"variant": 0, "how": "smoothly"}
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,7 @@ def test_random_networks_are_explained_exactly(chunk: int) -> None:
 
 def test_what_batch_norm_returns_for_training_is_empty() -> None:
     """It was taken for the output where a network used both."""
-    step = Step(
-        "op _native_batch_norm_legit_no_training", options={"variant": 0, "how": "smoothly"}
-    )
+    step = Step("op _native_batch_norm_legit_no_training", options=SMOOTHLY)
     assert check_exact(Network((step,)), [Data(rows=1)]) == ["exact"]
 
 
@@ -92,3 +91,11 @@ def test_integers_that_no_type_holds_are_not_asked_for() -> None:
     """PyTorch leaves it undefined what 1e30 is as an integer."""
     network = Network((Step("truncated"),), head="raw")
     assert check_exact(network, [Data(scale=1e30), Data()]) == ["overflow", "exact"]
+
+
+def test_the_last_of_what_is_written_to_one_place_stays() -> None:
+    """Scatter was rewritten as a sum, of everything that goes to a place."""
+    step = Step("op scatter.src", of=(1,), times=2, mixed=True, options=SMOOTHLY)
+    network = Network((step,), ((1,), (2, 3, 2)), outputs=2, head="raw", seed=178)
+    data = Data("zeros", "alike", rows=2, seed=169)
+    assert check_exact(network, [data]) == ["exact"]
