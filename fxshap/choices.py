@@ -210,7 +210,10 @@ def indexed(twins: Twins, node: fx.Node) -> fx.Node | None:
 
 
 def scattering(*, adds: bool) -> Form:
-    """Turn scatter, at indices of which no two are the same, or scatter_add into a sum."""
+    """Turn scatter, where the last of several values in one place stays, or scatter_add into a sum.
+
+    PyTorch leaves it open which of them stays; on a CPU it is the last.
+    """
 
     def form(twins: Twins, node: fx.Node) -> fx.Node | None:
         base, dim, index, source, *rest = list[Any](node.args)
@@ -228,12 +231,25 @@ def scattering(*, adds: bool) -> Form:
         def scatter(ones: Tensor, before: Tensor, values: Tensor) -> Tensor:
             if values.dim():
                 values = values[tuple(slice(size) for size in reach)].unsqueeze(-1)
-            put = (ones * values).sum(dim).movedim(-1, dim)
+            written = ones if adds else ones - overwritten(ones, dim)
+            put = (written * values).sum(dim).movedim(-1, dim)
             return before + put if adds else before * (1 - ones.amax(dim).movedim(-1, dim)) + put
 
         return twins.run(node, scatter, hot, before, values)
 
     return form
+
+
+def overwritten(ones: Tensor, dim: int) -> Tensor:
+    """Say in 0/1 floats which of the n indices along `dim` a later one is equal to.
+
+    In every place this is one step, of n (one - 1) plus the number of later ones. Where it is taken
+    at neither end its multiplier is 0: indices that are all different owe nothing to it.
+    """
+    wide = ones.to(torch.promote_types(ones.dtype, torch.float32))  # to count in
+    later = wide.flip(dim).cumsum(dim).flip(dim) - wide
+    found: Tensor = ours.step(wide.shape[dim] * (wide - 1) + later, "gt").to(ones.dtype)
+    return found
 
 
 #: How what is done with an index that depends on the input is done with its one-hot floats.

@@ -49,6 +49,13 @@ USES = {
     "scatter of values": lambda m, x: m.scores(x).scatter(
         1, m.scores(x).cos().topk(3, 1).indices, x[:, :3].exp()
     ),
+    "scatter to one place": lambda m, x: m.scores(x).scatter(
+        1, m.scores(x)[:, :4].mul(3).long() % 3, x[:, :4].exp()
+    ),
+    "scatter of a number to one place": lambda m, x: (
+        torch.zeros_like(m.scores(x)).scatter(1, m.scores(x)[:, :4].mul(3).long() % 3, 2.0)
+        * m.scores(x)
+    ),
     "scatter_add": lambda m, x: m.scores(x).scatter_add(
         1, m.scores(x).cos().topk(3, 1).indices, x[:, :3].exp()
     ),

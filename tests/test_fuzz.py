@@ -16,6 +16,7 @@ from tests.fuzzing.networks import Data, Network, Step
 from tests.fuzzing.strategies import datasets, networks
 
 CHUNKS, SIZE = 20, 10
+SMOOTHLY, CLAMPED = ({"variant": 0, "how": how} for how in ("smoothly", "clamped"))
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,7 @@ def test_random_networks_are_explained_exactly(chunk: int) -> None:
 
 def test_what_batch_norm_returns_for_training_is_empty() -> None:
     """It was taken for the output where a network used both."""
-    step = Step(
-        "op _native_batch_norm_legit_no_training", options={"variant": 0, "how": "smoothly"}
-    )
+    step = Step("op _native_batch_norm_legit_no_training", options=SMOOTHLY)
     assert check_exact(Network((step,)), [Data(rows=1)]) == ["exact"]
 
 
@@ -92,3 +91,45 @@ def test_integers_that_no_type_holds_are_not_asked_for() -> None:
     """PyTorch leaves it undefined what 1e30 is as an integer."""
     network = Network((Step("truncated"),), head="raw")
     assert check_exact(network, [Data(scale=1e30), Data()]) == ["overflow", "exact"]
+
+
+def test_remainders_of_numbers_whose_digits_end_before_them_are_not_asked_for() -> None:
+    """1e30 is a multiple of 8, like all numbers near it: random errors changed nothing."""
+    step = Step("op fmod.Tensor", options=CLAMPED)
+    near, ordinary = Data("near", scale=1e30, rows=1), Data()
+    assert check_exact(Network((step,), seed=100), [near, ordinary]) == ["overflow", "exact"]
+
+
+def test_logcumsumexp_of_huge_numbers_before_something_bounded() -> None:
+    """What little of it counted was lost among numbers of 1e30."""
+    steps = (Step("cumulative logsumexp"), Step("two: atan2", of=(0, 1)))
+    data = Data("one feature", "random", rows=2, scale=1e30, seed=500)
+    assert check_exact(Network(steps, seed=128), [data]) == ["exact"]
+
+
+def test_a_quotient_of_two_huge_numbers_that_both_shrink() -> None:
+    """1e10 / 1.5 is what neither end has."""
+    steps = (
+        Step("op grid_sampler 0 2 True", of=(1,), join="interleaved", mixed=True, options=CLAMPED),
+        Step("op sinh", (2,), "image", "where positive", mixed=True, options=SMOOTHLY),
+        Step("op max.other and a constant", options=SMOOTHLY),
+        Step("two: floor_divide", of=(0, 0), layout="one_dimension", times=3),
+    )
+    network = Network(steps, ((5,), (2, 3, 2), (3, 4)), outputs=2, seed=197)
+    data = Data("close", "zeros", rows=1, scale=1000.0, seed=103)
+    assert check_exact(network, [data]) == ["exact"]
+
+
+def test_a_product_of_four_whose_factors_change_places() -> None:
+    """Of factors of 1e30 at either end, products of 1e114 cancelled where both ends had 1e86."""
+    steps = (Step("gelu by tanh"), Step("prod", of=(0,)))
+    data = Data("random", "constant", rows=3, scale=1e30, seed=998)
+    assert check_exact(Network(steps, ((5,),), seed=999), [data]) == ["exact"]
+
+
+def test_the_last_of_what_is_written_to_one_place_stays() -> None:
+    """Scatter was rewritten as a sum, of everything that goes to a place."""
+    step = Step("op scatter.src", of=(1,), times=2, mixed=True, options=SMOOTHLY)
+    network = Network((step,), ((1,), (2, 3, 2)), outputs=2, head="raw", seed=178)
+    data = Data("zeros", "alike", rows=2, seed=169)
+    assert check_exact(network, [data]) == ["exact"]

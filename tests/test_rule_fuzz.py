@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fxshap
 from fxshap.cases import TOLERANCE, Case
 from fxshap.rescale import multiply
+from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation
 from fxshap.shapley import shapley_values
 from tests.fuzzing.extremes import check_draws, draw_values, rows_of
@@ -292,8 +293,10 @@ def generic_error(target: Any, r: list[Tensor], x: list[Tensor], *others: Any) -
     operation, _ = Operation.bind(target, (*r, *others), slots=tuple(range(len(r))))
     y_r, y_x = operation(*r), operation(*x)
     assert isinstance(y_r, Tensor) and isinstance(y_x, Tensor)
-    grads = multiply(operation, r, x, torch.ones_like(y_r))
-    given = sum((m * (b - a)).flatten(1).sum(1) for m, a, b in zip(grads, r, x, strict=True))
+    grads = generic(operation, r, x, torch.ones_like(y_r))
+    pairs = zip(grads, r, x, strict=True)
+    given = sum((m * (b - a)).flatten(1).sum(1) for m, a, b in pairs if m is not None)
+    assert isinstance(given, Tensor)
     owed = (y_x - y_r).flatten(1).sum(1)
     return float(((given - owed).abs() / torch.maximum(y_x.abs(), y_r.abs()).amax(1)).max())
 
@@ -456,3 +459,70 @@ def test_a_step_of_denormal_length_has_a_multiplier_where_little_is_asked():
     operation, _ = Operation.bind(torch.ops.fxshap.step.default, (r[0], "gt"))
     (m,) = multiply(operation, r, x, torch.full((1,), 1e-10, dtype=torch.float64))
     assert (m * (x[0] - r[0])).item() == pytest.approx(1e-10)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_quotients_and_powers_pass_nothing_that_is_huge(turned):
+    """1e10 / 1.5 on the way from 1e10 / 1e10 to 0.5 / 1.5: its half cancelled."""
+    cases = (
+        (aten.div.Tensor_mode, ((-1e10, 4.0), (1e10, 1.5)), {"rounding_mode": "floor"}),
+        (aten.pow.Tensor_Tensor, ((1e30, 2.0), (0.1, 3.0)), {}),
+    )
+    for target, ends, options in cases:
+        r, x = two_ends(*(end[::-1] if turned else end for end in ends))
+        operation, _ = Operation.bind(target, r, options, slots=(0, 1))
+        found = multiply(operation, r, x, torch.ones_like(r[0]))
+        shares = [(m * (b - a)).item() for m, a, b in zip(found, r, x, strict=True)]
+        y_r, y_x = operation(*r).item(), operation(*x).item()
+        assert sum(shares) == pytest.approx(y_x - y_r, rel=1e-12)
+        assert max(map(abs, shares)) <= 2 * max(abs(y_r), abs(y_x)) + 1
+
+
+def test_a_point_between_two_ends_that_samples_something_huge_owes_nothing_for_it():
+    """The pixel at the row of the one end and the column of the other."""
+    image = torch.tensor([[[[1.0, 1e30], [1e30, 2.0]]]], dtype=torch.float64)
+    r, x = (torch.full((1, 1, 1, 2), at, dtype=torch.float64) for at in (-1.0, 1.0))
+    operation, _ = Operation.bind(aten.grid_sampler_2d.default, (image, r, 0, 0, True), slots=(1,))
+    (m,) = multiply(operation, [r], [x], torch.ones(1, 1, 1, 1, dtype=torch.float64))
+    assert (m * (x - r)).flatten().tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("size", [1e4, 1e30, 1e150])
+@pytest.mark.parametrize("target", [aten.cumprod.default, aten.prod.dim_int], ids=str)
+def test_products_of_many_pass_nothing_that_is_huge(target, size, dim):
+    """Of four factors two were huge at the one end and the others at the other."""
+    base = torch.tensor([[1.5, -2.0, 0.5, 3.0], [1.0, 1.0, 2.0, -1.0]]).double()
+    r = torch.stack([base, base]).movedim(2, dim).contiguous()
+    x = (r * 0.5 + 0.1).contiguous()
+    r.movedim(dim, 2)[0, 0, :2] *= size
+    x.movedim(dim, 2)[0, 0, 2:] *= size
+    summed = target is aten.cumprod.default
+    rows = (1, 1 if summed else 0) if dim == 0 else (0, 0)
+    operation, _ = Operation.bind(target, (r, dim), rows=rows)
+    ends = [operation(end) for end in (r, x)]
+    (m,) = multiply(operation, [r], [x], torch.ones_like(ends[0]))
+    parts, owed, most = m * (x - r), ends[1] - ends[0], torch.maximum(ends[0].abs(), ends[1].abs())
+    if summed:
+        owed, most = owed.sum(dim), most.sum(dim)
+    assert ((parts.sum(dim) - owed).abs() <= 1e-14 * most).all()
+    assert (parts.abs().amax(dim) <= 1e4 * most.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("size", [1e3, 1e30, 1e150])
+def test_sums_of_exponentials_so_far_keep_the_digits_of_their_change(size, dim):
+    """The derivatives of what moves far cancelled, and PyTorch's had lost a small cotangent."""
+    r = torch.tensor([[0.0, -1.0, 2.0, 0.5], [0.5, 0.5, 0.0, 1.0]]).double()
+    r, x = torch.stack([r, 2 * r]), torch.stack([r + 1, r])
+    r[0, 0] = r.new_tensor([0.0, -size, size, 1.0])
+    x[0, 0] = r.new_tensor([-size, 0.0, size, 3 * size])
+    r[1, 1], x[1, 1] = 0.0, size  # all alike
+    r, x = (end.movedim(2, dim).contiguous() for end in (r, x))
+    rows = (1, 1) if dim == 0 else (0, 0)
+    operation, _ = Operation.bind(aten.logcumsumexp.default, (r, dim), rows=rows)
+    for g in (torch.ones_like(r), torch.full_like(r, 0.25 / size)):
+        (m,) = multiply(operation, [r], [x], g)
+        parts, change = m * (x - r), g * (operation(x) - operation(r))
+        error = (parts.sum(dim) - change.sum(dim)).abs()
+        assert (error <= 1e-14 * change.abs().sum(dim).clamp(min=float(g.max()))).all()

@@ -20,18 +20,22 @@ from torch import Tensor
 
 from fxshap.rules.generic import correct, generic
 from fxshap.rules.operation import Operation, rarely_holds, vjp
+from fxshap.rules.products import most_beside
 from fxshap.rules.table import Target, Tensors, rule
 
 aten = torch.ops.aten
 
 
 def shares(
-    function: Callable[..., Tensor], r: Sequence[Tensor], x: Sequence[Tensor]
+    function: Callable[..., Tensor],
+    r: Sequence[Tensor],
+    x: Sequence[Tensor],
+    unit: Tensor | float = 1.0,
 ) -> tuple[list[Tensor], Tensor]:
     """Return what every argument is owed of ``function(*x) - function(*r)``, and rounding.
 
     Where a mixture of the two ends is outside the domain (a negative number to a fractional
-    power), those that moved are owed equal parts.
+    power), those that moved are owed equal parts. For mixtures that are huge see :func:`mirrored`.
 
     Parameters
     ----------
@@ -39,6 +43,8 @@ def shares(
         Of as many tensors of one shape as `r` and `x` have; returns one of that shape.
     r, x : sequence of Tensor
         The arguments at the reference and at the sample, of that shape.
+    unit : Tensor or float
+        What a value of 1 is.
 
     Returns
     -------
@@ -48,7 +54,7 @@ def shares(
         How much of them may be rounding of the values of `function`.
     """
     k = len(r)
-    value: dict[tuple[bool, ...], Tensor] = {
+    value = {
         there: function(*(b if at else a for at, a, b in zip(there, r, x, strict=True)))
         for there in product((False, True), repeat=k)
     }
@@ -56,6 +62,7 @@ def shares(
     moved = torch.stack([a != b for a, b in zip(r, x, strict=True)])
     equal = change / moved.sum(0).clamp_min(1)
     inside = torch.stack(list(value.values())).isfinite().all(0)
+    value = mirrored(value, unit)
     found = []
     for i in range(k):
         owed = torch.zeros_like(change)
@@ -68,6 +75,37 @@ def shares(
         found.append(torch.where(inside, owed, torch.where(moved[i], equal, 0.0)))
     largest = torch.stack(list(value.values())).abs().amax(0)
     return found, largest * (4 * torch.finfo(change.dtype).eps)
+
+
+Game = dict[tuple[bool, ...], Tensor]
+
+
+def mirrored(value: Game, unit: Tensor | float) -> Game:
+    """Let numbers move in the orders alone that do not pass something huge.
+
+    A mixture S that is larger than :func:`.products.most_beside` allows beside both ends, such as
+    the quotient of 1e30 and 2 on the way from 1e30 / 1e30 to 1 / 2, would be owed and cancel, and
+    take the digits of the change with it. With N for everything and 0 for nothing, it becomes
+
+        v(S) = v(N) + v(0) - v(N without S)
+
+    for which the Shapley values still sum to v(N) - v(0), and those of two numbers are the change
+    of each in the order that passes N without S. It is the mean of both ends where that is huge
+    as well.
+    """
+    *_, everything = value
+    nothing = tuple(not at for at in everything)
+    ends = value[everything], value[nothing]
+    most = unit * most_beside(torch.maximum(*(end.abs() for end in ends)) / unit)
+    huge = {there: v.isfinite() & (v.abs() > most) for there, v in value.items()}
+    if not rarely_holds(torch.stack(list(huge.values()))):
+        return value
+    found = {}
+    for there, v in value.items():
+        others = tuple(not at for at in there)
+        mirror = torch.where(huge[others], (ends[0] + ends[1]) / 2, sum(ends) - value[others])
+        found[there] = torch.where(huge[there], mirror, v)
+    return found
 
 
 def over_differences(
@@ -169,7 +207,8 @@ def grid_sampler(
 
     middle = (image_r + image_x) / 2
     ends = points_r.unbind(-1), points_x.unbind(-1)
-    owed, rounding = shares(lambda *p: at(middle, torch.stack(p, -1)), *ends)
+    unit = grad.abs().sum(1)
+    owed, rounding = shares(lambda *p: at(middle, torch.stack(p, -1)), *ends, unit)
     with torch.enable_grad():
         between = torch.lerp(points_r, points_x, 0.5).detach().requires_grad_()
         (slope,) = torch.autograd.grad(at(middle, between).sum(), between)

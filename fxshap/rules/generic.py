@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxshap.rules.operation import Operation, differentiable, vjp
+from fxshap.rules.operation import Operation, differentiable, may_hold, vjp
 from fxshap.rules.table import Rule, Tensors
 
 #: Nodes and weights of 3-point Gauss-Legendre quadrature on [0, 1].
@@ -120,6 +120,32 @@ def restore_along(
     restored = restore(flat(multipliers), flat(steps), flat(owed))
     moved = multipliers.movedim(dims, last)
     return restored.reshape(moved.shape).movedim(last, dims)
+
+
+Line = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def lines_of(value: Tensor, dim: int | None) -> Tensor:
+    """View as lines along `dim`, or as one line, of which an operation knows no other."""
+    if dim is None or not value.dim():
+        return value.reshape(1, -1)
+    return value.movedim(dim, -1).reshape(-1, value.shape[dim])
+
+
+def by_lines(
+    dim: int | None, far: Tensor, usual: Line, other: Line, *lines: Tensor, like: Tensor
+) -> Tensor:
+    """Multiply each line of ``(grad, reference, sample)`` by itself: where `far` by `other`.
+
+    Returned are multipliers in the shape of `like`.
+    """
+    out = torch.empty_like(lines[1])
+    for multiply, chosen in ((usual, ~far), (other, far)):
+        if may_hold(chosen):
+            out[chosen] = multiply(*(line[chosen] for line in lines))
+    if dim is None or not like.dim():
+        return out.reshape(like.shape)
+    return out.reshape(like.movedim(dim, -1).shape).movedim(-1, dim)
 
 
 def common_rows(reference: Tensors, rows: Sequence[int], before: Any, output_row: int) -> int:

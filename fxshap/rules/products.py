@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import correct, generic
+from fxshap.rules.generic import by_lines, correct, generic, lines_of
 from fxshap.rules.operation import (
     Operation,
     keep,
     keep_between,
     may_hold,
+    rarely_holds,
     vjp,
 )
 from fxshap.rules.table import Multiply, Target, Tensors, rule
@@ -216,11 +217,63 @@ def multilinear(
 def product_of_many(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
-    """Product along a dimension, or of everything so far; see :func:`multilinear`."""
+    """Product along a dimension, or of everything so far; see :func:`multilinear`.
+
+    Attributions that are more than :func:`most_beside` allows cancel: the path passes products that
+    are huge where neither end is. Such lines take :func:`in_order_of_growth`.
+    """
     (r,) = reference
     dim = operation.get("dim")
     degree = math.prod(r.shape) if dim is None else r.shape[dim] if r.dim() else 1
-    return multilinear(operation, reference, sample, grad, max(degree, 1))
+    found = multilinear(operation, reference, sample, grad, max(degree, 1))
+    (m,) = found
+    if m is None or m.is_complex() or not m.numel():
+        return found
+    so_far = operation.target is aten.cumprod.default
+    g = lines_of(grad, dim) if so_far else grad.reshape(-1, 1)
+    lines = [g, *(lines_of(end.expand_as(r), dim).to(g.dtype) for end in (r, *sample))]
+    ends = [line.cumprod(-1) if so_far else line.prod(-1, keepdim=True) for line in lines[1:]]
+    most = (g.abs() * most_beside(torch.maximum(*(end.abs() for end in ends)))).sum(-1)
+    parts = lines_of(m, dim) * (lines[2] - lines[1])
+    excess = ~(parts.abs().amax(-1) <= most)
+    if not rarely_holds(excess):
+        return found
+    target = aten.cumprod.default if so_far else aten.prod.dim_int
+
+    def usual(g: Tensor, r: Tensor, x: Tensor) -> Tensor:
+        bound, _ = Operation.bind(target, (r, -1))
+        (m,) = multilinear(bound, [r], [x], g if so_far else g.squeeze(-1), r.shape[-1])
+        assert m is not None
+        return m
+
+    m = by_lines(dim, excess, usual, in_order_of_growth, *lines, like=r)
+    return (m.to(r.dtype),)
+
+
+def in_order_of_growth(grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
+    """Multipliers of a product along the last dimension, or of all products so far.
+
+    The factors move one by one, those that shrink most first. The product then falls, and after
+    that rises, and is never larger than at one of the ends.
+
+    Parameters
+    ----------
+    grad : Tensor
+        Of one product a line, or of as many as there are factors.
+    r, x : Tensor
+        Of shape (lines, factors).
+    """
+    out = torch.zeros_like(r)
+    growth = (x / r).abs().nan_to_num(1.0, math.inf)
+    for j in range(grad.shape[-1]):
+        count = j + 1 if grad.shape[-1] > 1 else r.shape[-1]
+        order = growth[:, :count].argsort(dim=-1, stable=True)
+        moved, waiting = x.gather(-1, order), r.gather(-1, order)
+        one = torch.ones_like(moved[:, :1])
+        before = torch.cat([one, moved[:, :-1]], -1).cumprod(-1)
+        after = torch.cat([one, waiting[:, 1:].flip(-1)], -1).cumprod(-1).flip(-1)
+        out.scatter_add_(-1, order, before * after * grad[:, j : j + 1])
+    return out
 
 
 @rule(aten.linalg_det, aten.det)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import restore_along
+from fxshap.rules.generic import by_lines, generic, lines_of, restore_along
 from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds, times
 from fxshap.rules.reductions import reduced_dims, restore_dims
 from fxshap.rules.table import Tensors, rule
@@ -105,6 +105,42 @@ def logsumexp(
     """Log of the sum of exponentials over one or more dimensions."""
     (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
     return (times(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
+
+
+@rule(aten.logcumsumexp, closed=False, name="generic")
+def logcumsumexp(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Logarithm of the sum of exponentials so far: the generic rule, except far apart.
+
+    Where a number moves more than :data:`FAR`, every output is a :func:`logsumexp` of its own. The
+    derivatives that the generic rule averages cancel there, and PyTorch's own, exp(a - L + log g),
+    have lost the digits of log g where a is huge.
+    """
+    if grad.is_complex() or not grad.numel():
+        return generic(operation, reference, sample, grad)
+    (r,), dim = reference, operation["dim"]
+    lines = [lines_of(end.expand_as(r), dim) for end in (grad, r, *sample)]
+    far = (lines[2] - lines[1]).abs().amax(-1) > FAR
+    if not rarely_holds(far):
+        return generic(operation, reference, sample, grad)
+
+    def near(g: Tensor, r: Tensor, x: Tensor) -> Tensor:
+        (found,) = generic(Operation.bind(operation.target, (r, -1))[0], [r], [x], g)
+        assert found is not None
+        return found
+
+    return (by_lines(dim, far, near, each_sum_so_far, *lines, like=r),)
+
+
+def each_sum_so_far(grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
+    """Multipliers of logcumsumexp along the last dimension, one output after another."""
+    out = torch.zeros_like(grad)
+    for j in range(grad.shape[-1]):
+        to_r, to_x = r[..., : j + 1], x[..., : j + 1]
+        slope = logsumexp_slope(to_r, to_x, row_of(to_r, [-1]), row_of(to_x, [-1]))
+        out[..., : j + 1] += slope.mul_(grad[..., j, None])
+    return out
 
 
 @rule(aten.log_softmax, aten._log_softmax, aten.special_log_softmax)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 GRID_SAMPLERS = (aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+REMAINDERS = (aten.fmod, aten.remainder, aten.frac)
 #: Farther places in an image are no integers to torch's kernels.
 LARGEST_PLACE = 2.0**51
 #: Relative error put into every result.
@@ -47,7 +48,8 @@ class RandomErrors(TorchDispatchMode):
     ----------
     overflow : bool
         Whether any result was NaN or infinite, or a number was turned into an integer that its type
-        does not hold, which C leaves undefined; constant -inf (masks) do not count.
+        does not hold, which C leaves undefined, or a remainder had no digits, see
+        :func:`leaves_no_digits`; constant -inf (masks) do not count.
     """
 
     def __init__(self, seed: int, everything: bool = False) -> None:
@@ -64,6 +66,8 @@ class RandomErrors(TorchDispatchMode):
             self.overflow |= overflows(args[0], result.dtype)
         if func in GRID_SAMPLERS:
             self.overflow |= bool((args[1].abs() * max(args[0].shape[2:]) >= LARGEST_PLACE).any())
+        if func.overloadpacket in REMAINDERS:
+            self.overflow |= leaves_no_digits(*args)
         returns = func._schema.returns
         if not returns:  # a check
             return result
@@ -93,6 +97,16 @@ def overflows(value: Tensor, dtype: torch.dtype) -> bool:
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         return False
     return value.is_floating_point() and not bool((value.abs() < torch.iinfo(dtype).max).all())
+
+
+def leaves_no_digits(value: Tensor | float, divisor: Tensor | float = 1.0) -> bool:
+    """Say whether the last places of some values are not smaller than what they are divided by.
+
+    Their remainder depends on digits that they do not have. Random errors do not show it for a
+    divisor of 8, say: 1e30 is a multiple of 8, and so are all numbers around it.
+    """
+    size, by = (torch.as_tensor(v, dtype=torch.float64).abs() for v in (value, divisor))
+    return bool((size * torch.finfo(torch.float64).eps >= by).any())
 
 
 @torch.no_grad()
