@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from fxshap.nodes import packet, varying_arguments
 from fxshap.rescale import rescale_variance
-from fxshap.rules.variances import SMOOTHED, activation, variance
+from fxshap.rules.variances import SMOOTHED, activation, finite_change, variance
 from fxshap.tape import Taps
 
 aten = torch.ops.aten
@@ -76,7 +76,7 @@ def measure_variances(attribute: fx.Graph, taps: Collection[str]) -> fx.Graph:
 
 def squared_change(reference: Taps, sample: Taps, tap: str) -> Tensor:
     """Return (x - r)^2 of a tap."""
-    return (sample[tap] - reference[tap]).square_()
+    return finite_change(reference[tap], sample[tap]).square_()
 
 
 def gives_reals(node: fx.Node) -> bool:

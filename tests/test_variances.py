@@ -116,6 +116,26 @@ def test_near_and_far_ends_add_up(far: float) -> None:
         assert additivity_error(model, [r], [x], values) <= 1e-12
 
 
+class Masked(nn.Module):
+    """Logits of -inf at both ends, or at one, among the terms of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        masked = hidden.masked_fill(x[:, :1] > 0, -torch.inf)
+        masked = torch.cat([masked, hidden[:, :1] - torch.inf], 1)
+        return torch.cat([F.relu(masked + hidden[:, :1]), torch.sigmoid(masked + x[:, :1])], 1)
+
+
+def test_what_is_masked_adds_no_variance() -> None:
+    model, x, r = Masked().double(), numbers(3, 6, seed=1), numbers(4, 6, seed=2)
+    assert_exact(model, fxshap.make_explainable(model, variances=True), [r], [x], 1e-12)
+
+
 def exact_values(model: nn.Module, x: Tensor, r: Tensor) -> Tensor:
     rows = [torch.stack([shapley_values(model, a, b) for b in r]).mean(0) for a in x]
     return torch.stack(rows)

@@ -59,7 +59,13 @@ def variance_rule(
 ) -> tuple[Tensor | None, ...]:
     """(x - r)^2 - 0 = (x - r) (x - r)."""
     (r,), (x,) = reference, sample
-    return (grad * (x - r),)
+    return (grad * finite_change(r, x),)
+
+
+def finite_change(r: Tensor, x: Tensor) -> Tensor:
+    """x - r, and 0 where an end is infinite: what is masked adds no variance."""
+    change = x - r
+    return change.masked_fill_(~change.isfinite(), 0.0)
 
 
 def activation(
