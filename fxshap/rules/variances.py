@@ -4,8 +4,8 @@ A secant gives all inputs of a unit z = sum_j w_j x_j one slope. The Shapley val
 averages over what the others have already added. With u_j = w_j (x_j - r_j) and t the share of
 inputs that are there, their sum lies around z_r + t (z_x - z_r) with the variance
 t (1 - t) v, v = sum_j u_j^2, which is v / 6 on the average over t (Ancona et al. 2019 lead such
-variances through whole networks). So the slope is that of the activation f smoothed by it, and what the
-smoothed change leaves of the change goes to the inputs by their u_j:
+variances through whole networks). So the slope is that of the activation f smoothed by it, and
+what the smoothed change leaves of the change goes to the inputs by their u_j:
 
     m_j = w_j (S + T u_j),    S = secant of z -> E f(z + sqrt(v / 6) xi),
     T = (f(z_x) - f(z_r) - S (z_x - z_r)) / v
