@@ -59,13 +59,12 @@ def variance_rule(
 ) -> tuple[Tensor | None, ...]:
     """(x - r)^2 - 0 = (x - r) (x - r)."""
     (r,), (x,) = reference, sample
-    return (grad * finite_change(r, x),)
+    return (grad * keep_between(operation, r, x, lambda: finite_change(r, x)),)
 
 
 def finite_change(r: Tensor, x: Tensor) -> Tensor:
     """x - r, and 0 where an end is infinite: what is masked adds no variance."""
-    change = x - r
-    return change.masked_fill_(~change.isfinite(), 0.0)
+    return (x - r).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def activation(
@@ -94,20 +93,21 @@ def multipliers(operation: Operation, r: Tensor, x: Tensor, v: Tensor) -> tuple[
     Sums that are huge for some inputs alone, and not for all of them, pass an activation values
     that neither end has. Of what they add only rounding errors would be left in the attributions.
     """
-    function = function_of(operation)
-    change, shift = x - r, (v / 3).sqrt()  # sqrt 2 standard deviations
+    function, shift = function_of(operation), (v / 3).sqrt_()  # sqrt 2 standard deviations
     secant = secant_of(function, r, x)
     smoothed = secant_of(function, r + shift, x + shift)
     smoothed += secant_of(function, r - shift, x - shift)
     smoothed = smoothed.add_(secant, alpha=2).div_(4)
-    rest = (secant - smoothed).mul_(change).div_(v)
-    safe = (v > 1024 * torch.finfo(v.dtype).tiny) & rest.isfinite() & smoothed.isfinite()
-    if may_hold(v > MOST**2):
+    rest = (secant - smoothed).mul_(finite_change(r, x)).div_(v)
+    kept = v <= 1024 * torch.finfo(v.dtype).tiny
+    largest = v.amax() if v.numel() else v.new_zeros(())
+    if may_hold(~(largest <= MOST**2)):
         value = function(x)
         assert isinstance(value, Tensor)
-        ends = value.abs() + (secant * change).abs()
-        safe &= smoothed.abs() * shift <= MOST * (1 + ends)
-    return torch.where(safe, smoothed, secant), torch.where(safe, rest, 0.0)
+        ends = value.abs() + (secant * finite_change(r, x)).abs()
+        fits = (smoothed.abs() * shift <= MOST * (1 + ends)) & rest.isfinite() & v.isfinite()
+        kept |= ~fits
+    return torch.where(kept, secant, smoothed), rest.masked_fill_(kept, 0.0)
 
 
 def function_of(operation: Operation) -> Operation:
@@ -123,7 +123,7 @@ def secant_of(function: Operation, r: Tensor, x: Tensor) -> Tensor:
     rule = find_rule(function.target)
     assert rule is not None and rule.multiply is not None
     shape = torch.broadcast_shapes(r.shape, x.shape)
-    (slope,) = rule.multiply(function, (r,), (x,), torch.ones_like(r).expand(shape))
+    (slope,) = rule.multiply(function, (r,), (x,), r.new_ones(()).expand(shape))
     assert slope is not None
     return slope
 
