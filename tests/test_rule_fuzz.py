@@ -506,7 +506,7 @@ def test_a_point_between_two_ends_that_samples_something_huge_owes_nothing_for_i
 @pytest.mark.parametrize("turned", [False, True])
 def test_an_image_that_is_huge_where_neither_end_is_sampled_moves_in_one_order(turned):
     """The image of the one end at the point of the other."""
-    image = torch.tensor([[[[1.0, 1e12], [3.0, 1e12]], [[2.0, 5.0], [4.0, 6.0]]]]).double()
+    image = torch.tensor([[[[1.0, 1e30], [3.0, 1e30]], [[2.0, 5.0], [4.0, 6.0]]]]).double()
     other = torch.tensor([[[[9.0, 2.0], [2.0, 3.0]], [[7.0, 8.0], [8.0, 7.0]]]]).double()
     points = [torch.tensor([[[at]]], dtype=torch.float64) for at in ([-1.0, -1.0], [1.0, 0.5])]
     r, x = [image, points[0]], [other, points[1]]
