@@ -360,6 +360,22 @@ def test_logits_that_move_far_together_owe_no_more_than_softmax_changes(far):
     assert (parts.abs() <= g.amax(-1, keepdim=True) - g.amin(-1, keepdim=True) + 1e-12).all()
 
 
+@pytest.mark.parametrize("offset", [1e12, 1e285])
+@pytest.mark.parametrize("far", [1e17, 1e285])
+def test_a_softmax_of_values_that_are_huge_together_owes_no_more_than_it_changes(far, offset):
+    """Of values near 1e12 the attributions were 1e12, and those near 1e285 overflowed."""
+    r = torch.tensor([[3.0, 1.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64) * far
+    x = torch.tensor([[4.0, 6.0, 0.5], [-1.0, -1.5, -3.0]], dtype=torch.float64) * far
+    values = torch.tensor([[0.0, 1e5, -2e12]] * 2, dtype=torch.float64) * (offset / 1e12) + offset
+    operation = operation_of("softmax.int", args=(-1,))
+    (m,) = multiply(operation, [r], [x], values)
+    parts = m * (x - r)
+    owed = ((values - values[:, :1]) * (operation(x) - operation(r))).sum(-1)
+    error = (parts.sum(-1) - owed).abs()
+    assert (error <= 1e-15 * values.abs().amax(-1)).all()
+    assert (parts[0].abs() <= 1.5e5 * (offset / 1e12)).all()
+
+
 def test_two_logits_that_move_far_have_their_shapley_values():
     r, x = torch.zeros(1, 2).double(), torch.full((1, 2), 1e8).double()
     operation = operation_of("softmax.int", args=(-1,))
@@ -485,6 +501,22 @@ def test_a_point_between_two_ends_that_samples_something_huge_owes_nothing_for_i
     operation, _ = Operation.bind(aten.grid_sampler_2d.default, (image, r, 0, 0, True), slots=(1,))
     (m,) = multiply(operation, [r], [x], torch.ones(1, 1, 1, 1, dtype=torch.float64))
     assert (m * (x - r)).flatten().tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_that_is_huge_where_neither_end_is_sampled_moves_in_one_order(turned):
+    """The image of the one end at the point of the other."""
+    image = torch.tensor([[[[1.0, 1e30], [3.0, 1e30]], [[2.0, 5.0], [4.0, 6.0]]]]).double()
+    other = torch.tensor([[[[9.0, 2.0], [2.0, 3.0]], [[7.0, 8.0], [8.0, 7.0]]]]).double()
+    points = [torch.tensor([[[at]]], dtype=torch.float64) for at in ([-1.0, -1.0], [1.0, 0.5])]
+    r, x = [image, points[0]], [other, points[1]]
+    r, x = (x, r) if turned else (r, x)
+    operation, _ = Operation.bind(aten.grid_sampler_2d.default, (*r, 0, 0, True), slots=(0, 1))
+    y_r, y_x = operation(*r), operation(*x)
+    g = torch.tensor([1.0, 2.0], dtype=torch.float64).reshape(1, 2, 1, 1)
+    found = multiply(operation, r, x, g)
+    given = sum((m * (b - a)).sum() for m, a, b in zip(found, r, x, strict=True))
+    assert given.item() == pytest.approx((g * (y_x - y_r)).sum().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])

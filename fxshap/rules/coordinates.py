@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxshap.rules.generic import correct, generic
 from fxshap.rules.operation import Operation, rarely_holds, vjp
-from fxshap.rules.products import most_beside
+from fxshap.rules.products import MIXED, extremes, most_beside
 from fxshap.rules.table import Target, Tensors, rule
 
 aten = torch.ops.aten
@@ -192,30 +192,58 @@ def grid_sampler(
     The change is W_bar dv + dW v_bar with bars for the mean of both ends. The first is the image's.
     At one point the second is a number, of the cotangent's channels together, and a function of the
     coordinates of that point alone, which get their exact Shapley values (Jaderberg et al. 2015,
-    eq. 5, for the weights).
+    eq. 5, for the weights). What an image of huge numbers has at the points of the other end may be
+    what neither end has: see :func:`image_first`.
     """
     sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
     both = len(reference) == 2
     image_r, image_x = (end[0] if both else operation["input"] for end in (reference, sample))
     points_r, points_x = reference[-1], sample[-1]
 
-    def at(image: Tensor, points: Tensor) -> Tensor:
-        """Sample, and weigh the channels by the cotangent: one number a point."""
-        out = operation(image, points) if both else operation(points)
-        assert isinstance(out, Tensor)
-        return torch.where(grad == 0, 0.0, grad * out).sum(1)
+    grads: Sequence[Tensor] = (grad / 2, grad / 2)
+    images: Sequence[tuple[Tensor, Tensor]] = [((image_r + image_x) / 2, grad)]
+    if both and rarely_holds(torch.maximum(extremes(image_r)[1], extremes(image_x)[1]) > MIXED):
+        first = image_first(operation, reference, sample)
+        grads = grad * first, grad * (1 - first)
+        images = [(image_x, grads[0]), (image_r, grads[1])]
 
-    middle = (image_r + image_x) / 2
+    def at(points: Tensor) -> Tensor:
+        """Sample, and weigh the channels by the cotangent: one number a point."""
+        total = torch.zeros_like(grad)
+        for image, weights in images:
+            out = operation(image, points) if both else operation(points)
+            assert isinstance(out, Tensor)
+            total = total + torch.where(weights == 0, 0.0, weights * out)
+        return total.sum(1)
+
     ends = points_r.unbind(-1), points_x.unbind(-1)
     unit = grad.abs().sum(1)
-    owed, rounding = shares(lambda *p: at(middle, torch.stack(p, -1)), *ends, unit)
+    owed, rounding = shares(lambda *p: at(torch.stack(p, -1)), *ends, unit)
     with torch.enable_grad():
         between = torch.lerp(points_r, points_x, 0.5).detach().requires_grad_()
-        (slope,) = torch.autograd.grad(at(middle, between).sum(), between)
+        (slope,) = torch.autograd.grad(at(between).sum(), between)
     multipliers, lacking = over_differences(owed, slope.unbind(-1), *ends, rounding)
     found: list[Tensor | None] = [torch.stack(multipliers, -1)]
     if both:
-        halves = [vjp(operation, (middle, p), grad / 2)[0] for p in (points_r, points_x)]
-        assert halves[0] is not None and halves[1] is not None
-        found = [halves[0] + halves[1], *found]
+        parts = [
+            vjp(operation, (image_r, points), part)[0]
+            for points, part in zip((points_r, points_x), grads, strict=True)
+        ]
+        assert parts[0] is not None and parts[1] is not None
+        found = [parts[0] + parts[1], *found]
     return correct(operation, reference, sample, grad, found) if lacking else tuple(found)
+
+
+def image_first(operation: Operation, reference: Tensors, sample: Tensors) -> Tensor:
+    """Say where the image moves before the points: 1 and 0, or 1/2 for the mean of both orders.
+
+    One order alone where the other passes something huge, as in :func:`.products.in_one_order`.
+    """
+    (image_r, points_r), (image_x, points_x) = reference, sample
+    pairs = [(image, points) for image in (image_r, image_x) for points in (points_r, points_x)]
+    y_r, points_moved, image_moved, y_x = (operation(*pair) for pair in pairs)
+    assert isinstance(y_r, Tensor) and isinstance(y_x, Tensor)
+    assert isinstance(points_moved, Tensor) and isinstance(image_moved, Tensor)
+    most = most_beside(torch.maximum(y_r.abs(), y_x.abs()))
+    last = torch.where(image_moved.abs() > most, 0.0, 0.5)
+    return torch.where(points_moved.abs() > most, 1.0, last).to(y_r.dtype)

@@ -167,17 +167,32 @@ def softmax(
     out = weighted.sub_(times(m, total))
     if rarely_holds(moved > FAR):  # m is so near to 1 that the difference is lost
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
-        change = kept_row(operation, x, grad.dtype).y - kept_row(operation, r, grad.dtype).y
-        out = restore_along(dims, out, grad, r, x, change)
-        out = without_excess(dims[0], out, grad, r, x)
+        ys = [kept_row(operation, end, grad.dtype).y for end in (r, x)]
+        out = restore_along(dims, out, grad, r, x, ys[1] - ys[0])
+        out = without_excess(dims[0], out, grad, r, x, reach(dims[0], grad, *ys))
     return (out.to(reference[0].dtype),)
 
 
 #: How many times more than softmax can change at all attributions of a row may be.
 EXCESS = 1e4
+#: How many times less than the range of the cotangent this is taken to be at least.
+LEAST = 1e6
 
 
-def without_excess(dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
+def reach(dim: int, grad: Tensor, y_r: Tensor, y_x: Tensor) -> Tensor:
+    """Return how much softmax can change what is made of it: for every row, without `dim`.
+
+    A cotangent only counts by how far it is from its mean, and where y is not 0 at both ends.
+    """
+    spread = grad.amax(dim) - grad.amin(dim)
+    mean = (grad * ((y_r + y_x) / 2)).sum(dim, keepdim=True)
+    most = (torch.maximum(y_r, y_x) * (grad - mean).abs()).sum(dim)
+    return torch.maximum(most, spread / LEAST)
+
+
+def without_excess(
+    dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor, reach: Tensor
+) -> Tensor:
     """Let logits move one by one in rows that would have attributions that only cancel.
 
     Where all logits of a row move far and together, from (0, 0) to (c, c), say, the closed form
@@ -186,7 +201,7 @@ def without_excess(dim: int, multipliers: Tensor, grad: Tensor, r: Tensor, x: Te
     found, g, r, x = (v.expand_as(multipliers).movedim(dim, -1) for v in (multipliers, grad, r, x))
     step = torch.where(x == r, 0.0, x - r)  # also where both are -inf
     most = (found * step).abs().amax(-1)
-    excess = most > EXCESS * (g.amax(-1) - g.amin(-1))
+    excess = ~(most <= EXCESS * reach)  # also where they overflow
     if not excess.any():
         return multipliers
     rows = [value[excess] for value in (g, r, x)]
