@@ -126,6 +126,11 @@ class Case:
         return [*(a.row for a in self.varying), self.output_row]
 
     @property
+    def batch_dims(self) -> list[int | None]:
+        """As `rows`, for an :class:`Operation`: elements that are rows lie in the first."""
+        return [None if row is None else max(row, 0) for row in self.rows]
+
+    @property
     def positions(self) -> set[int]:
         """The positions, in the operator's schema, of the arguments in which something varies."""
         names = [argument.name for argument in self.target._schema.arguments]
@@ -162,9 +167,7 @@ class Case:
             flat[slot] = value
         flat = [cast(a, dtype) for a in flat]
         args, kwargs = pytree.tree_unflatten(flat, structure)
-        operation, _ = Operation.bind(
-            self.target, args, kwargs, slots=slots, rows=[max(row or 0, 0) for row in self.rows]
-        )
+        operation, _ = Operation.bind(self.target, args, kwargs, slots=slots, rows=self.batch_dims)
         return operation, r, x
 
 

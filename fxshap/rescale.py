@@ -164,7 +164,8 @@ def multiply_copies(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any, copies: int
 ) -> tuple[Tensor | None, ...]:
     """Ask the rule for several cotangents, which lie one after another in the batch dimensions."""
-    rows, output_rows = operation.rows[: len(reference)], operation.rows[len(reference) :]
+    dims = [row or 0 for row in operation.rows]  # in a graph, no tensor is without rows
+    rows, output_rows = dims[: len(reference)], dims[len(reference) :]
     single = isinstance(grad, Tensor)
     stacks = tuple(
         None if g is None else g.unflatten(row, (copies, -1)).movedim(row, 0)

@@ -558,3 +558,128 @@ def test_sums_of_exponentials_so_far_keep_the_digits_of_their_change(size, dim):
         parts, change = m * (x - r), g * (operation(x) - operation(r))
         error = (parts.sum(dim) - change.sum(dim)).abs()
         assert (error <= 1e-14 * change.abs().sum(dim).clamp(min=float(g.max()))).all()
+
+
+# --- what 100,000 draws of every rule have found --------------------------------------------------
+
+
+@FLOATS
+@pytest.mark.parametrize("far", [1e3, 9714451324.636723, 1e25])
+@pytest.mark.parametrize("masked", [False, True])
+def test_log_softmax_adds_up_where_a_logit_was_all_of_its_row(masked, far, dtype):
+    """Of g (1 - m) nothing was left, where m is 1 - 1/far and the others are not asked about."""
+    r, x = (torch.tensor([[a, -4.5, 1.0, -0.5]], dtype=dtype) for a in (far, -2.0))
+    if masked:
+        r[:, 1] = x[:, 1] = -math.inf
+    g = torch.tensor([[1.5, 0.0, 0.0, 0.0]], dtype=dtype)
+    operation = operation_of("log_softmax.int", args=(-1,))
+    (m,) = multiply(operation, [r], [x], g)
+    given = m[0, 0].double() * (x[0, 0].double() - r[0, 0].double())
+    owed = (g * (operation(x) - operation(r)))[0, 0]
+    assert given.item() == pytest.approx(owed.item(), rel=4 * torch.finfo(dtype).eps)
+
+
+def restores(target: Any, r: list[Tensor], x: list[Tensor], grad: Tensor, *others: Any) -> float:
+    """Relative error of the sum over everything; infinite where a multiplier is not finite."""
+    rows = [None] * (len(r) + 1)
+    operation, _ = Operation.bind(target, (*r, *others), slots=tuple(range(len(r))), rows=rows)
+    change = operation(*x).double() - operation(*r).double()
+    owed = torch.where(grad == 0, 0.0, grad.double() * change).sum()
+    found = multiply(operation, r, x, grad)
+    if not all(m.isfinite().all() for m in found):
+        return math.inf
+    given = sum(
+        (m.double() * (b.double() - a.double())).sum() for m, a, b in zip(found, r, x, strict=True)
+    )
+    return float((given - owed).abs() / owed.abs())
+
+
+@FLOATS
+def test_a_determinant_of_denormal_numbers_has_multipliers(dtype):
+    """On the way, where torch divides by its pivots, its derivative is no number."""
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    r = torch.tensor([[0.0, 0.0, 0.4], [-0.4, -0.4, -0.4], [0.0, 3e-30, -0.4]], dtype=dtype)
+    r[2, 0] = -4 * least
+    r[0, 1] = 1000 * least
+    x = r.clone()
+    x[:, 1] = torch.tensor([0.4, -0.4, -0.4])
+    for ends in ([r], [x]), ([x], [r]):
+        for target in (aten.linalg_det.default, aten.det.default):
+            (m,) = multiply(Operation.bind(target, ends[0])[0], *ends, torch.ones((), dtype=dtype))
+            assert m.isfinite().all()
+            change = (torch.linalg.det(ends[1][0]) - torch.linalg.det(ends[0][0])).item()
+            given = (m * (ends[1][0] - ends[0][0])).sum().item()
+            assert given == pytest.approx(change, rel=10 * TOLERANCE[dtype])
+
+
+def test_products_that_overflow_on_the_way_add_up():
+    """From -7e34 to 0 past 3e39; what cancels was infinite and made all of the row NaN."""
+    r, x = torch.tensor([-4.3e10, 1.6e24, 3.0]), torch.tensor([-0.0, 6.9e28, 3.0])
+    assert restores(aten.prod.dim_int, [r], [x], torch.ones(()), 0) < 1e-6
+    (base_r, new_r), (base_x, new_x) = r.split([1, 2]), x.split([1, 2])
+    for own in (True, False):
+
+        def scattered(base: Tensor, new: Tensor, own: bool = own) -> Tensor:
+            places = torch.zeros(len(new), dtype=torch.long)
+            return aten.scatter_reduce.two(base, 0, places, new, "prod", include_self=own)
+
+        ends = ([base_r, new_r], [base_x, new_x]) if own else ([base_r, r], [base_x, x])
+        assert restores(scattered, *ends, torch.ones(1)) < 1e-6
+
+
+def test_what_has_no_batch_is_one_row():
+    """Three quantiles of 6 x 3 numbers counted as 3 rows of 6, one of which did not move."""
+    r = torch.arange(18.0).reshape(6, 3) * 7 % 18
+    x = r.clone()
+    x[0] += 100.0
+    quantiles = torch.tensor([0.1, 0.5, 0.9])
+    assert restores(aten.quantile.default, [r], [x], torch.ones(3), quantiles) < 1e-6
+
+
+@FLOATS
+def test_a_gate_of_a_cell_shuts_on_a_state_of_ten_thousand(dtype):
+    """Half of z (h - n), by way of z and by way of h, cancelled: 1e-3 in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cell = nn.GRU(3, 4)
+    cell = cell.to(dtype)
+    h_r = torch.tensor([[[0.0, 4.0, 9929.0, 0.0]]], dtype=dtype)
+    h_x = torch.tensor([[[0.0, 4.0, 0.0, -1e-6]]], dtype=dtype)
+    sequence = torch.zeros(2, 1, 3, dtype=dtype)
+    weights, options = [w.detach() for w in cell.parameters()], (True, 1, 0.0, False, False, False)
+    operation, _ = Operation.bind(
+        aten.gru.input, (sequence, h_r, weights, *options), slots=(1,), rows=(1, 1, 1)
+    )
+    before, after = operation(h_r)[0], operation(h_x)[0]
+    (m,) = multiply(operation, [h_r], [h_x], (torch.ones_like(before), None))
+    given = (m.double() * (h_x.double() - h_r.double())).sum().item()
+    owed = (after.double() - before.double()).sum().item()
+    assert given == pytest.approx(owed, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+
+
+@FLOATS
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", [1e8, 4e18])
+def test_sums_of_products_move_in_one_order_past_what_is_huge(size, turned, dtype):
+    """A cotangent under which mixed ends of 5e27 cancelled lost the digits of what they share."""
+    r = [torch.tensor([[1e-20, 44.0]]), torch.tensor([[-size, 5.0]])]
+    x = [torch.tensor([[-size, 44.5]]), torch.tensor([[-1e-30, 3.0]])]
+    r, x = ([value.to(dtype) for value in end] for end in ((x, r) if turned else (r, x)))
+    weight = torch.tensor([[[1.0, 0.5], [0.25, 1.0]], [[-1.0, 0.5], [0.5, 2.0]]], dtype=dtype)
+    g = torch.ones(1, 2, dtype=dtype)
+    assert restores(aten.bilinear.default, r, x, g, weight, None) < TOLERANCE[dtype]
+    operation, _ = Operation.bind(aten.einsum.default, ("bi,bi->b", r), slots=(1, 2))
+    found = multiply(operation, r, x, g[:, 0])
+    parts = torch.cat([m * (b - a) for m, a, b in zip(found, r, x, strict=True)])
+    owed = (operation(*x) - operation(*r)).item()
+    assert parts.sum().item() == pytest.approx(owed, rel=TOLERANCE[dtype])
+    assert parts.abs().max() <= 100 * size
+
+
+def test_rows_of_ordinary_size_keep_the_midpoint_beside_huge_ones():
+    r = [torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0], [-1e9, 1.0]])]
+    x = [torch.tensor([[0.5, 4.0], [1e9, 1.0]]), torch.tensor([[2.0, 1.5], [0.0, 1.0]])]
+    operation, _ = Operation.bind(aten.linalg_vecdot.default, r, slots=(0, 1))
+    found = multiply(operation, r, x, torch.ones(2))
+    for m, a, b in zip(found, reversed(r), reversed(x), strict=True):
+        torch.testing.assert_close(m[0], (a[0] + b[0]) / 2)

@@ -72,11 +72,24 @@ def correct(
         return tuple(multipliers)
     wide = [in_rows(m, rows[place], count) for place, m in moving.items()]
     steps = [in_rows(sample[place] - reference[place], rows[place], count) for place in moving]
-    restored = restore(torch.cat(wide, 1), torch.cat(steps, 1), owed.unsqueeze(1))
+    together, step = torch.cat(wide, 1), torch.cat(steps, 1)
+    restored = restore(without_overflow(together, step), step, owed.unsqueeze(1))
     corrected = list(multipliers)
     for place, part in zip(moving, restored.split([w.shape[1] for w in wide], 1), strict=True):
         corrected[place] = out_of_rows(part, reference[place], rows[place])
     return tuple(corrected)
+
+
+def without_overflow(multipliers: Tensor, steps: Tensor) -> Tensor:
+    """Leave out of each row whose attributions have no finite sum those that are too large for it.
+
+    Between two ends of ordinary size a product of many may pass what no number of the type holds,
+    and only cancels.
+    """
+    parts = multipliers * steps
+    lost = ~parts.sum(1, keepdim=True).isfinite()
+    least = torch.finfo(multipliers.dtype).max / (4 * parts.shape[1] + 4)
+    return torch.where(lost & ~(parts.abs() < least), 0.0, multipliers)
 
 
 #: Every round gains the digits of the dtype, which very long steps take away again.
@@ -148,27 +161,35 @@ def by_lines(
     return out.reshape(like.movedim(dim, -1).shape).movedim(-1, dim)
 
 
-def common_rows(reference: Tensors, rows: Sequence[int], before: Any, output_row: int) -> int:
+def common_rows(
+    reference: Tensors, rows: Sequence[int | None], before: Any, output_row: int | None
+) -> int:
     """Number of rows: tensors that fold others into the batch, (N, T) as N * T, count as N."""
     output = before if isinstance(before, Tensor) else before[0]
     pairs = [*zip(reference, rows, strict=True), (output, output_row)]
-    return math.gcd(*(value.shape[row] if value.dim() else 1 for value, row in pairs))
+    sizes = (value.shape[row] if row is not None and value.dim() else 1 for value, row in pairs)
+    return math.gcd(*sizes)
 
 
-def in_rows(value: Tensor, row: int, count: int) -> Tensor:
+def in_rows(value: Tensor, row: int | None, count: int) -> Tensor:
     """View as `count` rows of real numbers, given the batch dimension `row`."""
-    first = value.movedim(row, 0) if value.dim() else value
+    first = rows_first(value, row)
     first = torch.view_as_real(first.resolve_conj()) if value.is_complex() else first
     return first.reshape(count, -1)
 
 
-def out_of_rows(value: Tensor, like: Tensor, row: int) -> Tensor:
+def out_of_rows(value: Tensor, like: Tensor, row: int | None) -> Tensor:
     """Undo :func:`in_rows` for a value like `like`."""
-    first = like.movedim(row, 0) if like.dim() else like
+    first = rows_first(like, row)
     if like.is_complex():
         value = torch.view_as_complex(value.reshape(*first.shape, 2))
     value = value.reshape(first.shape)
-    return value.movedim(0, row) if like.dim() else value
+    return value if row is None or not like.dim() else value.movedim(0, row)
+
+
+def rows_first(value: Tensor, row: int | None) -> Tensor:
+    """Move the batch dimension, if there is one, to the front."""
+    return value if row is None or not value.dim() else value.movedim(row, 0)
 
 
 GENERIC = Rule("generic", generic, closed=False)

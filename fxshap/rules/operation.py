@@ -32,8 +32,9 @@ class Operation:
         Places of the varying tensors in `arguments`.
     name : str
         The node's name in the graph, for messages.
-    rows : tuple of int
-        The batch dimension of every varying tensor and, after them, of every output.
+    rows : tuple of int or None
+        The batch dimension of every varying tensor and, after them, of every output; ``None`` for
+        what has none. Then all of it is one row.
     """
 
     target: Callable[..., Any]
@@ -41,7 +42,7 @@ class Operation:
     structure: pytree.TreeSpec
     slots: tuple[int, ...]
     name: str = ""
-    rows: tuple[int, ...] = field(default=())
+    rows: tuple[int | None, ...] = field(default=())
 
     @classmethod
     def bind(
@@ -52,7 +53,7 @@ class Operation:
         *,
         slots: Sequence[int] = (0,),
         name: str = "",
-        rows: Sequence[int] = (),
+        rows: Sequence[int | None] = (),
     ) -> tuple[Operation, tuple[Tensor, ...]]:
         """Split a call into the operation and the values of its varying tensors."""
         flat, structure = pytree.tree_flatten((tuple(args), kwargs or {}))

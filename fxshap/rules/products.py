@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import by_lines, correct, generic, lines_of
+from fxshap.rules.generic import (
+    by_lines,
+    common_rows,
+    correct,
+    generic,
+    in_rows,
+    lines_of,
+    out_of_rows,
+)
 from fxshap.rules.operation import (
     Operation,
     keep,
@@ -53,7 +61,17 @@ def bilinear(
     >>> fxshap.rules.bilinear(torch.ops.aten.outer)
     """
     first, second = factors
-    rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(midpoint)
+
+    def multiply(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor | None, ...]:
+        slots = operation.slots
+        if {first, second} <= {*slots} <= {first, second, *others} and not grad.is_complex():
+            places = slots.index(first), slots.index(second)
+            return midpoint_or_one_order(operation, reference, sample, grad, places)
+        return midpoint(operation, reference, sample, grad)
+
+    rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(multiply)
 
 
 def midpoint(
@@ -111,10 +129,10 @@ MIXED = 1e4
 LOST = 1e6
 
 
-def most_beside(ends: Tensor) -> Tensor:
+def most_beside(ends: Tensor, mixed: float = MIXED) -> Tensor:
     """Return how large a number that neither end shows may be, for the larger size of the ends."""
-    most = torch.minimum(MIXED * ends.clamp(min=1), LOST * ends)
-    return torch.where(ends == 0, MIXED, most)
+    most = torch.minimum(mixed * ends.clamp(min=1), LOST * ends)
+    return torch.where(ends == 0, mixed, most)
 
 
 def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
@@ -125,7 +143,7 @@ def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
 
 
 def in_one_order(
-    reference: Tensors, sample: Tensors, sums: tuple[Tensor, Tensor]
+    reference: Tensors, sample: Tensors, sums: tuple[Tensor, Tensor], mixed: float = MIXED
 ) -> tuple[Tensor, Tensor]:
     """Let the factors of a product move in one order where the other passes something huge.
 
@@ -139,9 +157,11 @@ def in_one_order(
         Both factors at both ends.
     sums : pair of Tensor
         Each factor at the one end plus that at the other, which are returned where nothing is huge.
+    mixed : float
+        How many times larger than at both ends, and than 1, a product of mixed ends may be.
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
-    most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()))
+    most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()), mixed)
     a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
     a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
     b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
@@ -156,6 +176,74 @@ def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
         return least, most
 
     return keep(value, "extremes", both)
+
+
+Ends = tuple[Tensor, Tensor]
+
+
+def may_be_huge(a: Ends, b: Ends) -> Tensor:
+    """Say whether a product of mixed ends may be more than :data:`LOST`, by the extremes alone."""
+    (a_r, a_x), (b_r, b_x) = ([extremes(end)[1] for end in factor] for factor in (a, b))
+    return torch.maximum(a_r * b_x, a_x * b_r) > LOST
+
+
+def midpoint_or_one_order(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any, places: tuple[int, int]
+) -> tuple[Tensor | None, ...]:
+    """Take the midpoint, where the factors at `places` are huge :func:`rows_in_one_order`."""
+    if rarely_holds(may_be_huge(*((reference[p], sample[p]) for p in places))):
+        return rows_in_one_order(operation, reference, sample, grad, places)
+    return midpoint(operation, reference, sample, grad)
+
+
+def rows_in_one_order(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor, places: tuple[int, int]
+) -> tuple[Tensor | None, ...]:
+    """Let the factors of each row move in one order where the other passes something huge.
+
+    As :func:`in_one_order`, for sums of products whose terms share an order. For t in [0, 1] the
+    vector-Jacobian product at a = (1 - t) a_x + t a_r and b = t b_x + (1 - t) b_r restores the
+    difference, with the weight t of the order in which b moves first. It is 1/2 at the midpoint,
+    and 0 or 1 in rows whose other order passes more than :func:`most_beside` allows. Where both
+    orders do, what is rounded is made up for as in :mod:`.generic`.
+
+    Parameters
+    ----------
+    places : pair of int
+        Where both factors are among the varying arguments.
+    """
+    sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
+    first, second = places
+
+    def largest(*, swapped: int | None = None, at: Tensors = reference) -> Tensor:
+        """Largest output of each row that is asked about, of shape (rows, 1)."""
+        other = sample if at is reference else reference
+        out = operation(*(other[p] if p == swapped else v for p, v in enumerate(at)))
+        assert isinstance(out, Tensor)
+        rows = in_rows(out.abs().masked_fill(grad == 0, 0.0), operation.rows[-1], count)
+        return rows.amax(1, keepdim=True).nan_to_num(math.inf, math.inf)
+
+    def spread(value: Tensor, place: int) -> Tensor:
+        """Give a number of each row to all that a varying argument has of that row."""
+        like = reference[place]
+        wide = value.expand(count, like.numel() // count)
+        return out_of_rows(wide, like, operation.rows[place])
+
+    count = common_rows(reference, operation.rows[:-1], grad, operation.rows[-1])
+    most = most_beside(torch.maximum(largest(), largest(at=sample)))
+    most = most.clamp(max=torch.finfo(most.dtype).max)  # what overflows is more
+    a_first, b_first = largest(swapped=first), largest(swapped=second)
+    one, both = torch.maximum(a_first, b_first) > most, torch.minimum(a_first, b_first) > most
+    t = torch.where(one, (a_first > b_first).to(grad.dtype), 0.5)
+    point = [torch.lerp(r, x, 0.5) for r, x in zip(reference, sample, strict=True)]
+    for place, weight in ((first, 1 - t), (second, t)):
+        point[place] = torch.lerp(reference[place], sample[place], spread(weight, place))
+    found = vjp(operation, point, grad)
+    corrected = correct(operation, reference, sample, grad, list(found))
+    return tuple(
+        None if m is None or c is None else torch.where(spread(both, place), c, m)
+        for place, (m, c) in enumerate(zip(found, corrected, strict=True))
+    )
 
 
 @factors(aten.bmm)
@@ -209,7 +297,8 @@ def multilinear(
         middle = [torch.lerp(r, x, float(point + 1) / 2) for r, x in ends]
         for place, found in enumerate(vjp(operation, middle, grad)):
             if found is not None:
-                total[place].add_(found, alpha=float(weight) / 2)
+                # What overflows on the way, or has no derivative there, counts nothing.
+                total[place].add_(found.nan_to_num(0.0, 0.0, 0.0), alpha=float(weight) / 2)
     return correct(operation, reference, [x for _, x in ends], grad, list(total))
 
 
@@ -292,6 +381,8 @@ def einsum(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Midpoint for one or two computed operands, :func:`multilinear` for more."""
+    if len(reference) == 2 and not grad.is_complex():
+        return midpoint_or_one_order(operation, reference, sample, grad, (0, 1))
     if len(reference) <= 2:
         return midpoint(operation, reference, sample, grad)
     return multilinear(operation, reference, sample, grad, len(reference))

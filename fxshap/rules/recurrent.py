@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds
-from fxshap.rules.products import MIXED, extremes, in_one_order
+from fxshap.rules.products import extremes, in_one_order
 from fxshap.rules.table import Multiply, Tensors, one_by_one, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
@@ -63,12 +63,16 @@ def mean(a: Tensor, b: Tensor) -> Tensor:
     return (a + b) / 2
 
 
+#: As :data:`.products.MIXED`; less, as what cancels comes by several paths through a cell and time.
+HUGE = 1e3
+
+
 def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, Tensor]:
     """Midpoints of a gate `a` and what it lets through; one order counts where that is huge."""
     sums = a_r + a_x, b_r + b_x
     largest = torch.maximum(extremes(b_r)[1], extremes(b_x)[1])
-    if rarely_holds(largest > MIXED):  # a gate is at most 1
-        sums = in_one_order((a_r, b_r), (a_x, b_x), sums)
+    if rarely_holds(largest > HUGE):  # a gate is at most 1
+        sums = in_one_order((a_r, b_r), (a_x, b_x), sums, HUGE)
     return sums[0] / 2, sums[1] / 2
 
 

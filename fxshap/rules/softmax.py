@@ -148,9 +148,21 @@ def log_softmax(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """a - logsumexp(a)."""
-    (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
-    total = grad.sum(reduced_dims(operation, m), keepdim=True)
-    return ((grad - times(m, total)).to(reference[0].dtype),)
+    m, moved = slopes(operation, reference, sample, grad.dtype, logsumexp_slope, largest_change)
+    dims = reduced_dims(operation, m)
+    total = grad.sum(dims, keepdim=True)
+    out = grad - times(m, total)
+    if rarely_holds(moved > FAR):  # of the logit that is all of a row, m is as near to 1
+        r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
+        before, after = (log_of(kept_row(operation, end, grad.dtype), end) for end in (r, x))
+        change = torch.where(before == after, 0.0, after - before)  # also where both are -inf
+        out = restore_along(dims, out, grad, r, x, change)
+    return (out.to(reference[0].dtype),)
+
+
+def log_of(row: Row, a: Tensor) -> Tensor:
+    """Return log_softmax(a), of whose row `row` is."""
+    return (a - row.top) - row.rest
 
 
 @rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.special_softmax)

@@ -136,8 +136,7 @@ def bind(case: Case, values: list[Tensor]) -> Operation:
     for slot, value in zip(slots, values, strict=True):
         flat[slot] = value
     args, kwargs = pytree.tree_unflatten(flat, structure)
-    rows = [max(row or 0, 0) for row in case.rows]
-    operation, _ = Operation.bind(case.target, args, kwargs, slots=slots, rows=rows)
+    operation, _ = Operation.bind(case.target, args, kwargs, slots=slots, rows=case.batch_dims)
     return operation
 
 
