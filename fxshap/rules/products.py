@@ -309,7 +309,8 @@ def product_of_many(
     """Product along a dimension, or of everything so far; see :func:`multilinear`.
 
     Attributions that are more than :func:`most_beside` allows cancel: the path passes products that
-    are huge where neither end is. Such lines take :func:`in_order_of_growth`.
+    are huge where neither end is. Such lines, and those that overflow where every factor is as
+    large as it ever is, take :func:`in_order_of_growth`.
     """
     (r,) = reference
     dim = operation.get("dim")
@@ -324,7 +325,9 @@ def product_of_many(
     ends = [line.cumprod(-1) if so_far else line.prod(-1, keepdim=True) for line in lines[1:]]
     most = (g.abs() * most_beside(torch.maximum(*(end.abs() for end in ends)))).sum(-1)
     parts = lines_of(m, dim) * (lines[2] - lines[1])
-    excess = ~(parts.abs().amax(-1) <= most)
+    # What overflows on the way has been left out of the parts.
+    farthest = torch.maximum(lines[1].abs(), lines[2].abs()).prod(-1)
+    excess = ~(parts.abs().amax(-1) <= most) | ~farthest.isfinite()
     if not rarely_holds(excess):
         return found
     target = aten.cumprod.default if so_far else aten.prod.dim_int
