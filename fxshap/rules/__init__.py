@@ -59,6 +59,7 @@ from fxshap.rules import (
     recurrent,
     softmax,
     univariate,
+    variances,
 )
 from fxshap.rules.operation import Operation, vjp
 from fxshap.rules.products import bilinear
@@ -89,5 +90,6 @@ __all__ = [
     "rule",
     "softmax",
     "univariate",
+    "variances",
     "vjp",
 ]
