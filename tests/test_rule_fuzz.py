@@ -627,6 +627,15 @@ def test_products_that_overflow_on_the_way_add_up():
         assert restores(scattered, *ends, torch.ones(1)) < 1e-6
 
 
+def test_what_is_owed_for_a_huge_step_may_be_infinite():
+    """2 * 1.9e38 is more than any float32, but by a step of 5e26 it has a multiplier of 7e11."""
+    r, x = torch.tensor([5.2e26, 3.6e11]), torch.tensor([-4.2, 3.6e11])
+    for target in (aten.cumprod.default, aten.prod.dim_int):
+        operation, _ = Operation.bind(target, (r, 0), rows=(None, None))
+        (m,) = multiply(operation, [r], [x], torch.full_like(operation(r), 2.0))
+        assert m[0].item() == pytest.approx(2 * 3.6e11, rel=1e-6)
+
+
 def test_what_has_no_batch_is_one_row():
     """Three quantiles of 6 x 3 numbers counted as 3 rows of 6, one of which did not move."""
     r = torch.arange(18.0).reshape(6, 3) * 7 % 18

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.operation import Operation, differentiable, may_hold, vjp
+from fxshap.rules.operation import Operation, differentiable, may_hold, rarely_holds, vjp
 from fxshap.rules.table import Rule, Tensors
 
 #: Nodes and weights of 3-point Gauss-Legendre quadrature on [0, 1].
@@ -59,25 +59,46 @@ def correct(
     count = common_rows(reference, rows, before, output_row)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
-    owed = sum(
-        (in_rows(g, output_row, count) * in_rows(change, output_row, count)).sum(1)
-        for g, change in [
-            (g, torch.where(g == 0, 0.0, y_x - y_r))  # what nobody asks about may be infinite
-            for g, y_r, y_x in zip(grad, before, after, strict=True)
-            if g is not None
-        ]
-    )
+    parts = [
+        [in_rows(value, output_row, count) for value in part]
+        for part in zip(grad, before, after, strict=True)
+        if part[0] is not None
+    ]
     moving = {place: m for place, m in enumerate(multipliers) if m is not None}
-    if not moving or not isinstance(owed, Tensor):
+    if not moving or not parts:
         return tuple(multipliers)
     wide = [in_rows(m, rows[place], count) for place, m in moving.items()]
     steps = [in_rows(sample[place] - reference[place], rows[place], count) for place in moving]
-    together, step = torch.cat(wide, 1), torch.cat(steps, 1)
-    restored = restore(without_overflow(together, step), step, owed.unsqueeze(1))
+    restored = restore_change(torch.cat(wide, 1), torch.cat(steps, 1), parts)
     corrected = list(multipliers)
     for place, part in zip(moving, restored.split([w.shape[1] for w in wide], 1), strict=True):
         corrected[place] = out_of_rows(part, reference[place], rows[place])
     return tuple(corrected)
+
+
+def restore_change(multipliers: Tensor, steps: Tensor, outputs: list[list[Tensor]]) -> Tensor:
+    """Make `multipliers` restore what is owed for each output: its cotangent and its two ends.
+
+    Rows in which that is more than numbers of the type hold are counted in a larger unit, a power
+    of two: what is owed for a huge step may be infinite while its multiplier is not.
+    """
+    owed = owed_for(outputs)
+    if not rarely_holds(~owed.isfinite()):
+        return restore(without_overflow(multipliers, steps), steps, owed)
+    largest = torch.finfo(multipliers.dtype).max
+    unit = torch.where(owed.isfinite(), 1.0, 2.0 ** (math.frexp(largest)[1] // 2)).to(owed.dtype)
+    owed = owed_for([[g, y_r / unit, y_x / unit] for g, y_r, y_x in outputs])
+    return restore(without_overflow(multipliers / unit, steps), steps, owed) * unit
+
+
+def owed_for(outputs: list[list[Tensor]]) -> Tensor:
+    """Sum the cotangents times the changes of each row, to the shape (rows, 1)."""
+    found = [
+        # What nobody asks about may be infinite.
+        (g * torch.where(g == 0, 0.0, y_x - y_r)).sum(1, keepdim=True)
+        for g, y_r, y_x in outputs
+    ]
+    return torch.stack(found).sum(0)
 
 
 def without_overflow(multipliers: Tensor, steps: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def mean(a: Tensor, b: Tensor) -> Tensor:
 
 
 #: As :data:`.products.MIXED`; less, as what cancels comes by several paths through a cell and time.
-HUGE = 1e3
+HUGE = 1e2
 
 
 def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, Tensor]:
