@@ -133,3 +133,14 @@ def test_the_last_of_what_is_written_to_one_place_stays() -> None:
     network = Network((step,), ((1,), (2, 3, 2)), outputs=2, head="raw", seed=178)
     data = Data("zeros", "alike", rows=2, seed=169)
     assert check_exact(network, [data]) == ["exact"]
+
+
+def test_attention_to_what_is_not_huge_keeps_its_digits_beside_what_is() -> None:
+    """A weight was 1/3 where a value was 1e-3, and 0 where it was 1e14."""
+    steps = (
+        Step("op sqrt", mixed=True, options=SMOOTHLY),
+        Step("cross attention", of=(1, 0), layout="time_folded", times=3),
+    )
+    network = Network(steps, outputs=1, head="raw", seed=727)
+    data = Data("constant", "random", rows=3, scale=1e30, seed=120)
+    assert check_exact(network, [data]) == ["exact"]

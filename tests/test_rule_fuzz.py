@@ -504,6 +504,28 @@ def test_a_point_between_two_ends_that_samples_something_huge_owes_nothing_for_i
 
 
 @pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "shapes", [((2, 3), (3, 4)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (3,)), ((5, 2, 3), (3, 4))]
+)
+def test_a_weight_of_attention_that_vanishes_where_its_value_is_huge(shapes, turned):
+    """Half of 1e30 cancelled in the matrix product."""
+    generator = torch.Generator().manual_seed(0)
+    r, x = (
+        [torch.rand(2, *shape, generator=generator).double()[0] for shape in shapes]
+        for _ in range(2)
+    )
+    r[0][..., 0], x[0][..., 0] = 0.5, 0.0
+    x[1][:1] *= 1e30
+    r, x = (x, r) if turned else (r, x)
+    operation, _ = Operation.bind(aten.matmul.default, r, slots=(0, 1))
+    y_r, y_x = operation(*r), operation(*x)
+    found = multiply(operation, r, x, torch.ones_like(y_r))
+    parts = [(m * (b - a)) for m, a, b in zip(found, r, x, strict=True)]
+    assert sum(p.sum() for p in parts).item() == pytest.approx((y_x - y_r).sum().item(), rel=1e-12)
+    assert max(p.abs().max() for p in parts) < 10
+
+
+@pytest.mark.parametrize("turned", [False, True])
 def test_an_image_that_is_huge_where_neither_end_is_sampled_moves_in_one_order(turned):
     """The image of the one end at the point of the other."""
     image = torch.tensor([[[[1.0, 1e30], [3.0, 1e30]], [[2.0, 5.0], [4.0, 6.0]]]]).double()

@@ -94,11 +94,12 @@ def factors(*targets: Target) -> Callable[[Product], Multiply]:
         ) -> tuple[Tensor | None, ...]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
+            a, b, *most = keep_between(
+                operation, reference[0], sample[0], lambda: sums_of_ends(reference, sample)
+            )
+            if most:
+                return term_by_term(reference, sample, grad, *most)
             # The halves of the midpoints go into the cotangent, which is often smaller.
-            a, b = keep_between(
-                operation, reference[0], sample[0],
-                lambda: tuple(r + x for r, x in zip(reference, sample, strict=True)),
-            )  # fmt: skip
             return product(a, b, grad * 0.5)
 
         rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)
@@ -143,7 +144,11 @@ def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
 
 
 def in_one_order(
-    reference: Tensors, sample: Tensors, sums: tuple[Tensor, Tensor], mixed: float = MIXED
+    reference: Tensors,
+    sample: Tensors,
+    sums: tuple[Tensor, Tensor],
+    mixed: float = MIXED,
+    most: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Let the factors of a product move in one order where the other passes something huge.
 
@@ -159,13 +164,55 @@ def in_one_order(
         Each factor at the one end plus that at the other, which are returned where nothing is huge.
     mixed : float
         How many times larger than at both ends, and than 1, a product of mixed ends may be.
+    most : Tensor, optional
+        How large it may be, in place of that.
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
-    most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()), mixed)
+    if most is None:
+        most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()), mixed)
     a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
     a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
     b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
     return a, b
+
+
+def sums_of_ends(reference: Tensors, sample: Tensors) -> tuple[Tensor, ...]:
+    """Return both factors of a matrix product at the one end plus those at the other.
+
+    Where mixed ends have something huge, also :func:`most_beside` both ends.
+    """
+    (a_r, b_r), (a_x, b_x) = reference, sample
+    sums = a_r + a_x, b_r + b_x
+    mixed = [extremes(a)[1] * extremes(b)[1] for a, b in ((a_r, b_x), (a_x, b_r))]
+    if not rarely_holds(torch.maximum(*mixed) > MIXED):
+        return sums
+    a_r, b_r, a_x, b_x = (value.abs() for value in (a_r, b_r, a_x, b_x))
+    most = most_beside(torch.maximum(a_r @ b_r, a_x @ b_x))
+    return (*sums, most) if may_hold((a_r @ b_x > most) | (a_x @ b_r > most)) else sums
+
+
+def term_by_term(
+    reference: Tensors, sample: Tensors, grad: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Multipliers of a matrix product, each of whose terms is one as of :func:`mul`.
+
+    A weight of attention that vanishes where its value is huge, for one.
+    """
+    row, column = reference[0].dim() == 1, reference[1].dim() == 1
+    half = grad * 0.5
+    half, most = (v.unsqueeze(-1) if column else v for v in (half, most))
+    half, most = (v.unsqueeze(-2) if row else v for v in (half, most))
+    ends = [
+        (a.unsqueeze(0) if row else a, b.unsqueeze(-1) if column else b)
+        for a, b in (reference, sample)
+    ]
+    found_a, found_b = (torch.zeros_like(factor) for factor in ends[0])
+    for k in range(found_a.shape[-1]):
+        (a_r, b_r), (a_x, b_x) = ((a[..., k, None], b[..., k, None, :]) for a, b in ends)
+        a, b = in_one_order((a_r, b_r), (a_x, b_x), (a_r + a_x, b_r + b_x), most=most)
+        found_a[..., k, None] = (half * b).sum_to_size(a_r.shape)
+        found_b[..., k, None, :] = (half * a).sum_to_size(b_r.shape)
+    return found_a.reshape(reference[0].shape), found_b.reshape(reference[1].shape)
 
 
 def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
