@@ -9,8 +9,10 @@ import gc
 import warnings
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.fuzzing.conditioning import condition_number
 from tests.fuzzing.exactness import check_exact
 from tests.fuzzing.networks import Data, Network, Step
 from tests.fuzzing.strategies import datasets, networks
@@ -98,6 +100,18 @@ def test_remainders_of_numbers_whose_digits_end_before_them_are_not_asked_for() 
     step = Step("op fmod.Tensor", options=CLAMPED)
     near, ordinary = Data("near", scale=1e30, rows=1), Data()
     assert check_exact(Network((step,), seed=100), [near, ordinary]) == ["overflow", "exact"]
+
+
+def test_memory_that_nothing_is_written_to_yet_is_no_result() -> None:
+    """RReLU takes some, and a network overflowed in one run and not in the next."""
+    network = Network((Step("op rrelu", options=SMOOTHLY),))
+    samples, references = Data().draw(network.inputs)
+    torch.use_deterministic_algorithms(True)  # which fills such memory with NaN
+    try:
+        _, overflow = condition_number(network.build(), samples, references)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not overflow
 
 
 def test_logcumsumexp_of_huge_numbers_before_something_bounded() -> None:

@@ -17,6 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 GRID_SAMPLERS = (aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+#: What returns memory that nothing is written to yet, and may hold NaN by chance.
+UNWRITTEN = (
+    aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided
+)  # fmt: skip
 REMAINDERS = (aten.fmod, aten.remainder, aten.frac)
 #: Farther places in an image are no integers to torch's kernels.
 LARGEST_PLACE = 2.0**51
@@ -69,7 +73,7 @@ class RandomErrors(TorchDispatchMode):
         if func.overloadpacket in REMAINDERS:
             self.overflow |= leaves_no_digits(*args)
         returns = func._schema.returns
-        if not returns:  # a check
+        if not returns or func.overloadpacket in UNWRITTEN:  # a check, or nothing yet
             return result
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for place, output in enumerate(outputs):
