@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS
+from fxshap.cases import TOLERANCE, Case
+from fxshap.rules.operation import Operation
+from fxshap.rules.variances import SMOOTHED, activation, activation_rule
 from fxshap.shapley import shapley_values
 from fxshap.verification import additivity_error
 from tests.helpers import assert_exact, assert_same_state, assert_same_values, explain, state_of
+from tests.rule_cases import CURVES
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -87,6 +91,46 @@ def test_what_the_formula_says() -> None:
     expected = u * (of_mean + of_variance * u)
     (found,) = explain(fxshap.make_explainable(model, variances=True), [r[None]], [x[None]])
     np.testing.assert_allclose(found[0, :, 0], expected.numpy(), rtol=1e-12)
+
+
+SLOPES = [case for case in CURVES if case.target.overloadpacket in SMOOTHED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", SLOPES, ids=str)
+def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torch.dtype) -> None:
+    """From denormal numbers to 1e30, close and far, with variances small and large for them."""
+    generator = torch.Generator().manual_seed(0)
+    count = 4000
+    # Constant arguments of a case may be tensors of its own shape.
+    shape = (count, *case.args[0].shape)
+
+    def draw(low: float, high: float) -> Tensor:
+        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return 10**exponents
+
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    r = (sign * draw(-42, 30)).to(dtype)
+    x = torch.where(torch.rand(shape, generator=generator) < 0.5, r, -r / 3)
+    x = x + ((torch.randint(0, 2, shape, generator=generator) * 2 - 1) * draw(-42, 30)).to(dtype)
+    x[:100], r[100:200], x[200:300] = r[:100], 0.0, 0.0
+    v = ((x - r).double().square() * draw(-3, 3)).to(dtype)
+    rest = [a.to(dtype) if isinstance(a, Tensor) else a for a in case.args[1:]]
+    operation, _ = Operation.bind(activation, (r, v, case.target, *rest), case.kwargs, slots=(0, 1))
+    of_mean, of_variance = activation_rule(operation, (r, 0 * v), (x, v), torch.ones_like(r))
+    assert of_mean.isfinite().all() and of_variance.isfinite().all()
+    step, v = x.double() - r.double(), v.double()
+    # Where v is infinite nothing is multiplied by it.
+    parts = of_mean.double() * step, torch.where(of_variance == 0, 0.0, of_variance.double() * v)
+    f_x, f_r = (case.target(end, *rest, **case.kwargs).double() for end in (x, r))
+    size = sum(part.abs() for part in (*parts, f_x, f_r))
+    error = (sum(parts) - (f_x - f_r)).abs()
+    # Multipliers that are smaller than numbers of the type are lost, and PyTorch's GELU rounds
+    # x (1 + erf), of which little is left in its tail.
+    own = 2 * torch.finfo(dtype).eps * sum(end.double().abs().clamp(max=16) for end in (r, x))
+    lost = torch.finfo(dtype).tiny * (step.abs() + torch.where(v.isfinite(), v, 0.0) + 1) + own
+    assert (error <= TOLERANCE[dtype] * size + lost).all()
+    assert (parts[0].abs() <= 1e6 * (1 + f_x.abs() + (f_x - f_r).abs())).all()
 
 
 NETWORKS_OF_ALL_KINDS = (
