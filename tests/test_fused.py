@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 
 import fxshap
 from benchmarks.models import NETWORKS
@@ -89,8 +90,9 @@ def test_networks_in_float64(name):
 
 
 def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     explainable = fxshap.make_explainable(Attention(), compile=True)
-    with pytest.raises(fxshap.CompileError, match=r"needs a C\+\+ compiler"):
+    # Not monkeypatch: it would delete the setting afterwards.
+    without = inductor_config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, pytest.raises(fxshap.CompileError, match=r"needs a C\+\+ compiler"):
         explain(explainable, [data(2, 1)], [data(2, 2)])
