@@ -27,6 +27,7 @@ fidelity: $(VENV)/.test
 
 refinement: $(VENV)/.test
 	-$(BIN)/python -m benchmarks.coalitions
+	$(BIN)/python -m benchmarks.patches
 	$(BIN)/python -m benchmarks.variances
 	$(BIN)/python -m benchmarks.refinement
 

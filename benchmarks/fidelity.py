@@ -20,8 +20,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import captum.attr
 import shap
@@ -131,21 +133,11 @@ def stock_shap(model: nn.Module, samples: Inputs, references: Inputs, outputs: i
     return deep_explainer(model, samples, references, check_additivity=False)
 
 
-def rewritten(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
+def rewritten(
+    model: nn.Module, samples: Inputs, references: Inputs, outputs: int, **options: Any
+) -> Tensor:
     """Attribute with SHAP on the network that fxshap makes explainable."""
-    explainable = fxshap.make_explainable(model)
-    return deep_explainer(explainable, samples, references, check_additivity=True)
-
-
-def smoothed(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
-    """Attribute as `rewritten`, with the variances of the sums before activations."""
-    explainable = fxshap.make_explainable(model, variances=True)
-    return deep_explainer(explainable, samples, references, check_additivity=True)
-
-
-def refined(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
-    """Attribute as `rewritten`, through four pairs of coalitions for every reference."""
-    explainable = fxshap.make_explainable(model, refine=4)
+    explainable = fxshap.make_explainable(model, **options)
     return deep_explainer(explainable, samples, references, check_additivity=True)
 
 
@@ -233,7 +225,7 @@ def tangermeme_deep_lift_shap(
     return torch.stack(columns, dim=-1).detach()
 
 
-FXSHAP, GRADIENTS = "fxshap", "integrated gradients"
+FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
 COMPETITORS = ("SHAP", "Captum", "tangermeme")
 METHODS: dict[str, Method] = {
     "SHAP": stock_shap,
@@ -241,8 +233,8 @@ METHODS: dict[str, Method] = {
     "tangermeme": tangermeme_deep_lift_shap,
     GRADIENTS: integrated_gradients,
     FXSHAP: rewritten,
-    "fxshap, variances": smoothed,
-    "fxshap, refine=4": refined,
+    VARIANCES: partial(rewritten, variances=True),
+    "fxshap, refine=4": partial(rewritten, refine=4),
 }
 
 
@@ -348,6 +340,23 @@ def judge_median(results: Results) -> Verdict:
     )
 
 
+def compare_variances(results: Results) -> str:
+    """Say on how many networks variances change something, and how much nearer they are there."""
+    ratios = {
+        name: row[VARIANCES].distance / row[FXSHAP].distance
+        for name, row in results.items()
+        if row[FXSHAP].distance > ROUNDING
+    }
+    changed = {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 1e-3}
+    nearer, middle = sum(r < 1 for r in changed.values()), statistics.median(changed.values())
+    farthest = max(changed, key=lambda name: changed[name])
+    return (
+        f"Variances change {len(changed)} networks: {nearer} are nearer, the median is "
+        f"{middle:.2f} of the distance of one pass, "
+        f"and the farthest {changed[farthest]:.2f} ({farthest})."
+    )
+
+
 def judge(results: Results, methods: list[str]) -> list[Verdict]:
     """Pass the verdicts that the methods allow."""
     verdicts = []
@@ -428,6 +437,7 @@ def report(results: Results, methods: list[str], verdicts: list[Verdict], comman
         "A median is over the networks where the method gave values.",
         summary_table(results, methods, "github"),
         *(f"- {verdict}" for verdict in verdicts),
+        *([compare_variances(results)] if {FXSHAP, VARIANCES} <= {*methods} else []),
         "On a network of one hidden layer the rescale rule and integrated gradients are the same "
         "formula: the path integral of f' along a straight line is its secant. One pass and "
         "integrated gradients therefore differ only where layers meet, and where fxshap has the "

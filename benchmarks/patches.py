@@ -25,7 +25,7 @@ from torch import Tensor
 import fxshap
 from benchmarks.page import replace_section
 from benchmarks.refinement import Problem, digits
-from fxshap.refine import Chains, Walker, draw_blocks, mean_of_chains, refined_multipliers
+from fxshap.refine import Chains, Walker, draw_blocks, refined_multipliers
 from fxshap.tape import Tape, Taps
 
 PAGE = Path("docs/refinement.md")
@@ -79,7 +79,7 @@ class Digits:
         """Return which pixels differ from each reference, of shape (references, pixels)."""
         return (sample != self.references).flatten(1)
 
-    def explain(self, blocks: list[list[Tensor]] | None, sample: Tensor) -> tuple[Tensor, float]:
+    def explain(self, blocks: list[list[Tensor]], sample: Tensor) -> tuple[Tensor, float]:
         """Return the attributions of a sample, (pixels, outputs), and the idle share of walks."""
         end = sample.expand_as(self.references)
         idle: list[float] = []
@@ -94,10 +94,7 @@ class Digits:
             lambda points: [self.engine.observe(point)[1] for point in points],
             walks, [end], [self.references], self.engine.observe([end])[1], self.tape.references,
         )  # fmt: skip
-        if blocks is None:
-            found = refined_multipliers(walker, Chains(1, [], torch.zeros(len(end))))
-        else:
-            found = mean_of_chains(walker, Chains(2, blocks, torch.zeros(len(end))))
+        found = refined_multipliers(walker, Chains(2, blocks, torch.zeros(len(end))))
         values = [(m * (end - self.references)).mean(0).flatten() for (m,) in found]
         return torch.stack(values, -1).detach(), float(np.mean(idle))
 
@@ -105,7 +102,7 @@ class Digits:
         """Return the distance to the truth and the idle share."""
         found, idle = [], []
         for sample in self.problem.samples:
-            blocks = None
+            blocks: list[list[Tensor]] = []  # one pass
             if scheme:
                 scores = SCHEMES[scheme](np.random.default_rng(0))
                 differ = self.differing(sample)

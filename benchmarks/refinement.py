@@ -209,14 +209,9 @@ def deep(model: nn.Module, problem: Problem) -> Explain:
     return explain
 
 
-def refined(problem: Problem, pairs: int) -> Explain:
+def refined(problem: Problem, pairs: int, variances: bool = False) -> Explain:
     """Explain with SHAP on the explainable model."""
-    return deep(fxshap.make_explainable(problem.model, refine=pairs), problem)
-
-
-def refined_with_variances(problem: Problem, pairs: int) -> Explain:
-    """Explain as `refined`, with the variances of sums."""
-    explainable = fxshap.make_explainable(problem.model, refine=pairs, variances=True)
+    explainable = fxshap.make_explainable(problem.model, refine=pairs, variances=variances)
     return deep(explainable, problem)
 
 
@@ -300,7 +295,7 @@ def powers(first: int, last: int) -> list[int]:
 #: Every method and how much of it to take, one point of its curve after another.
 METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
     "fxshap, refine": (refined, [0, *powers(1, 64)]),
-    "fxshap, variances": (refined_with_variances, [0, *powers(1, 64)]),
+    "fxshap, variances": (partial(refined, variances=True), [0, *powers(1, 64)]),
     "PermutationExplainer": (permutations, powers(1, 1024)),
     "KernelExplainer": (kernel, powers(32, 65536)),
     "SamplingExplainer": (sampling, powers(64, 65536)),

@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,24 +63,9 @@ def with_shap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
     return lambda x: explainer.shap_values(x, check_additivity=False)
 
 
-def with_fxshap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+def with_fxshap(model: nn.Module, references: Tensor, outputs: int, **options: Any) -> Explain:
     """Unmodified SHAP on the explainable model."""
-    return with_shap(fxshap.make_explainable(model), references, outputs)
-
-
-def with_compiled(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Unmodified SHAP on the explainable model, its walk compiled."""
-    return with_shap(fxshap.make_explainable(model, compile=True), references, outputs)
-
-
-def with_variances(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Unmodified SHAP on the explainable model, with the variances of sums."""
-    return with_shap(fxshap.make_explainable(model, variances=True), references, outputs)
-
-
-def with_refined(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Unmodified SHAP on the explainable model, with one pair of coalitions a reference."""
-    return with_shap(fxshap.make_explainable(model, refine=1), references, outputs)
+    return with_shap(fxshap.make_explainable(model, **options), references, outputs)
 
 
 def with_nothing(model: nn.Module, references: Tensor, outputs: int) -> Explain:
@@ -114,13 +100,13 @@ def with_tangermeme(model: nn.Module, references: Tensor, outputs: int) -> Expla
 
 METHODS: dict[str, Method] = {
     "fxshap": with_fxshap,
-    "compiled": with_compiled,
+    "compiled": partial(with_fxshap, compile=True),
     "SHAP": with_shap,
     "Captum": with_captum,
     "tangermeme": with_tangermeme,
     "SHAP's loop": with_nothing,
-    "variances": with_variances,
-    "refine=1": with_refined,
+    "variances": partial(with_fxshap, variances=True),
+    "refine=1": partial(with_fxshap, refine=1),
 }
 #: Those whose attributions must add up.
 OURS = ("fxshap", "compiled")

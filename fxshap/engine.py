@@ -122,8 +122,10 @@ class Engine:
         inputs : sequence of Tensor
             Of as many rows as the reference has.
         """
-        names = self.rewritten.variance_taps
-        found = self.rewritten.variances(reference, sample, *inputs)
+        names, measure = self.rewritten.variance_taps, self.rewritten.variances
+        if measure is None:
+            return reference, sample
+        found = measure(reference, sample, *inputs)
         none = {name: no_variance(v) for name, v in zip(names, found, strict=True)}
         return {**reference, **none}, {**sample, **dict(zip(names, found, strict=True))}
 
@@ -164,7 +166,7 @@ class Engine:
         if self.captured.rows is not None:  # nothing else runs
             return count
         size = layout.size * (2 if self.refinement.pairs else 1)  # a coalition and its complement
-        size *= 2 if self.rewritten.variance_taps else 1
+        size *= 2 if self.rewritten.variances else 1  # as many variances as taps
         fit = rows_that_fit(size, inputs[0].device) if chunk == "auto" else chunk
         return count if fit is None else min(fit, count)
 

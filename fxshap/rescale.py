@@ -115,7 +115,10 @@ def rescale_activation(
     **kwargs: Any,
 ) -> Output:
     """Rescale :func:`fxshap.rules.variances.activation` of an operator."""
-    return rescale(ends, name, taps, rows, activation, z, v, target, *args, **kwargs)
+    output = rescale(ends, name, taps, rows, activation, z, v, target, *args, **kwargs)
+    _, variance_tap = taps.values()
+    ends.reference[variance_tap] = no_variance(v)  # zeros, for which no memory is needed
+    return output
 
 
 #: What rescales a function that is no operator.
@@ -222,10 +225,7 @@ class _Rescale(torch.autograd.Function):
     ) -> Output:
         if ends.copies == 1:
             # Detached: with their history they would hold on to the graph that holds on to `ends`.
-            values = [value.detach() for value in varying]
-            if operation.target is activation:
-                values[1] = no_variance(values[1])
-            ends.reference.update(zip(taps, values, strict=True))
+            ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
             ends.operations[operation.name] = operation
             if not any(map(differentiable, varying)):
                 ends.jumps.append((operation, taps))

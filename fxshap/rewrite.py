@@ -27,8 +27,10 @@ from fxshap.lean import CONVOLUTIONS, lean_convolution
 from fxshap.nodes import (
     batch_dims,
     calls,
+    is_rescaled,
     needs_rule,
     packet,
+    stands_for,
     varying_arguments,
     varying_places,
     whereabouts,
@@ -65,7 +67,7 @@ class Rewritten:
         The attributes of the other graphs that hold what `constants` returns.
     variances : fx.GraphModule
         ``variances(reference, sample, *inputs)`` returns, for the taps of both ends, the variances
-        that activations receive.
+        that activations receive; ``None`` where none does.
     variance_taps : tuple of str
         Their names.
     """
@@ -75,12 +77,14 @@ class Rewritten:
     taps: tuple[str, ...]
     constants: fx.GraphModule
     folded: tuple[str, ...]
-    variances: fx.GraphModule
+    variances: fx.GraphModule | None
     variance_taps: tuple[str, ...]
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
-        graphs = (self.constants, self.observe, self.attribute, self.variances)
+        graphs = [self.constants, self.observe, self.attribute]
+        if self.variances is not None:
+            graphs.append(self.variances)
         for name, weight in weights.items():
             for module in graphs:
                 setattr(module, name, weight.detach())
@@ -113,17 +117,21 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
 
     constants, folded = fold_constants(graph)
     attribute, taps, variance_taps = insert_rescale(graph)
-    observe = restore_activations(return_taps(graph, taps))
+    observe, attribute = return_taps(graph, taps), make_lean(attribute)
+    measure = None
+    if variance_taps:
+        observe = restore_activations(observe)
+        measure = measure_variances(attribute, variance_taps)
     root = captured.module
     for name in folded:  # a place for what `bind` computes
         setattr(root, name, torch.empty(0))
     rewritten = Rewritten(
         fx.GraphModule(root, make_lean(observe), "Observe"),
-        fx.GraphModule(root, make_lean(attribute), "Attribute"),
+        fx.GraphModule(root, attribute, "Attribute"),
         taps,
         fx.GraphModule(root, constants, "Constants"),
         folded,
-        fx.GraphModule(root, measure_variances(attribute, variance_taps), "Variances"),
+        None if measure is None else fx.GraphModule(root, measure, "Variances"),
         variance_taps,
     )
     rewritten.bind({})
@@ -323,6 +331,6 @@ def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
 
 def generic_operations(attribute: fx.GraphModule) -> list[str]:
     """Return the names of the operations that take the generic rule in a rewritten graph."""
-    targets: set[Any] = {node.args[4] for node in calls(attribute.graph) if node.target is rescale}
+    targets: set[Any] = {stands_for(node) for node in calls(attribute.graph) if is_rescaled(node)}
     rules = {target: find_rule(target) for target in targets}
     return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxshap.nodes import packet, varying_arguments
+from fxshap.nodes import calls, packet, varying_arguments
 from fxshap.rescale import rescale_variance
 from fxshap.rules.variances import SMOOTHED, activation, finite_change, variance
 from fxshap.tape import Taps
@@ -31,7 +31,7 @@ def lead_variances(graph: fx.Graph) -> fx.Graph:
     for node in list(graph.nodes):
         if node.op == "output" or not node.meta["varying"] or not gives_reals(node):
             continue
-        if packet(node) in SMOOTHED and varying_places(node) == [0]:
+        if packet(node) in SMOOTHED and [place for place, _ in varying_arguments(node)] == [0]:
             source, *rest = arguments(node)
             if source in variances.sums:
                 node.args = (source, variances.of[source], node.target, *rest)
@@ -43,7 +43,7 @@ def lead_variances(graph: fx.Graph) -> fx.Graph:
 
 def restore_activations(graph: fx.Graph) -> fx.Graph:
     """Take the variances out of a graph again, in place."""
-    for node in list(graph.nodes):
+    for node in calls(graph):
         if node.target is activation:
             source, _, target, *rest = arguments(node)
             node.target = target
@@ -89,11 +89,6 @@ def gives_reals(node: fx.Node) -> bool:
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """Return the positional arguments, of any type."""
     return node.args
-
-
-def varying_places(node: fx.Node) -> list[int]:
-    """Return the positions of the arguments that depend on the input."""
-    return [place for place, _ in varying_arguments(node)]
 
 
 class Variances:

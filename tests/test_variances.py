@@ -220,6 +220,7 @@ def test_a_unit_of_one_input_keeps_its_secant() -> None:
         explain(fxshap.make_explainable(model, variances=variances), [r], [x])[0]
         for variances in (False, True)
     )
+    # In S + T u the smoothed slope cancels; what is left of its rounding is divided by u.
     np.testing.assert_allclose(smoothed, plain, rtol=1e-10, atol=1e-12)
 
 
@@ -258,6 +259,7 @@ def test_captum_and_compiled_walks_give_the_same() -> None:
     (values,) = explain(fxshap.make_explainable(model, variances=True), [r], [x])
     compiled = fxshap.make_explainable(model, variances=True, compile=True)
     (found,) = assert_exact(model, compiled, [r], [x], 1e-5)
+    # In float32; the compiler and pairs of rows that differ round in another order.
     np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-6)
     method = captum.attr.DeepLiftShap(fxshap.make_explainable(model, variances=True))
     found = method.attribute(x, r, target=1).detach().numpy()

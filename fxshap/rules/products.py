@@ -183,8 +183,7 @@ def sums_of_ends(reference: Tensors, sample: Tensors) -> tuple[Tensor, ...]:
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
     sums = a_r + a_x, b_r + b_x
-    mixed = [extremes(a)[1] * extremes(b)[1] for a, b in ((a_r, b_x), (a_x, b_r))]
-    if not rarely_holds(torch.maximum(*mixed) > MIXED):
+    if not rarely_holds(largest_mixed((a_r, a_x), (b_r, b_x)) > MIXED):
         return sums
     a_r, b_r, a_x, b_x = (value.abs() for value in (a_r, b_r, a_x, b_x))
     most = most_beside(torch.maximum(a_r @ b_r, a_x @ b_x))
@@ -228,17 +227,17 @@ def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
 Ends = tuple[Tensor, Tensor]
 
 
-def may_be_huge(a: Ends, b: Ends) -> Tensor:
-    """Say whether a product of mixed ends may be more than :data:`LOST`, by the extremes alone."""
+def largest_mixed(a: Ends, b: Ends) -> Tensor:
+    """Return what no product of mixed ends is larger than, by the extremes alone."""
     (a_r, a_x), (b_r, b_x) = ([extremes(end)[1] for end in factor] for factor in (a, b))
-    return torch.maximum(a_r * b_x, a_x * b_r) > LOST
+    return torch.maximum(a_r * b_x, a_x * b_r)
 
 
 def midpoint_or_one_order(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any, places: tuple[int, int]
 ) -> tuple[Tensor | None, ...]:
     """Take the midpoint, where the factors at `places` are huge :func:`rows_in_one_order`."""
-    if rarely_holds(may_be_huge(*((reference[p], sample[p]) for p in places))):
+    if rarely_holds(largest_mixed(*((reference[p], sample[p]) for p in places)) > LOST):
         return rows_in_one_order(operation, reference, sample, grad, places)
     return midpoint(operation, reference, sample, grad)
 
