@@ -352,7 +352,7 @@ def compare_variances(results: Results) -> str:
     farthest = max(changed, key=lambda name: changed[name])
     return (
         f"Variances change {len(changed)} networks: {nearer} are nearer, the median is "
-        f"{middle:.2f} of the distance of one pass, "
+        f"{middle:.2f} of the distance of one pass "
         f"and the farthest {changed[farthest]:.2f} ({farthest})."
     )
 

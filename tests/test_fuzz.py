@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 
 import pytest
@@ -19,15 +18,6 @@ from tests.fuzzing.strategies import datasets, networks
 
 CHUNKS, SIZE = 20, 10
 SMOOTHLY, CLAMPED = ({"variant": 0, "how": how} for how in ("smoothly", "clamped"))
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """Every capture collects garbage, and need not look at what the other tests have left."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
