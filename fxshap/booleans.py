@@ -81,7 +81,8 @@ class Twins:
     ) -> fx.Node:
         """Add the nodes of a function of tensors."""
         parts = traced(function, [node.meta["val"] for node in inputs], **tracing)
-        return put_in(self.graph, parts, inputs, like)
+        result: fx.Node = put_in(self.graph, parts, inputs, like)
+        return result
 
     def index(self, node: fx.Node, hot: fx.Node) -> fx.Node:
         """Keep the one-hot floats of an index and return its number."""
@@ -176,7 +177,12 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
 def cast(twins: Twins, node: fx.Node) -> fx.Node | None:
     """Cast a twin to no narrower a type than its own, which would round its gradients."""
     source = twins.as_float(node.args[0], node)
-    if source is None or not is_floating(node):
+    if source is None:
+        return None
+    types = [n.meta["val"].dtype for n in (node, *node.all_input_nodes[:1])]
+    if types[0] == torch.bool != types[1]:  # a boolean says what is not zero
+        return twins.call(node, ours.step.default, source, "ne")
+    if not is_floating(node):
         return source
     dtype = torch.promote_types(node.meta["val"].dtype, source.meta["val"].dtype)
     return twins.call(node, aten._to_copy.default, source, dtype=dtype)
@@ -193,6 +199,8 @@ def truncate(twins: Twins, node: fx.Node) -> fx.Node | None:
 
 def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
     """U > v is a step of u - v."""
+    if relation in ("eq", "ne") and node.args[0] in twins.hot:
+        return choices.is_candidate(twins, node, equal=relation == "eq")
     u, v = (twins.as_float(value, node) for value in node.args[:2])
     if u is None or v is None:
         return None

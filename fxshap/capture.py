@@ -288,9 +288,14 @@ def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captur
                 inputs.append(node.meta["val"].shape[0])
     graph.eliminate_dead_code()
     sizes += inputs
-    rows = next((size for size in sizes if isinstance(size, int)), None)
+    rows = next((int(size) for size in sizes if is_fixed(size)), None)
     root: dict[str, Any] = dict(tensors)
     return Captured(fx.GraphModule(root, graph, "Captured"), weights, rows, explained)
+
+
+def is_fixed(size: int | torch.SymInt) -> bool:
+    """Say whether a size is one number, which export may have found out late."""
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
 
 
 def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:
@@ -352,7 +357,8 @@ DECISION = "GuardOnDataDependentSymNode"
 REMEDIES = {
     DECISION: (
         "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
-        "describes it; choose with torch.where, or explain the part after the decision"
+        "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
+        "time, or explain the part after the decision"
     ),
     ".numpy() is not supported": (
         "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"

@@ -169,6 +169,20 @@ def gathered(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     return (ones * table.movedim(dim, -1).unsqueeze(dim)).sum(-1)
 
 
+def is_candidate(twins: Twins, node: fx.Node, *, equal: bool) -> fx.Node | None:
+    """index == number: one of its one-hot floats."""
+    index, number = list[Any](node.args)
+    if isinstance(number, fx.Node):
+        return None
+
+    def one(ones: Tensor) -> Tensor:
+        there = number in range(ones.shape[-1])
+        found = ones.select(-1, int(number)) if there else torch.zeros_like(ones[..., 0])
+        return found if equal else 1 - found
+
+    return twins.run(node, one, twins.hot[index])
+
+
 def written_out(twins: Twins, node: fx.Node) -> fx.Node | None:
     """torch.nn.functional.one_hot."""
     index, size = list[Any](node.args)

@@ -16,7 +16,7 @@ from fxshap.capture import Captured, tensor_at
 from fxshap.fused import Fused
 from fxshap.inputs import require_finite, require_finite_weights
 from fxshap.layers import Trunk
-from fxshap.layout import Layout, probe_layout
+from fxshap.layout import Layout, probe_layout, require_same
 from fxshap.output import require_finite_outputs
 from fxshap.pairs import Pairs
 from fxshap.references import ReferenceChunk, References, rows_that_fit
@@ -26,6 +26,9 @@ from fxshap.rules.variances import no_variance
 from fxshap.tape import Taps, Walk
 
 logger = logging.getLogger("fxshap")
+
+#: References on which what is computed at all places is compared with what the model computes.
+FEW = 16
 
 
 class Engine:
@@ -132,6 +135,9 @@ class Engine:
     def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> Layout:
         """Return where the batch lies in every tap, found out at the first explanation."""
         if self.layout is None:
+            if self.rewritten.packed is not None:
+                few = [r[: self.captured.rows or FEW] for r in references]
+                require_same(self.rewritten.observe, self.rewritten.packed, few)
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
             self.layout = probe_layout(
                 self.rewritten.observe, pairs, self.captured.rows, self.captured.explained

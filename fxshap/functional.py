@@ -172,10 +172,17 @@ def take_apart(
         return decomposition(*args, **kwargs)
 
     rest = [None if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-    key = (node.target, str(rest), *((str(v.shape), str(v.stride()), v.dtype) for v in values))
+    same = [next(k for k, other in enumerate(values) if other is v) for v in values]
+    sizes = ((str(v.shape), str(v.stride()), v.dtype) for v in values)
+    key = (node.target, str(rest), *same, *sizes)
     if key not in known:
         known[key] = traced(run, values)
     with node.graph.inserting_before(node):
         whole = put_in(node.graph, known[key], [leaves[place] for place in places], node)
-    node.replace_all_uses_with(whole)
+    if isinstance(whole, fx.Node):
+        node.replace_all_uses_with(whole)
+    else:
+        for user in list(node.users):  # each takes one of several results
+            user.replace_all_uses_with(whole[user.args[1]])
+            node.graph.erase_node(user)
     node.graph.erase_node(node)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxshap.errors import BatchMixingError
+from fxshap.errors import BatchMixingError, CaptureError
 
 #: Another batch size takes other kernels, whose rounding a deep network with random weights
 #: magnifies (to 0.17 in EfficientNet-B6); a model that multiplies by the number of rows changes by
@@ -145,6 +145,28 @@ def refuse_mixing(together: Tensor, alone: Tensor, tolerance: float | None = Non
         )
 
 
+@torch.no_grad()
+def require_same(
+    observe: Callable[..., Any], packed: fx.GraphModule, inputs: Sequence[Tensor]
+) -> None:
+    """Raise if computing at all places is not what a model computes where a mask holds.
+
+    Parameters
+    ----------
+    observe : callable
+        ``observe(*inputs) -> (output, taps)``.
+    packed : fx.GraphModule
+        ``packed(*inputs) -> output`` computes where masks hold.
+    inputs : sequence of Tensor
+    """
+    if not alike(observe(*inputs)[0], packed(*inputs)):
+        raise CaptureError(
+            "what the model computes where a mask holds (as in `h[mask] = f(h[mask])`) depends on "
+            "how many places the mask holds, or on the other places; compute it at each place by "
+            "itself, or everywhere and choose with torch.where"
+        )
+
+
 def perturbed(x: Tensor, seed: int) -> Tensor:
     """Add up to a tenth of its size to every element; the global random state stays."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
@@ -157,6 +179,8 @@ def row_dim(both: Tensor, first: Tensor, second: Tensor) -> int | None:
     dims = [d for d in range(both.dim()) if both.shape[d] != first.shape[d]]
     if not dims:
         return None if alike(both, first) and alike(both, second) else -1
+    if len(dims) > 1:  # every row is beside every row
+        return -1
     joined = torch.cat([first, second], dims[0])
     # Where something else is folded into the rows, it must not be taken for a repetition by chance.
     same = alike if first.shape[dims[0]] == 1 else alike_in_every_size

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+#: Operations that take only the shape of their arguments.
+SHAPE_ONLY = (
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
+    aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
+)  # fmt: skip
 
 #: What says where in the user's model a node came from.
 ORIGIN = ("nn_module_stack", "stack_trace")
@@ -21,30 +33,53 @@ def traced(
         return make_fx(function, pre_dispatch=pre_dispatch)(*values).graph
 
 
-def put_in(graph: fx.Graph, parts: fx.Graph, inputs: Sequence[fx.Node], like: fx.Node) -> fx.Node:
-    """Copy a traced graph to where another graph is written; return the node of its result.
+def put_in(graph: fx.Graph, parts: fx.Graph, inputs: Sequence[fx.Node], like: fx.Node) -> Any:
+    """Copy a traced graph to where another graph is written; return the nodes of its result.
 
     Parameters
     ----------
     graph : fx.Graph
         Written at its insertion point.
     parts : fx.Graph
-        A graph of one result.
+        A graph of one result, whose node is returned, or of several, in a tuple.
     inputs : sequence of fx.Node
         What its placeholders stand for.
     like : fx.Node
         The node whose place in the user's model the parts take.
     """
     rest = iter(inputs)
-    origin = {key: like.meta[key] for key in ORIGIN if key in like.meta}
+    origin = origin_of(like)
     copies: dict[fx.Node, fx.Node] = {}
     for part in parts.nodes:
         if part.op == "placeholder":
             copies[part] = next(rest)
         elif part.op == "output":
-            return copies[part.args[0]]
+            return fx.map_arg(part.args[0], copies.__getitem__)
         else:
             copies[part] = graph.node_copy(part, copies.__getitem__)
-            varying = any(source.meta.get("varying") for source in copies[part].all_input_nodes)
+            sources = (
+                []
+                if getattr(part.target, "overloadpacket", None) in SHAPE_ONLY
+                else copies[part].all_input_nodes
+            )
+            varying = any(source.meta.get("varying") for source in sources)
             copies[part].meta = {"val": part.meta.get("val"), "varying": varying, **origin}
     raise AssertionError("a graph without an output")
+
+
+def call(
+    graph: fx.Graph, like: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any
+) -> fx.Node:
+    """Add a call where a graph is written, from the place of `like` in the user's model."""
+    node = graph.call_function(target, args, kwargs)
+    given, named = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
+    leaves = pytree.tree_leaves((given, named, like.meta["val"]))
+    modes = (leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor))
+    with next(modes, nullcontext()):  # there is none for sizes alone
+        node.meta = {**origin_of(like), "val": target(*given, **named)}
+    return node
+
+
+def origin_of(node: fx.Node) -> dict[str, Any]:
+    """Return what says where in the user's model a node came from."""
+    return {key: node.meta[key] for key in ORIGIN if key in node.meta}

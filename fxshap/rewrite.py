@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from fxshap.batch_norm import affine_batch_norms
 from fxshap.booleans import booleans_to_floats
 from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
 from fxshap.lean import CONVOLUTIONS, lean_convolution
+from fxshap.masks import compute_everywhere
 from fxshap.nodes import (
     batch_dims,
     calls,
@@ -35,6 +37,8 @@ from fxshap.nodes import (
     varying_places,
     whereabouts,
 )
+from fxshap.overwritten import assign_once
+from fxshap.parts import SHAPE_ONLY
 from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
 from fxshap.variances import lead_variances, measure_variances, restore_activations
@@ -45,11 +49,6 @@ aten = torch.ops.aten
 IDENTITIES = (aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.contiguous)
 #: Views need matching strides, and a rule may return others.
 RESHAPES = (aten.view, aten._unsafe_view)
-#: Operations that take only the shape of their arguments.
-SHAPE_ONLY = (
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
-    aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,9 @@ class Rewritten:
         that activations receive; ``None`` where none does.
     variance_taps : tuple of str
         Their names.
+    packed : fx.GraphModule
+        The captured graph, where what it computes where a mask holds is now computed everywhere;
+        ``None`` where it does nothing of the kind.
     """
 
     observe: fx.GraphModule
@@ -79,19 +81,19 @@ class Rewritten:
     folded: tuple[str, ...]
     variances: fx.GraphModule | None
     variance_taps: tuple[str, ...]
+    packed: fx.GraphModule | None
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
-        graphs = [self.constants, self.observe, self.attribute]
-        if self.variances is not None:
-            graphs.append(self.variances)
+        own = [self.observe, self.attribute, self.variances]
+        graphs = [graph for graph in own if graph is not None]
         for name, weight in weights.items():
-            for module in graphs:
+            for module in (self.constants, *graphs, *filter(None, [self.packed])):
                 setattr(module, name, weight.detach())
         with torch.no_grad():
             values = self.constants()
         for name, value in zip(self.folded, values, strict=True):
-            for module in graphs[1:]:
+            for module in graphs:
                 setattr(module, name, value)
 
 
@@ -107,9 +109,12 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     graph = fx.Graph()
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
-    for step in (drop_identities, affine_batch_norms, sort_topk, mark_varying):
+    graph = drop_identities(graph)
+    masked = compute_everywhere(graph, dependents(graph, explained_inputs(graph)))
+    for step in (affine_batch_norms, sort_topk, mark_varying):
         graph = step(graph)
     refuse_choices(graph)
+    graph = assign_once(graph)
     graph = reshape_views(booleans_to_floats(graph, input_dtype(graph)))
     refuse_randomness(graph)
     if variances:
@@ -133,6 +138,7 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
         folded,
         None if measure is None else fx.GraphModule(root, measure, "Variances"),
         variance_taps,
+        captured.module if masked else None,
     )
     rewritten.bind({})
     return rewritten
@@ -183,10 +189,14 @@ def reshape_views(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
+def explained_inputs(graph: fx.Graph) -> list[fx.Node]:
+    """Return the inputs that differ between sample and reference."""
+    return [n for n in graph.nodes if n.op == "placeholder" and not n.meta.get("bound")]
+
+
 def mark_varying(graph: fx.Graph) -> fx.Graph:
     """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    varying = dependents(graph, [node for node in placeholders if not node.meta.get("bound")])
+    varying = dependents(graph, explained_inputs(graph))
     for node in graph.nodes:
         node.meta["varying"] = node in varying
     return graph
@@ -203,6 +213,7 @@ def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
 
 def refuse_choices(graph: fx.Graph) -> None:
     """Raise if the input's values become Python numbers or sizes, or regroup the rows."""
+    fixed = sizes_of_constants(graph)
     for node in calls(graph):
         if not node.meta["varying"]:
             continue
@@ -211,7 +222,7 @@ def refuse_choices(graph: fx.Graph) -> None:
         )
         if packet(node) in (aten.item, aten._local_scalar_dense):
             what = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
-        elif free_unbacked_symbols(node.meta.get("val")):
+        elif free_unbacked_symbols(node.meta.get("val")) - fixed:
             what = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
         elif "grouped_mm" in str(node.target):
             what = "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)"
@@ -224,6 +235,20 @@ def refuse_choices(graph: fx.Graph) -> None:
         raise CaptureError(
             f"the model cannot be captured as one graph: at {node_line(node)}, {what}; {remedy}"
         )
+
+
+def sizes_of_constants(graph: fx.Graph) -> set[Any]:
+    """Return the sizes that are unknown to torch but the same for every input.
+
+    How many places a constant mask holds, for one.
+    """
+    found: set[Any] = set()
+    for node in calls(graph):
+        by_index = packet(node) in (aten.index, aten._unsafe_index)
+        sources = pytree.tree_leaves(node.args[1]) if by_index else node.all_input_nodes
+        if not any(source.meta["varying"] for source in sources if isinstance(source, fx.Node)):
+            found |= free_unbacked_symbols(node.meta.get("val"))
+    return found
 
 
 def refuse_randomness(graph: fx.Graph) -> None:

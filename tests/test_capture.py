@@ -156,6 +156,38 @@ def test_a_number_of_rows_fixed_in_python_is_captured_for_each(reshape):
         assert_exact(model, explainable, [torch.randn(rows, 4)], SAMPLES, 1e-5)
 
 
+def test_rows_that_are_counted_and_not_put_into_a_shape():
+    class Assigned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out = x.cos()
+            out[torch.arange(len(x))[:, None], torch.tensor([0, 2])] = x[:, 1:3].sin()
+            return out
+
+    explainable = fxshap.make_explainable(Assigned())
+    for rows in (5, 1, 2):
+        assert_exact(Assigned(), explainable, [torch.randn(rows, 4)], SAMPLES, 1e-5)
+
+
+def test_attention_of_one_tensor_and_of_three_of_its_size():
+    """What is taken apart once for equal operations: they are not, if arguments are the same."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.reshape(-1, 2, 2)
+            x = F.scaled_dot_product_attention(x, x, x)
+            x = F.scaled_dot_product_attention(*(part(x) for part in self.parts))
+            return self.head(x.flatten(1))
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    assert_exact(model, fxshap.make_explainable(model), BACKGROUND, SAMPLES, 1e-5)
+
+
 def test_non_contiguous_inputs():
     model = blocks()
     explainable = fxshap.make_explainable(model, torch.randn(4, 3).T)

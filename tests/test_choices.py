@@ -61,6 +61,13 @@ USES = {
     ),
     "one_hot": lambda m, x: F.one_hot(m.scores(x).argmax(1), 8).to(x.dtype) @ m.table,
     "as a number": lambda m, x: m.scores(x).argmax(1, keepdim=True).to(x.dtype) * x,
+    "equal to a number": lambda m, x: torch.where(
+        m.scores(x).argmax(1, keepdim=True) == 4, x.sin(), x.square()
+    ),
+    "not equal to a number": lambda m, x: (
+        (m.scores(x).topk(2, 1).indices != 3) * m.scores(x)[:, :2]
+    ),
+    "equal to no candidate": lambda m, x: (m.scores(x).argmax(1, keepdim=True) == 9) + x.sin(),
     "compared": lambda m, x: torch.where(
         m.scores(x).argmax(1, keepdim=True) > 3, x.sin(), x.square()
     ),

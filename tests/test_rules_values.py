@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mpmath
 import pytest
 import torch
-from rule_cases import ALL, v
+from rule_cases import ALL, constant, v
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
-from fxshap.cases import Case, Varying, additivity_errors, cotangents
+from fxshap.cases import ROWS, Case, Varying, additivity_errors, cotangents
 from fxshap.rescale import multiply
 from fxshap.rules.maximum import max_multiplier
 from fxshap.rules.operation import Operation
@@ -313,6 +314,14 @@ def test_softmax_multipliers_are_bounded_and_invariant_to_a_common_shift() -> No
 
 # --- decompositions -----------------------------------------------------------------------------
 
+
+def cell(gates: int) -> list[Tensor]:
+    """Weights and biases of a recurrent cell of 4 units and 3 features."""
+    return [constant(gates, 3), constant(gates, 4), constant(gates), constant(gates)]
+
+
+GOES_TO = torch.arange(3 * ROWS).reshape(ROWS, 3) * 5 % 4
+
 DECOMPOSED = [
     (aten.glu.default, (v(6),), {}),
     (aten.cosine_similarity.default, (v(5), v(5)), {}),
@@ -328,21 +337,48 @@ DECOMPOSED = [
      {"is_causal": True, "scale": 0.3}),
     (aten.scaled_dot_product_attention.default, (v(4, 3, 4), v(2, 3, 4), v(2, 3, 4)),
      {"enable_gqa": True, "attn_mask": torch.eye(3, dtype=torch.bool)}),
+    *((aten.scatter.reduce, (v(4), 1, GOES_TO, v(3)), {"reduce": how}) for how in ("add", "multiply")),
+    (aten.lstm_cell.default, (v(3), [v(4), v(4)], *cell(16)), {}),
+    (aten.lstm_cell.default, (v(3), [v(4), v(4)], *cell(16)[:2]), {}),
+    (aten.gru_cell.default, (v(3), v(4), *cell(12)), {}),
+    (aten.rnn_tanh_cell.default, (v(3), v(4), *cell(4)), {}),
+    (aten.rnn_relu_cell.default, (v(3), v(4), *cell(4)[:2]), {}),
 ]  # fmt: skip
+
+EMBEDDING_BAGS = [aten.embedding_bag.default, aten.embedding_bag.padding_idx]
 
 
 def test_every_decomposition_is_tried() -> None:
     others = {case.target for case in ALL if case.decomposition is not None}
-    assert {target for target, _, _ in DECOMPOSED} | others == set(COMPOSITES)
+    assert {target for target, _, _ in DECOMPOSED} | {*others, *EMBEDDING_BAGS} == set(COMPOSITES)
 
 
 @pytest.mark.parametrize(
     ("target", "args", "kwargs"), DECOMPOSED, ids=[str(target) for target, _, _ in DECOMPOSED]
 )
 def test_decompositions_give_what_the_operation_gives(target: Any, args: Any, kwargs: Any) -> None:
-    _, r, _ = Case(target, args, kwargs).draw(torch.float64)
-    values = [*r, *args[len(r) :]]  # what varies comes first
-    torch.testing.assert_close(COMPOSITES[target](*values, **kwargs), target(*values, **kwargs))
+    operation, r, _ = Case(target, args, kwargs).draw(torch.float64)
+    parts = replace(operation, target=COMPOSITES[target])
+    torch.testing.assert_close(parts(*r), operation(*r))
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "weighted"])
+def test_embedding_bags_give_what_the_operation_gives(
+    mode: str, padding: int | None, last: bool
+) -> None:
+    """Bags of several sizes, one of them empty and one of padding alone."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(5, 3, generator=generator)
+    indices = torch.tensor([0, 2, 4, 4, 2, 2, 1, 3])
+    offsets = torch.tensor([0, 3, 3, 4, 6, 8] if last else [0, 3, 3, 4, 6])
+    weights = torch.randn(8, generator=generator) if mode == "weighted" else None
+    number = {"sum": 0, "mean": 1, "max": 2, "weighted": 0}[mode]
+    args = (table, indices, offsets, False, number, False, weights, last, padding)
+    for target in EMBEDDING_BAGS if padding is None else EMBEDDING_BAGS[1:]:
+        given = args if target is EMBEDDING_BAGS[1] else args[:-1]
+        torch.testing.assert_close(COMPOSITES[target](*given)[0], target(*given)[0])
 
 
 @pytest.mark.parametrize("how", ["sum", "mean", "prod", "amax", "amin"])

@@ -29,6 +29,40 @@ class MixtureOfExperts(nn.Module):
         return (answers * (weight / weight.sum(-1, keepdim=True)).unsqueeze(-1)).sum(1)
 
 
+class Experts(nn.Module):
+    """One of three experts for every token, or two, each called on the tokens that it finds.
+
+    Parameters
+    ----------
+    chosen : int
+        How many experts a token goes to: with one they find it by a mask (Fedus et al. 2022, eq.
+        2), with two by its indices (Jiang et al. 2024, section 2.1).
+    """
+
+    def __init__(self, chosen: int) -> None:
+        super().__init__()
+        self.chosen = chosen
+        self.gate = nn.Linear(2, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, 6), nn.GELU(), nn.Linear(6, 4)) for _ in range(3)
+        )
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Route the tokens; all of the batch are in one dimension."""
+        tokens = x.reshape(-1, 2)
+        weights, places = self.gate(tokens).softmax(-1).topk(self.chosen)
+        out = tokens.new_zeros(len(tokens), 4)
+        for number, expert in enumerate(self.experts):
+            if self.chosen == 1:
+                mask = places[:, 0] == number
+                out[mask] = weights[mask] * expert(tokens[mask])
+            else:
+                at, slot = torch.where(places == number)
+                out.index_add_(0, at, weights[at, slot, None] * expert(tokens[at]))
+        return self.head(out.view(-1, 20))
+
+
 class Codebook(nn.Module):
     """The nearest of six codes and what is left over (van den Oord et al. 2017, eq. 2)."""
 
@@ -80,6 +114,8 @@ def _row_of_the_best(h: Tensor) -> Tensor:
 
 NETWORKS = [
     network("mixture_of_experts", architecture=MixtureOfExperts),
+    network("experts_by_mask", architecture=partial(Experts, 1), shapes=((5, 2),)),
+    network("experts_by_index", architecture=partial(Experts, 2), shapes=((5, 2),)),
     network("codebook", architecture=Codebook),
     network("sparsemax", architecture=lambda: Between(lambda h: sparsemax(h).square())),
     network("group_routing", architecture=lambda: Between(_grouped)),

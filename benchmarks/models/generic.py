@@ -91,6 +91,14 @@ def _scattered(h: Tensor) -> Tensor:
     return torch.tanh(put.scatter_add(1, place.expand(len(h), 6), h[:, 6:] ** 2))
 
 
+def _assigned(h: Tensor) -> Tensor:
+    place = torch.tensor([0, 2, 2, 5, 1, 0])
+    whole = torch.zeros_like(h[:, :6])
+    whole[:, place] = h[:, :6] ** 2  # of two values for one place the last one stays
+    copied = h[:, :6].index_copy(1, place[:3], h[:, 6:9].sin())
+    return torch.tanh(whole.scatter(1, place[2:4].expand(len(h), 2), h[:, 9:11]) * copied)
+
+
 def _looked_up(h: Tensor) -> Tensor:
     levels = torch.linspace(-2, 2, 7).to(h)
     return torch.searchsorted(levels, h, side="right") * torch.sigmoid(h)
@@ -134,6 +142,20 @@ class Buckets(nn.Module):
         return self.head(self.table(torch.bucketize(x, self.boundaries)).flatten(1))
 
 
+class BagOfCodes(nn.Module):
+    """The mean embedding of features that are rounded to codes; code 0 is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 6, mode="mean", padding_idx=0)
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round and embed."""
+        codes = (2 * x).round().clamp(-4, 4).long() + 4
+        return self.head(self.bag(codes))
+
+
 class RadialBasis(nn.Module):
     """Gaussian radial basis functions of the distances to learned centres."""
 
@@ -163,8 +185,10 @@ NETWORKS = [
     network("grid_sample", architecture=lambda: Between(_sampled, width=21)),
     network("unfold_fold", architecture=lambda: Between(_patches, width=16)),
     network("embedding_bag_weighted", architecture=lambda: Between(_weighted_bag)),
+    network("embedding_bag_of_codes", architecture=BagOfCodes),
     network("matrix_norms", architecture=lambda: Between(_matrix_norms)),
     network("index_add_put_scatter", architecture=lambda: Between(_scattered)),
+    network("assigned_twice", architecture=lambda: Between(_assigned)),
     network("scatter_reduce", architecture=lambda: Between(_reduced)),
     network("angles", architecture=lambda: Between(_angles)),
     network("quantiles", architecture=lambda: Between(_quantiles)),

@@ -35,6 +35,14 @@ def _masked_assignment(h: Tensor) -> Tensor:
     return h
 
 
+def _masked_update(h: Tensor) -> Tensor:
+    h = h.clone()
+    h[h < 0] *= 0.2
+    large = h > 1
+    h[large] = h[large].log() + 1
+    return h
+
+
 def _combined_conditions(h: Tensor) -> Tensor:
     first, second = h.chunk(2, dim=1)
     inside = (first > -1) & (first < 1)
@@ -64,6 +72,7 @@ NETWORKS = [
     network("masked_fill", architecture=lambda: MLP(_masked_filled, F.relu)),
     network("mask_times_value", architecture=lambda: MLP(_mask_times_value, _mask_times_value)),
     network("masked_assignment", architecture=lambda: MLP(_masked_assignment)),
+    network("masked_update", architecture=lambda: MLP(_masked_update, _masked_update)),
     network("combined_conditions", architecture=lambda: Between(_combined_conditions)),
     network("hat_splines", architecture=Splines),
 ]

@@ -230,6 +230,54 @@ def scatter_reduce(
     return found.movedim(-1, dim)
 
 
+@composite(aten.scatter.reduce)
+def scatter_with(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
+    """A ``scatter_reduce`` by its older names."""
+    if reduce == "add":
+        return self.scatter_add(dim, index, src)
+    product: Tensor = scatter_reduce(self, dim, index, src, "prod")
+    return product
+
+
+@composite(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embed, and reduce bag by bag; nobody reads the three other results of the operator."""
+    count = offsets.shape[0] - include_last_offset
+    order = torch.arange(indices.shape[0], device=indices.device)
+    bag = torch.searchsorted(offsets[:count].to(order), order, right=True) - 1
+    rows = torch.embedding(weight, indices)
+    counted = torch.ones_like(rows[:, :1])
+    if padding_idx is not None:
+        counted = (indices != padding_idx).to(rows).unsqueeze(-1)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    sizes = rows.new_zeros(count, 1).index_add(0, bag, counted)
+    empty = rows.new_zeros(count, rows.shape[1])
+    if mode == BAG_MAX:
+        rows = torch.where(counted > 0, rows, -math.inf)
+        at = bag.unsqueeze(-1).expand(rows.shape)
+        found = scatter_reduce(empty, 0, at, rows, "amax", include_self=False)
+        found = torch.where(sizes > 0, found, 0.0)
+    else:
+        found = empty.index_add(0, bag, rows * counted)
+        found = found / sizes.clamp_min(1) if mode == BAG_MEAN else found
+    return found, bag, bag, bag
+
+
+#: How ``aten.embedding_bag`` numbers its modes; 0 is the sum.
+BAG_MEAN, BAG_MAX = 1, 2
+
+
 def grown(value: Tensor, dim: int, more: int, fill: float) -> Tensor:
     """Add slices filled with one number."""
     size = [*value.shape[:dim], more, *value.shape[dim + 1 :]]

@@ -121,6 +121,7 @@ def mul(
     mixed = may_cancel(a_r, b_r, a_x, b_x) | may_cancel(a_x, b_x, a_r, b_r)
     if may_hold(mixed):
         a, b = in_one_order((a_r, b_r), (a_x, b_x), (a, b))
+        return scale(half, b).sum_to_size(a_r.shape), scale(half, a).sum_to_size(b_r.shape)
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
 
 
@@ -137,10 +138,13 @@ def most_beside(ends: Tensor, mixed: float = MIXED) -> Tensor:
 
 
 def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
-    """Say whether a_r b_x may be more than :func:`most_beside` allows, by the extremes alone."""
+    """Say whether a_r b_x may be more than :func:`most_beside` allows, by the extremes alone.
+
+    Or no number, as the logarithm in ``where(a > 0, b * log(a), 0)``.
+    """
     high_a, high_b = extremes(a_r)[1], extremes(b_x)[1]
     lost = (high_b > LOST * extremes(b_r)[0]) & (high_a > LOST * extremes(a_x)[0])
-    return (high_a * high_b > MIXED) | lost
+    return ~(high_a * high_b <= MIXED) | lost
 
 
 def in_one_order(

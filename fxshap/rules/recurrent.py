@@ -12,6 +12,8 @@ A cell is three pure functions over one layer and one direction, with time first
 
 Cotangents may be stacked, one for each output of the model, before the rows: a step costs more than
 its numbers, and so walks all of them at once.
+
+A cell that the user's own loop steps, such as ``nn.LSTMCell``, is taken apart into these formulas.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch.utils import _pytree as pytree
 from fxshap.rules.generic import generic
 from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds
 from fxshap.rules.products import extremes, in_one_order
-from fxshap.rules.table import Multiply, Tensors, one_by_one, rule
+from fxshap.rules.table import Multiply, Target, Tensors, composite, one_by_one, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten
@@ -341,3 +343,57 @@ recurrent(aten.lstm.input, Cell(run_lstm, lstm_slopes, walk_lstm), states=2)
 recurrent(aten.gru.input, Cell(run_gru, gru_slopes, walk_gru), states=1)
 recurrent(aten.rnn_tanh.input, plain_cell(aten.rnn_tanh.input, tanh_slope), states=1)
 recurrent(aten.rnn_relu.input, plain_cell(aten.rnn_relu.input, relu_slope), states=1)
+
+
+# --- cells that the user's loop steps ---------------------------------------------------------
+
+
+@composite(aten.lstm_cell.default)
+def lstm_cell(
+    input: Tensor,
+    hx: list[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> State:
+    """One step of :func:`run_lstm`."""
+    h, c = hx
+    i, f, g, o = (linear(input, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+@composite(aten.gru_cell.default)
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of :func:`run_gru`."""
+    a_i, z_i, n_i = linear(input, w_ih, b_ih).chunk(3, -1)
+    a_h, z_h, n_h = linear(hx, w_hh, b_hh).chunk(3, -1)
+    n = (n_i + (a_i + a_h).sigmoid() * n_h).tanh()
+    return n + (z_i + z_h).sigmoid() * (hx - n)
+
+
+def step_of(target: Target, activation: Callable[[Tensor], Tensor]) -> None:
+    """Declare one step of :func:`plain_cell`."""
+
+    @composite(target)
+    def rnn_cell(
+        input: Tensor,
+        hx: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Tensor:
+        return activation(linear(input, w_ih, b_ih) + linear(hx, w_hh, b_hh))
+
+
+step_of(aten.rnn_tanh_cell.default, torch.tanh)
+step_of(aten.rnn_relu_cell.default, torch.relu)

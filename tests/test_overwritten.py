@@ -1,0 +1,90 @@
+"""Of several values that are written to one place the last one counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxshap
+from tests.helpers import assert_exact
+
+LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+#: Goes to 0, 2, 5 and 1; what goes to 0 and to 2 first is overwritten.
+PLACE = torch.tensor([0, 2, 2, 5, 1, 0])
+STAYS = torch.tensor([False, False, True, True, True, True])
+
+
+def assigned(h: Tensor) -> Tensor:
+    out = h.cos()
+    out[:, PLACE] = h.sin()
+    return out
+
+
+def assigned_in_rows(h: Tensor) -> Tensor:
+    out = h.cos()
+    out[torch.arange(len(h))[:, None], PLACE] = h.sin()
+    return out
+
+
+def scattered(h: Tensor) -> Tensor:
+    return h.cos().scatter(1, PLACE.expand(len(h), 6), h.sin())
+
+
+def copied(h: Tensor) -> Tensor:
+    return h.cos().index_copy(1, PLACE, h.sin())
+
+
+def copied_rows(h: Tensor) -> Tensor:
+    wide = h.unsqueeze(1) * torch.ones(6, 1).to(h)
+    return wide.cos().index_copy(1, PLACE, wide.sin())[..., 0]
+
+
+WAYS = [assigned, assigned_in_rows, scattered, copied]
+
+
+class Between(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.function(self.into(x)))
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("function", [*WAYS, copied_rows], ids=lambda f: f.__name__)
+def test_what_is_overwritten_adds_up(
+    function: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    background, samples = (torch.randn(n, 4, generator=generator).to(dtype) for n in (5, 3))
+    model = Between(function).to(dtype)
+    assert_exact(model, fxshap.make_explainable(model), [background], [samples], LIMITS[dtype])
+
+
+@pytest.mark.parametrize("function", WAYS, ids=lambda f: f.__name__)
+def test_what_is_overwritten_counts_nothing(function: Callable[[Tensor], Tensor]) -> None:
+    """The function of every number by itself: only the value that stays is one of it."""
+
+    class Numbers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    generator = torch.Generator().manual_seed(0)
+    background, samples = (torch.randn(n, 6, generator=generator).double() for n in (1, 2))
+    (values,) = assert_exact(
+        Numbers(), fxshap.make_explainable(Numbers()), [background], [samples], 1e-12
+    )
+    written = samples.sin() - background.sin()
+    expected = torch.zeros(2, 6, 6, dtype=torch.float64)
+    for feature, place in enumerate(PLACE.tolist()):
+        expected[:, feature, place] = written[:, feature] * STAYS[feature]
+    for place in (3, 4):  # nothing is written there
+        expected[:, place, place] = samples[:, place].cos() - background[:, place].cos()
+    torch.testing.assert_close(torch.from_numpy(values), expected)
