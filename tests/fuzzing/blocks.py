@@ -251,6 +251,7 @@ elementwise("leaky by where", lambda h: torch.where(h > 0, h, 0.2 * h))
 elementwise("relu by product", lambda h: h * (h > 0))
 elementwise("relu by mask", lambda h: h.masked_fill(h < 0, 0.0))
 elementwise("assigned by mask", lambda h: written(h.clone(), h < 0.5, 0.25))
+elementwise("updated by mask", lambda h: updated(h.clone(), h > 0.5))
 elementwise("sigmoid by exp", lambda h: 1 / (1 + torch.exp(-h)))
 elementwise("softsign", lambda h: h / (1 + h.abs()))
 elementwise("hardtanh by clamp_", lambda h: h.clone().clamp_(-1, 1))
@@ -268,6 +269,12 @@ elementwise("truncated", lambda h: h.long().to(h.dtype) + 0.1 * h)
 
 def written(h: Tensor, mask: Tensor, value: float) -> Tensor:
     h[mask] = value
+    return h
+
+
+def updated(h: Tensor, mask: Tensor) -> Tensor:
+    h[mask] *= 0.5
+    h[h < 0] = torch.expm1(h[h < 0])
     return h
 
 
@@ -385,6 +392,7 @@ along_last("outer product", lambda h: (h.unsqueeze(-1) * h.unsqueeze(-2)).mean(-
 along_last("padded", lambda h: F.pad(h, (1, 1), value=0.5).unfold(-1, 3, 1).amax(-1))
 along_last("broadcast", lambda h: h[..., :1] * h[..., -1:] + h)
 along_last("written in slices", lambda h: halves_written(h))
+along_last("rows by mask", lambda h: rows_updated(h.clone(), h[..., 0] > h[..., -1]))
 along_last("cross attention", lambda a, b: attend(a, b), arity=2)
 
 
@@ -400,6 +408,11 @@ def halves_written(h: Tensor) -> Tensor:
     y[..., half:] += h[..., half:] * 2
     y[..., ::2].mul_(0.5)
     return y
+
+
+def rows_updated(h: Tensor, mask: Tensor) -> Tensor:
+    h[mask] = F.silu(h[mask]) * h[mask].softmax(-1)
+    return h
 
 
 def attend(a: Tensor, b: Tensor) -> Tensor:
@@ -522,17 +535,49 @@ class Holding(nn.Module):
         return self.function(*values)
 
 
-@module("lstm cell")
-def lstm_cell() -> nn.Module:
-    cell = nn.LSTMCell(4, 6)
+@module("recurrent cell", kind=("lstm", "gru", "tanh", "relu"))
+def recurrent_cell(kind: str) -> nn.Module:
+    cells = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+    cell = cells[kind](4, 6) if kind in cells else nn.RNNCell(4, 6, nonlinearity=kind)
 
     def run(h: Tensor) -> Tensor:
-        state = h.new_zeros(h.shape[0], 6), h.new_zeros(h.shape[0], 6)
+        zeros = h.new_zeros(h.shape[0], 6)
+        state = (zeros, zeros) if kind == "lstm" else zeros
         for step in h.reshape(-1, 3, 4).unbind(1):
             state = cell(step, state)
-        return torch.cat(state, 1)
+        return torch.cat(state, 1) if kind == "lstm" else state
 
     return Holding(cell, run)
+
+
+@module("experts", by=("mask", "index"), chosen=(1, 2))
+def experts(by: str, chosen: int) -> nn.Module:
+    gate = nn.Linear(4, 3)
+    held = nn.ModuleList(
+        nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(3)
+    )
+
+    def run(h: Tensor) -> Tensor:
+        tokens = h.reshape(-1, 4)
+        weights, places = gate(tokens).softmax(-1).topk(chosen)
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(held):
+            if by == "mask":
+                mask = (places == number).any(-1)
+                weight = torch.where(places == number, weights, 0.0).sum(-1, keepdim=True)
+                out[mask] += weight[mask] * expert(tokens[mask])
+            else:
+                at, slot = torch.where(places == number)
+                out.index_add_(0, at, weights[at, slot, None] * expert(tokens[at]))
+        return out.reshape(h.shape)
+
+    return Holding(nn.ModuleList([gate, held]), run)
+
+
+@module("codes in bags", mode=("sum", "mean"), padding=(None, 0))
+def codes_in_bags(mode: str, padding: int | None) -> nn.Module:
+    bag = nn.EmbeddingBag(9, 5, mode=mode, padding_idx=padding)
+    return Holding(bag, lambda h: bag((2 * h).round().clamp(-4, 4).long() + 4))
 
 
 @module("attention module", heads=(1, 2), masked=(False, True), batch_first=(False, True))
@@ -627,8 +672,24 @@ whole("chunks", lambda h: torch.cat([c.sin() for c in h.chunk(5, 1)][::-1], 1))
 whole("stacked", lambda h: torch.stack(h.split(4, 1), 2).amax(2))
 whole("selected", lambda h: h[:, [0, 0, 3, 11, 5]] * h[:, 1:6])
 whole("gathered", lambda h: h.gather(1, torch.tensor([[2, 0, 1]]).expand(h.shape[0], -1)).square())
+whole("attention of itself", lambda h: of_itself(h.reshape(-1, 3, 4)))
+whole("assigned twice", lambda h: assigned(torch.zeros_like(h), torch.arange(12) % 5, h))
+whole("scattered twice", lambda h: h.sin().scatter(
+    1, (torch.arange(12) // 3).expand(h.shape[0], 12), h
+))  # fmt: skip
 whole("scattered", lambda h: torch.zeros_like(h).index_add(1, torch.arange(12) % 5, h.relu()))
 whole("triangle", lambda h: h.reshape(-1, 3, 4).tril().tanh())
+
+
+def of_itself(h: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(h, h, h)
+
+
+def assigned(h: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    h[:, index] = values.tanh()
+    return h
+
+
 whole("upsampled", lambda h, mode: F.interpolate(h.reshape(-1, 2, 6), scale_factor=2, mode=mode),
       mode=("nearest", "linear"))  # fmt: skip
 whole("resampled", lambda h: F.grid_sample(

@@ -15,7 +15,14 @@ LOOPED = [name for name, block in BLOCKS.items() if block.fixes_rows]
 
 
 #: Blocks that take long to capture, for being many operations.
-LONG = ("recurrent", "lstm cell", "attention module", "encoder layer", "decoder layer")
+LONG = (
+    "recurrent",
+    "recurrent cell",
+    "experts",
+    "attention module",
+    "encoder layer",
+    "decoder layer",
+)
 SHORT = [name for name in EVERY_ROW if name not in LONG and not name.startswith("op rnn")]
 
 
