@@ -1,7 +1,7 @@
-"""Batch norm with running statistics: recorded as one operation, then taken apart.
+"""Batch norm with running statistics: recorded as one operation, which is linear in its input.
 
-A pass turns it into x scale + shift, with constants a channel: a product with a constant keeps
-nothing of x for the way back, and the constants are folded.
+A pass gives it one form, however it was captured (:mod:`fxshap.lean` runs it), and takes apart what
+is not linear in the input alone, or whose parts the variances follow: x scale + shift.
 
 torch finds out what ``aten.batch_norm`` returns by running its decomposition, which takes two
 fifths of the time of the export of a DenseNet. An operation of our own says it at once.
@@ -9,7 +9,7 @@ fifths of the time of the export of a DenseNet. An operation of our own says it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -56,6 +56,9 @@ def evaluated(
     return out
 
 
+ours = torch.ops.fxshap.batch_norm.default
+
+
 class OneBatchNorm(TorchFunctionMode):
     """Record batch norms in evaluation mode as the operation above."""
 
@@ -66,17 +69,27 @@ class OneBatchNorm(TorchFunctionMode):
         return stands_in(*args, **(kwargs or {}))
 
 
-def affine_batch_norms(graph: fx.Graph) -> fx.Graph:
-    """Take apart every batch norm that does not look at the batch."""
+def one_batch_norm(graph: fx.Graph, varying: Container[fx.Node], apart: bool = False) -> fx.Graph:
+    """Give every batch norm that does not look at the batch one form, in place.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        A functional ATen graph.
+    varying : container of fx.Node
+        The nodes that depend on the input.
+    apart : bool
+        Whether to take all of them apart.
+    """
     for node in list(graph.nodes):
-        if node.target is torch.ops.fxshap.batch_norm.default:
-            replace(node, node, eps=node.args[-1])
+        if node.target is ours:
+            replace(node, node, node.args[-1], varying, apart)
         elif node.target is aten.batch_norm.default and not node.args[TRAINING]:
-            replace(node, node, eps=node.args[EPS])
+            replace(node, node, node.args[EPS], varying, apart)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             for output in list(node.users):
                 if output.args[1] == 0:
-                    replace(output, node, eps=node.args[-1])
+                    replace(output, node, node.args[-1], varying, apart)
                 else:
                     replace_statistics(output, node)
             graph.erase_node(node)
@@ -97,13 +110,32 @@ def replace_statistics(output: fx.Node, norm: fx.Node) -> None:
 TRAINING, EPS = 5, 7
 
 
-def replace(output: fx.Node, norm: fx.Node, eps: float) -> None:
+def replace(
+    output: fx.Node, norm: fx.Node, eps: float, varying: Container[fx.Node], apart: bool
+) -> None:
     """Put in the place of `output` the batch norm of the arguments of `norm`."""
-    graph = output.graph
+    x, weight, bias, mean, variance, *_ = norm.args
+    assert isinstance(x, fx.Node) and isinstance(variance, fx.Node)
+    given = [node for node in (weight, bias, mean, variance) if isinstance(node, fx.Node)]
+    # Statistics may be in float32 and what autocast made narrow not.
+    mixed = variance.meta["val"].dtype != x.meta["val"].dtype
+    with output.graph.inserting_before(output):
+        if apart or mixed or any(node in varying for node in given):
+            result = taken_apart(output, norm, eps)
+        else:
+            args = (x, weight, bias, mean, variance, eps)
+            result = output.graph.call_function(ours, args)
+            result.meta = dict(output.meta)
+    output.replace_all_uses_with(result)
+    output.graph.erase_node(output)
+
+
+def taken_apart(output: fx.Node, norm: fx.Node, eps: float) -> fx.Node:
+    """Write a batch norm as x scale + shift, with constants a channel."""
     x, weight, bias, mean, variance, *_ = norm.args
 
     def call(target: Callable[..., Any], *args: Any, val: Any) -> fx.Node:
-        node = graph.call_function(target, args)
+        node = output.graph.call_function(target, args)
         node.meta = {**output.meta, "val": val}
         return node
 
@@ -111,19 +143,15 @@ def replace(output: fx.Node, norm: fx.Node, eps: float) -> None:
     val, one = x.meta["val"], variance.meta["val"]
     channels = [-1] + [1] * (val.dim() - 2)
     many = one.reshape(channels)
-    with graph.inserting_before(output):
-        scale = call(aten.rsqrt.default, call(aten.add.Tensor, variance, eps, val=one), val=one)
-        if weight is not None:
-            scale = call(aten.mul.Tensor, scale, weight, val=one)
-        shift = call(aten.mul.Tensor, call(aten.neg.default, mean, val=one), scale, val=one)
-        if bias is not None:
-            shift = call(aten.add.Tensor, shift, bias, val=one)
-        scale, shift = (
-            call(aten.reshape.default, part, channels, val=many) for part in (scale, shift)
-        )
-        scaled = call(aten.mul.Tensor, x, scale, val=val)
-        result = call(aten.add.Tensor, scaled, shift, val=val)
-        if one.dtype != val.dtype:  # of statistics in float32 and what autocast made narrow
-            result = call(aten.to.dtype, result, val.dtype, val=val)
-        output.replace_all_uses_with(result)
-    graph.erase_node(output)
+    scale = call(aten.rsqrt.default, call(aten.add.Tensor, variance, eps, val=one), val=one)
+    if weight is not None:
+        scale = call(aten.mul.Tensor, scale, weight, val=one)
+    shift = call(aten.mul.Tensor, call(aten.neg.default, mean, val=one), scale, val=one)
+    if bias is not None:
+        shift = call(aten.add.Tensor, shift, bias, val=one)
+    scale, shift = (call(aten.reshape.default, part, channels, val=many) for part in (scale, shift))
+    scaled = call(aten.mul.Tensor, x, scale, val=val)
+    result = call(aten.add.Tensor, scaled, shift, val=val)
+    if one.dtype != val.dtype:
+        result = call(aten.to.dtype, result, val.dtype, val=val)
+    return result

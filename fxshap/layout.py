@@ -21,6 +21,9 @@ from fxshap.errors import BatchMixingError, CaptureError
 #: half.
 OTHER_SIZE = 0.4
 
+#: What a model that computes where a mask holds may differ, in rounding, from computing everywhere.
+SAME = 0.01
+
 #: Bytes of the largest gradient when several outputs are walked side by side. Small operations are
 #: quicker on all of them than on each; large ones take more memory and hardly less time.
 SIDE_BY_SIDE = 2**22
@@ -159,7 +162,7 @@ def require_same(
         ``packed(*inputs) -> output`` computes where masks hold.
     inputs : sequence of Tensor
     """
-    if not alike(observe(*inputs)[0], packed(*inputs)):
+    if not alike(observe(*inputs)[0], packed(*inputs), SAME):
         raise CaptureError(
             "what the model computes where a mask holds (as in `h[mask] = f(h[mask])`) depends on "
             "how many places the mask holds, or on the other places; compute it at each place by "

@@ -1,4 +1,4 @@
-"""Convolutions with constant weights, quick and lean.
+"""Convolutions with constant weights and batch norms, quick and lean.
 
 The gradient of a convolution with respect to its input needs the weight alone, but autograd saves
 the input too, for a gradient of the weight that nobody asks for. On the tape that would be half of
@@ -7,6 +7,8 @@ the memory.
 On the CPU everything goes with the channels last, and one dimension as two: the kernels for that
 layout are up to ten times faster on the way back, and never much slower. Element by element
 operations keep the layout that they are given, so it is changed once at the first convolution.
+
+Batch norm saves its input for nothing, too: its gradient is the scale of each channel.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 aten = torch.ops.aten
 
@@ -79,3 +82,32 @@ class _LeanConvolution(torch.autograd.Function):
             [0] * len(stride), groups, [True, False, False],
         )  # fmt: skip
         return (grad_x, *[None] * 6)
+
+
+def lean_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """Normalise with constant statistics; the kernel is the model's own, and so is its rounding."""
+    apply: Callable[..., Tensor] = _LeanBatchNorm.apply
+    return apply(x, weight, bias, mean, var, eps)
+
+
+class _LeanBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.constants = weight, var, eps
+        return functional.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, var, eps = ctx.constants
+        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+        return (grad * scale.reshape(-1, *[1] * (grad.dim() - 2)), *[None] * 5)

@@ -11,9 +11,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
-from fxshap.lean import CONVOLUTIONS, lean_convolution
+from fxshap.lean import CONVOLUTIONS, lean_batch_norm, lean_convolution
 from fxshap.rescale import RESCALES, rescale, rescale_activation
 from fxshap.rules.table import find_rule
+
+aten = torch.ops.aten
 
 
 def packet(node: fx.Node) -> Any:
@@ -32,6 +34,8 @@ def stands_for(node: fx.Node) -> Any:
         return node.args[4]
     if node.target is rescale_activation:
         return node.args[6]
+    if node.target is lean_batch_norm:
+        return aten.batch_norm.default
     if node.target is lean_convolution:
         return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
     return node.target

@@ -20,11 +20,11 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from fxshap.batch_norm import affine_batch_norms
+from fxshap.batch_norm import one_batch_norm
 from fxshap.booleans import booleans_to_floats
 from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
-from fxshap.lean import CONVOLUTIONS, lean_convolution
+from fxshap.lean import CONVOLUTIONS, lean_batch_norm, lean_convolution
 from fxshap.masks import compute_everywhere
 from fxshap.nodes import (
     batch_dims,
@@ -110,9 +110,10 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
     graph = drop_identities(graph)
-    masked = compute_everywhere(graph, dependents(graph, explained_inputs(graph)))
-    for step in (affine_batch_norms, sort_topk, mark_varying):
-        graph = step(graph)
+    varying = dependents(graph, explained_inputs(graph))
+    masked = compute_everywhere(graph, varying)
+    graph = one_batch_norm(graph, varying, apart=variances)
+    graph = mark_varying(sort_topk(graph))
     refuse_choices(graph)
     graph = assign_once(graph)
     graph = reshape_views(booleans_to_floats(graph, input_dtype(graph)))
@@ -336,9 +337,11 @@ def stand_in(
 
 
 def make_lean(graph: fx.Graph) -> fx.Graph:
-    """Replace convolutions with constant weights, which stay linear, by lean ones."""
+    """Let batch norms, and convolutions with constant weights, keep nothing of what they get."""
     for node in calls(graph):
-        if node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
+        if node.target is torch.ops.fxshap.batch_norm.default:
+            node.target = lean_batch_norm
+        elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
             node.args = (CONVOLUTIONS[node.target], *node.args)
             node.target = lean_convolution
     return graph

@@ -1,13 +1,14 @@
-"""Lean convolutions: the values and the input gradients of torch's own, without the input kept."""
+"""Lean layers: the values and the input gradients of torch's own, without the input kept."""
 
 import gc
 import weakref
 
 import pytest
+import shap
 import torch
 
 import fxshap
-from fxshap.lean import CONVOLUTIONS, lean_convolution
+from fxshap.lean import CONVOLUTIONS, lean_batch_norm, lean_convolution
 
 
 @pytest.mark.parametrize("target", CONVOLUTIONS, ids=str)
@@ -58,3 +59,52 @@ def test_only_convolutions_with_constant_weights_are_lean():
     code = explainable.attribute.code
     assert code.count("lean_convolution(1, ") == 1
     assert "torch.ops.aten.conv1d.default" in code
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 7), (2, 4, 3, 5), (2, 4, 3, 2, 2)], ids=str)
+def test_lean_batch_norms_are_those_of_torch(shape, affine):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    mean, weight, bias = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    var = 0.1 + torch.rand(4, generator=generator, dtype=torch.float64)
+    weight, bias = (weight, bias) if affine else (None, None)
+    ours = lean_batch_norm(x, weight, bias, mean, var, 1e-5)
+    theirs = torch.nn.functional.batch_norm(x, mean, var, weight, bias, eps=1e-5)
+    assert torch.equal(ours, theirs)
+    grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, x, grad), torch.autograd.grad(theirs, x, grad)
+    )
+
+
+def test_batch_norms_do_not_keep_their_input():
+    hidden = torch.randn(1, 2, 8, requires_grad=True) * 2
+    kept = weakref.ref(hidden)
+    out = lean_batch_norm(hidden, None, None, torch.zeros(2), torch.ones(2), 1e-5)
+    del hidden
+    gc.collect()
+    assert kept() is None
+    assert out.requires_grad
+
+
+def test_outputs_are_the_models_own_bit_for_bit():
+    """Of images with the channels last, in single precision and for SHAP as well."""
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(6):
+        norm = torch.nn.BatchNorm2d(16)
+        torch.nn.init.uniform_(norm.running_var, 0.01, 1)
+        torch.nn.init.normal_(norm.running_mean)
+        layers += [torch.nn.Conv2d(16, 16, 3, padding=1), norm, torch.nn.GELU()]
+    head = [torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(256, 3)]
+    model = torch.nn.Sequential(*layers, *head).eval()
+    images = torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    explainable = fxshap.make_explainable(model, images)
+    seen = []
+    explainable.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    shap.DeepExplainer(explainable, images[:2]).shap_values(images[2:3], check_additivity=False)
+    with torch.no_grad():
+        sample, references = model(images[2:3]), model(images[:2])
+    ends = seen[-1].detach().chunk(2)
+    assert torch.equal(ends[0][:1], sample) and torch.equal(ends[1], references)

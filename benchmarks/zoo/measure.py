@@ -9,7 +9,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -42,7 +42,11 @@ class Measurement:
     additivity_error : float
         max |sum(phi) - (f(x) - mean f(refs))| / scale, with scale = max(|f(x)|, |f(refs)|).
     output_difference : float
-        Largest difference of the paired from the plain output, over the scale.
+        Largest difference of the paired from the plain output, over the scale, of images with the
+        channels last.
+    layout_difference : float
+        Largest difference of the plain output from that of images with the channels last, over the
+        scale.
     rounding : float
         Largest difference of the network's own output from what it is in float64, over the scale.
     signal : float
@@ -68,6 +72,7 @@ class Measurement:
     dtype: str
     additivity_error: float = float("nan")
     output_difference: float = float("nan")
+    layout_difference: float = float("nan")
     rounding: float = float("nan")
     signal: float = float("nan")
     narrow: bool = False
@@ -96,6 +101,10 @@ class Head(nn.Module):
         return self.output(self.network(*inputs)).flatten(1)[:, :OUTPUTS]
 
 
+#: Of the sample and of the references.
+Outputs = tuple[Tensor, Tensor]
+
+
 @dataclass
 class Case:
     """A network ready to be measured, with its data.
@@ -118,9 +127,11 @@ class Case:
         self.references = [x.to(dtype) for x in self.references]
 
     @torch.no_grad()
-    def outputs(self) -> tuple[Tensor, Tensor]:
-        """Return the plain outputs of the sample and of the references."""
-        return self.model(*self.sample), self.model(*self.references)
+    def outputs(self, lay_out: Callable[[Tensor], Tensor] = Tensor.contiguous) -> Outputs:
+        """Return the plain outputs of the sample and of the references, laid out in memory."""
+        ends = self.sample, self.references
+        f_x, f_r = (self.model(*map(lay_out, end)) for end in ends)
+        return f_x, f_r
 
 
 def measure(
@@ -222,7 +233,13 @@ def calibrate(model: nn.Module, batches: Sequence[Sequence[Tensor]], drawn: bool
     model.eval()
 
 
-def exact_outputs(case: Case) -> tuple[Tensor, Tensor] | None:
+def channels_last(x: Tensor) -> Tensor:
+    """Lay images out as fxshap's convolutions take them on a CPU."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
+
+
+def exact_outputs(case: Case) -> Outputs | None:
     """Return the outputs in float64, or nothing where the network cannot be cast to it."""
     try:
         case.to(torch.float64)
@@ -231,7 +248,7 @@ def exact_outputs(case: Case) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-def fill_in(result: Measurement, case: Case, exact: tuple[Tensor, Tensor] | None) -> None:
+def fill_in(result: Measurement, case: Case, exact: Outputs | None) -> None:
     """Capture and explain a network, and compare."""
     f_x, f_r = case.outputs()
     scale = float(max(f_x.abs().max(), f_r.abs().max()))
@@ -255,8 +272,11 @@ def fill_in(result: Measurement, case: Case, exact: tuple[Tensor, Tensor] | None
     values = [torch.as_tensor(phi).double() for phi in ([found] if one else found)]
     total = torch.stack([phi.reshape(-1, phi.shape[-1]).sum(0) for phi in values]).sum(0)
     result.additivity_error = float((total - gap).abs().max()) / scale
+    last_x, last_r = case.outputs(channels_last)
+    result.layout_difference = largest_difference((f_x, f_r), (last_x, last_r)) / scale
     paired = answers[-1].detach().chunk(2)
-    result.output_difference = largest_difference(paired, (f_x.expand_as(f_r), f_r)) / scale
+    plain = last_x.expand_as(last_r), last_r
+    result.output_difference = largest_difference(paired, plain) / scale
 
 
 def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

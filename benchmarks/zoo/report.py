@@ -28,19 +28,14 @@ GROWTH, UNITS = 10, 4
 
 #: What has been found out about networks outside the limits.
 CAUSES = {
+    "efficientvit_b0": "Its linear attention computes in float32 also where the rest is float64, "
+    "and sums attributions there of more than 200 times the output, which cancel: to 8 digits.",
     "InformerModel.encoder": "It draws the keys that its attention looks at, in evaluation too: "
     "there is no single output to explain.",
     "AutoformerModel.encoder": "PyTorch cannot export it in any of the ways that capture tries: "
     "under export transformers builds an attention mask, which this model cannot take; in float64 "
     "it does not run by itself.",
 }
-
-#: What was otherwise, with earlier sources, in runs of which results may still stand.
-EARLIER = dict.fromkeys(
-    ("7794ecda8168", "9ac77c26b572"),
-    "batch norms with the statistics of 2 forwards of 8 samples, gains of layer and RMS norms of "
-    "1, and EfficientNets on images of 64 x 64",
-)
 
 Key = tuple[str, str, str]
 
@@ -134,7 +129,8 @@ def from_text(row: dict[str, str]) -> Measurement:
     """Make a measurement of the texts of one row."""
     known = {field.name: field.type for field in fields(Measurement)}
     read = {"float": float, "bool": "True".__eq__, "list[str]": str.split, "str": str}
-    return Measurement(**{name: read[str(kind)](row[name]) for name, kind in known.items()})
+    given = {name: kind for name, kind in known.items() if name in row}  # there were fewer once
+    return Measurement(**{name: read[str(kind)](row[name]) for name, kind in given.items()})
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -161,7 +157,10 @@ In the tables below a row is a family and shows its worst network:
 - **float32**, **float64**: the additivity error; `*` marks narrow networks;
 - **rounding**: how far the network's own float32 output is from its float64 output, by the same
   scale. No attribution can add up to digits that the network itself does not have;
-- **paired**: the difference between the output that SHAP sees and the plain one;
+- **paired**: the difference between the output that SHAP sees and the plain one, of images with
+  the channels last in memory, as convolutions go here; in float32, how far the plain output of
+  images with the channels first is from that, which is the rounding of other kernels, is in the
+  column `layout_difference` of the data, and up to {layout};
 - **capture**: seconds of processor time (`time.process_time`), spent once for each kind of input;
 - **generic rule**: the operations without a closed rule. They add up as exactly; how they share
   among several inputs is a coarser approximation.
@@ -203,6 +202,7 @@ def write_page(
         **{dtype: power(value) for dtype, value in LIMITS.items()},
         narrow=power(NARROW_LIMIT),
         output=power(OUTPUT_LIMIT),
+        layout=worst(m.layout_difference for m in measurements),
         date=max(m.date for m in measurements),
         older=older_section(measurements),
         software=all_software(measurements),
@@ -218,13 +218,13 @@ def write_page(
 def older_section(measurements: Sequence[Measurement]) -> str:
     """Say which results stand from earlier runs; "" if none."""
     latest = max(m.date for m in measurements)
-    groups: dict[tuple[str, str], set[Key]] = defaultdict(set)
+    groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for m in measurements:
-        groups[m.date, EARLIER.get(m.sources, "")].add((m.zoo, m.name, ""))
+        groups[m.date].add((m.zoo, m.name))
     parts = [
-        f"of {len(networks)} networks from {date}" + (f" ({note})" if note else "")
-        for (date, note), networks in sorted(groups.items())
-        if date != latest or note
+        f"of {len(networks)} networks from {date}"
+        for date, networks in sorted(groups.items())
+        if date != latest
     ]
     if not parts:
         return ""
