@@ -93,7 +93,7 @@ class Unpacked:
         """Compute a packed node everywhere; let what is written at places be chosen there."""
         if node.target in EACH_INDEX or node.target is ALL_INDICES:
             self.keep(node, self.mask_in(node), self.indices(node))
-        elif packet(node) is aten.masked_select:
+        elif packet(node) is aten.masked_select and node.args[1] in self.varying:
             self.keep(node, *self.selected(node))
         elif packet(node) in READS and (places := self.places(list[Any](node.args)[1])):
             self.keep(node, places.mask, self.all_at(node, places))
@@ -145,7 +145,7 @@ class Unpacked:
             return Places(self.same(nodes[0]), start) if nodes[0] in self.varying else None
         found = [self.index_of(node) for node in nodes]
         mask = found[0] and found[0][0]
-        if mask is None or found != [(mask, k) for k in range(mask.meta["val"].dim())]:
+        if mask not in self.varying or found != [(mask, k) for k in range(mask.meta["val"].dim())]:
             return None
         return Places(mask, start)
 

@@ -20,6 +20,9 @@ SHAPE_ONLY = (
     aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
 )  # fmt: skip
 
+#: Operations that take only the shape, or the type, of their second argument.
+SECOND_BY_SHAPE = (aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as)
+
 #: What says where in the user's model a node came from.
 ORIGIN = ("nn_module_stack", "stack_trace")
 
@@ -57,12 +60,7 @@ def put_in(graph: fx.Graph, parts: fx.Graph, inputs: Sequence[fx.Node], like: fx
             return fx.map_arg(part.args[0], copies.__getitem__)
         else:
             copies[part] = graph.node_copy(part, copies.__getitem__)
-            sources = (
-                []
-                if getattr(part.target, "overloadpacket", None) in SHAPE_ONLY
-                else copies[part].all_input_nodes
-            )
-            varying = any(source.meta.get("varying") for source in sources)
+            varying = any(source.meta.get("varying") for source in sources_of(copies[part]))
             copies[part].meta = {"val": part.meta.get("val"), "varying": varying, **origin}
     raise AssertionError("a graph without an output")
 
@@ -83,3 +81,11 @@ def call(
 def origin_of(node: fx.Node) -> dict[str, Any]:
     """Return what says where in the user's model a node came from."""
     return {key: node.meta[key] for key in ORIGIN if key in node.meta}
+
+
+def sources_of(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes on whose values, and not on their shapes alone, that of a node depends."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in SHAPE_ONLY:
+        return []
+    return node.all_input_nodes[: 1 if packet in SECOND_BY_SHAPE else None]

@@ -38,7 +38,7 @@ from fxshap.nodes import (
     whereabouts,
 )
 from fxshap.overwritten import assign_once
-from fxshap.parts import SHAPE_ONLY
+from fxshap.parts import sources_of
 from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
 from fxshap.variances import lead_variances, measure_variances, restore_activations
@@ -207,7 +207,7 @@ def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values depend on the values of `roots`, these included."""
     found = set(roots)
     for node in graph.nodes:
-        if packet(node) not in SHAPE_ONLY and not found.isdisjoint(node.all_input_nodes):
+        if not found.isdisjoint(sources_of(node)):
             found.add(node)
     return found
 
@@ -245,8 +245,8 @@ def sizes_of_constants(graph: fx.Graph) -> set[Any]:
     """
     found: set[Any] = set()
     for node in calls(graph):
-        by_index = packet(node) in (aten.index, aten._unsafe_index)
-        sources = pytree.tree_leaves(node.args[1]) if by_index else node.all_input_nodes
+        by_place = packet(node) in (aten.index, aten._unsafe_index, aten.masked_select)
+        sources = pytree.tree_leaves(node.args[1]) if by_place else node.all_input_nodes
         if not any(source.meta["varying"] for source in sources if isinstance(source, fx.Node)):
             found |= free_unbacked_symbols(node.meta.get("val"))
     return found

@@ -169,19 +169,36 @@ def test_an_assignment_has_the_values_of_a_choice() -> None:
     assert abs(found - expected).max() <= 1e-14 * abs(expected).max()
 
 
-def test_features_of_a_constant_mask_are_of_one_number_for_every_input() -> None:
-    mask = torch.tensor([True, False, True, True, False, True])
+FEATURES = torch.tensor([True, False, True, True, False, True])
 
-    def masked(h: Tensor) -> Tensor:
-        out = h.sin()
-        out[:, mask] = h[:, mask].softmax(-1)  # not place by place
-        return out
 
-    model = Between(masked).double()
+def by_a_constant_mask(h: Tensor) -> Tensor:
+    out = h.sin()
+    out[:, FEATURES] = h[:, FEATURES].softmax(-1)  # not place by place
+    return out
+
+
+def by_constant_indices(h: Tensor) -> Tensor:
+    (features,) = torch.where(FEATURES)
+    out = h.sin()
+    out[:, features] = h[:, features].softmax(-1)
+    return out
+
+
+def selected_by_a_constant_mask(h: Tensor) -> Tensor:
+    kept = h.masked_select(FEATURES.expand_as(h)).reshape(h.shape[0], -1).softmax(-1)
+    return torch.cat([kept, h[:, :2]], 1)
+
+
+@pytest.mark.parametrize(
+    "function", [by_a_constant_mask, by_constant_indices, selected_by_a_constant_mask]
+)
+def test_a_constant_mask_holds_as_much_for_every_input(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    model, float64 = Between(function).double(), torch.float64
     explainable = fxshap.make_explainable(model)
-    assert_exact(
-        model, explainable, [data(torch.float64)], [data(torch.float64, 3)], LIMITS[torch.float64]
-    )
+    assert_exact(model, explainable, [data(float64)], [data(float64, 3)], LIMITS[float64])
 
 
 def minus_their_mean(h: Tensor) -> Tensor:
