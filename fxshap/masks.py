@@ -52,12 +52,13 @@ class Places(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What is written, or added, where: ``base[indices] = values``."""
+    """What is written, or added, where: ``base[indices] = factor * values``."""
 
     base: fx.Node
     indices: Sequence[fx.Node | None]
     values: fx.Node
     adds: bool
+    factor: float = 1.0
 
 
 def compute_everywhere(graph: fx.Graph, varying: set[fx.Node]) -> bool:
@@ -218,7 +219,7 @@ class Unpacked:
 
         def chosen(base: Tensor, mask: Tensor, values: Tensor) -> Tensor:
             old = places.in_one(base)
-            new = old + values if write.adds else values
+            new = old + write.factor * values if write.adds else values
             holds = in_dimension(mask, old.dim() - places.start)
             return torch.where(holds, new, old).reshape(base.shape)
 
@@ -232,11 +233,10 @@ class Unpacked:
         masks = {*map(self.mask.get, indices), self.mask.get(write.values, mask)}
         if mask is None or masks != {mask} or None in write.indices[start:]:
             return
-        alpha: Any = node.kwargs.get("alpha", 1)
 
         def added(base: Tensor, mask: Tensor, values: Tensor, *at: Tensor) -> Tensor:
             holds = in_dimension(mask, base.dim() - start - len(at) + 1)
-            new = torch.where(holds, values, 0.0) * alpha
+            new = torch.where(holds, write.factor * values, 0.0)
             whole: Tensor = aten.index_put(base, [None] * start + [*at], new, True)
             return whole
 
@@ -258,8 +258,9 @@ def written(node: fx.Node) -> Write:
     """Read what an operation writes."""
     if packet(node) in (aten.index_copy, aten.index_add):
         base, dim, index, values = list[Any](node.args)
-        leading = [None] * (dim % base.meta["val"].dim())
-        return Write(base, [*leading, index], values, packet(node) is aten.index_add)
+        indices = [None] * (dim % base.meta["val"].dim()) + [index]
+        factor: Any = node.kwargs.get("alpha", 1.0)
+        return Write(base, indices, values, packet(node) is aten.index_add, factor)
     base, indices, values, *adds = list[Any](node.args)
     return Write(base, indices, values, any(adds))
 

@@ -23,6 +23,8 @@ SOME = (
     "lstm_stacked_bidirectional",
     "sort_topk",
     "mixture_of_experts",
+    "experts_by_mask",
+    "experts_by_index",
     "grid_sample",
 )
 LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9}

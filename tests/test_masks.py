@@ -128,6 +128,11 @@ def copied_to_rows(h: Tensor) -> Tensor:
     return torch.zeros_like(h).index_copy(0, rows, h[rows] ** 2)
 
 
+def added_to_rows(h: Tensor) -> Tensor:
+    rows = (h[:, 0] > 0).nonzero().squeeze(-1)
+    return h.cos().index_add(0, rows, h[rows] ** 2, alpha=0.5)
+
+
 def in_a_slice(h: Tensor) -> Tensor:
     h = h.clone()
     right = h[:, 3:]
@@ -138,7 +143,7 @@ def in_a_slice(h: Tensor) -> Tensor:
 UPDATES = [
     by_a_number, by_itself, by_its_square, from_elsewhere, whole_rows, groups, groups_by_one_of_all,
     one_column, a_mask_in_a_mask, two_conditions, selected, at_indices, added_at_one_index,
-    copied_to_rows, in_a_slice,
+    copied_to_rows, added_to_rows, in_a_slice,
 ]  # fmt: skip
 
 
