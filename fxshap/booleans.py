@@ -199,7 +199,7 @@ def truncate(twins: Twins, node: fx.Node) -> fx.Node | None:
 
 def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
     """U > v is a step of u - v."""
-    if relation in ("eq", "ne") and node.args[0] in twins.hot:
+    if choices.is_one_number(twins, node):
         return choices.is_candidate(twins, node, equal=relation == "eq")
     u, v = (twins.as_float(value, node) for value in node.args[:2])
     if u is None or v is None:

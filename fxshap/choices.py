@@ -169,11 +169,16 @@ def gathered(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     return (ones * table.movedim(dim, -1).unsqueeze(dim)).sum(-1)
 
 
-def is_candidate(twins: Twins, node: fx.Node, *, equal: bool) -> fx.Node | None:
+def is_one_number(twins: Twins, node: fx.Node) -> bool:
+    """Say whether a comparison is that of an index with one number, for being it or not."""
+    index, number = node.args[:2]
+    equality = packet_of(node) in (aten.eq, aten.ne)
+    return equality and index in twins.hot and not isinstance(number, fx.Node)
+
+
+def is_candidate(twins: Twins, node: fx.Node, *, equal: bool) -> fx.Node:
     """index == number: one of its one-hot floats."""
     index, number = list[Any](node.args)
-    if isinstance(number, fx.Node):
-        return None
 
     def one(ones: Tensor) -> Tensor:
         there = number in range(ones.shape[-1])

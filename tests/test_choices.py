@@ -67,6 +67,9 @@ USES = {
     "not equal to a number": lambda m, x: (
         (m.scores(x).topk(2, 1).indices != 3) * m.scores(x)[:, :2]
     ),
+    "equal to each candidate": lambda m, x: (
+        (m.scores(x).argmax(1, keepdim=True) == torch.arange(8)) * m.scores(x)
+    ),
     "equal to no candidate": lambda m, x: (m.scores(x).argmax(1, keepdim=True) == 9) + x.sin(),
     "compared": lambda m, x: torch.where(
         m.scores(x).argmax(1, keepdim=True) > 3, x.sin(), x.square()
