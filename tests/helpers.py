@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,19 @@ from fxshap.rescale import rescale, rescale_activation
 from fxshap.verification import additivity_error
 
 Arrays = list[np.ndarray]
+
+
+class Between(nn.Module):
+    """A function of six numbers a row, between two linear layers, of four numbers and to two."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.function(self.into(x)))
 
 
 def as_list(value: Any) -> list[Any]:

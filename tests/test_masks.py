@@ -12,22 +12,9 @@ from torch import Tensor, nn
 import fxshap
 from fxshap.errors import CaptureError
 from fxshap.shapley import shapley_values
-from tests.helpers import assert_exact, explain
+from tests.helpers import Between, assert_exact, explain
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-class Between(nn.Module):
-    """A function of six numbers a row, between two linear layers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.function(self.into(x)))
 
 
 def data(dtype: torch.dtype, rows: int = 5) -> Tensor:
@@ -239,9 +226,9 @@ def other_places(h: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (minus_their_mean, r"test_masks.py:\d+ .* the size of a tensor depends on values"),
-        (other_places, r"test_masks.py:\d+ .* the size of a tensor depends on values"),
-        (by_their_number, r"test_masks.py:\d+ .* the size of a tensor depends on values"),
+        (minus_their_mean, r"helpers.py:\d+ .* the size of a tensor depends on values"),
+        (other_places, r"helpers.py:\d+ .* the size of a tensor depends on values"),
+        (by_their_number, r"helpers.py:\d+ .* the size of a tensor depends on values"),
         (softmax_of_all, "depends on how many places the mask holds"),
         (counted, "depends on how many places the mask holds"),
     ],

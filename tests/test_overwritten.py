@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from tests.helpers import assert_exact
+from tests.helpers import Between, assert_exact
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -44,17 +44,6 @@ def copied_rows(h: Tensor) -> Tensor:
 
 
 WAYS = [assigned, assigned_in_rows, scattered, copied]
-
-
-class Between(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.function(self.into(x)))
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
