@@ -131,6 +131,15 @@ class Variances:
         found.meta = {**like.meta, "variance": True}
         return found
 
+    def now(self, argument: fx.Node) -> fx.Node:
+        """Return the variance of an argument, and for a size that of a variance."""
+        is_size = argument.op == "call_function" and isinstance(argument.meta["val"], torch.SymInt)
+        if argument in self.of or not is_size:
+            return self.of.get(argument, argument)
+        args = fx.map_arg(argument.args, self.now)
+        target: Any = argument.target
+        return argument if args == argument.args else self.call(argument, target, *args)
+
     def squared(self, factor: Any) -> Any:
         """Return the square of a number or of a constant tensor; ``None`` if it is neither."""
         if isinstance(factor, int | float):
@@ -147,7 +156,7 @@ Form = Callable[[Variances, fx.Node, list[fx.Node]], fx.Node | None]
 
 def moved(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
     """The same operation."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: variances.of.get(arg, arg))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), variances.now)
     return variances.call(node, node.target, *args, **kwargs)
 
 

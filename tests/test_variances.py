@@ -135,7 +135,8 @@ def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torc
 
 NETWORKS_OF_ALL_KINDS = (
     "relu_in_place", "relu6_hardtanh_abs_clamp", "average_pools", "squeeze_excite", "time_folded",
-    "two_inputs", "encoder_layer_time_first_gelu", "tabnet", "bpnet", "masked_fill",
+    "two_inputs", "encoder_layer_time_first_gelu", "tabnet", "bpnet", "masked_fill", "codebook",
+    "bucketize_embedding", "embedding_bag_of_codes", "experts_by_mask", "batch_norm",
 )  # fmt: skip
 
 
