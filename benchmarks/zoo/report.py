@@ -29,7 +29,7 @@ GROWTH, UNITS = 10, 4
 #: What has been found out about networks outside the limits.
 CAUSES = {
     "efficientvit_b0": "Its linear attention computes in float32 also where the rest is float64, "
-    "and sums attributions there of more than 200 times the output, which cancel: to 8 digits.",
+    "and the attributions that meet there are much larger than their sum.",
     "InformerModel.encoder": "It draws the keys that its attention looks at, in evaluation too: "
     "there is no single output to explain.",
     "AutoformerModel.encoder": "PyTorch cannot export it in any of the ways that capture tries: "
