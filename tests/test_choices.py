@@ -138,3 +138,23 @@ def test_the_order_of_an_unsorted_topk_is_free():
     model = Chooser(lambda m, x: m.scores(x).topk(3, 1, sorted=False).values.square().sum(1, True))
     background, samples = [torch.randn(5, 6)], [torch.randn(3, 6)]
     assert_exact(model.eval(), fxshap.make_explainable(model), background, samples, 1e-6)
+
+
+def test_a_whole_number_as_a_boolean_says_what_is_not_zero():
+    """A number above 1 counts as 1, and no more."""
+    model = Chooser(lambda m, x: m.scores(x).mul(4).long().bool() * m.scores(x)).double()
+    background, samples = torch.randn(5, 6).double(), torch.randn(3, 6).double()
+    assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_codes_in_bags_add_up(mode):
+    """The maximum writes every row beside every row: what is tapped grows in two dimensions."""
+
+    def embedded(m, x):
+        codes = m.scores(x).mul(3).long().clamp(-3, 4) + 3
+        return F.embedding_bag(codes, m.table, mode=mode)
+
+    model = Chooser(embedded).double()
+    background, samples = torch.randn(5, 6).double(), torch.randn(3, 6).double()
+    assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-12)
