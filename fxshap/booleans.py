@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap import choices
-from fxshap.parts import put_in, traced
+from fxshap.parts import write
 from fxshap.rules.table import find_rule
 
 aten = torch.ops.aten
@@ -80,8 +80,7 @@ class Twins:
         self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node, **tracing: bool
     ) -> fx.Node:
         """Add the nodes of a function of tensors."""
-        parts = traced(function, [node.meta["val"] for node in inputs], **tracing)
-        result: fx.Node = put_in(self.graph, parts, inputs, like)
+        result: fx.Node = write(self.graph, like, function, *inputs, **tracing)
         return result
 
     def index(self, node: fx.Node, hot: fx.Node) -> fx.Node:

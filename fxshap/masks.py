@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fxshap.nodes import calls, packet
-from fxshap.parts import call, put_in, traced
+from fxshap.parts import call, write
 
 aten = torch.ops.aten
 
@@ -99,11 +99,11 @@ class Unpacked:
         elif packet(node) in READS and (places := self.places(list[Any](node.args)[1])):
             self.keep(node, places.mask, self.all_at(node, places))
         elif packet(node) in WRITES:
-            write = written(node)
-            if places := self.places(write.indices):
-                self.choose(node, write, places)
-            elif write.adds:
-                self.add(node, write)
+            new = written(node)
+            if places := self.places(new.indices):
+                self.choose(node, new, places)
+            elif new.adds:
+                self.add(node, new)
         else:
             self.repeat(node)
 
@@ -170,8 +170,7 @@ class Unpacked:
 
     def run(self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node) -> Any:
         """Add the nodes of a function of tensors."""
-        parts = traced(function, [node.meta["val"] for node in inputs])
-        return put_in(self.graph, parts, inputs, like)
+        return write(self.graph, like, function, *inputs)
 
     def indices(self, node: fx.Node) -> Any:
         """Write the indices of all places."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.nodes import calls, packet
-from fxshap.parts import put_in, traced
+from fxshap.parts import write
 
 aten = torch.ops.aten
 
@@ -32,10 +32,9 @@ def assign_once(graph: fx.Graph) -> fx.Graph:
         constant = all(not index.meta["varying"] and is_whole(index) for index in indices)
         if not values.meta["varying"] or not constant:
             continue
-        inputs = [base, values, *indices]
-        parts = traced(formula, [source.meta["val"] for source in inputs])
         with graph.inserting_before(node):
-            node.replace_all_uses_with(put_in(graph, parts, inputs, node))
+            whole = write(graph, node, formula, base, values, *indices)
+        node.replace_all_uses_with(whole)
         graph.erase_node(node)
     return graph
 
@@ -85,7 +84,9 @@ def index_copy(base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> Foun
     return formula, base, [index], source
 
 
-def index_put(base: fx.Node, indices: Sequence[Any], values: fx.Node, adds: bool = False) -> Any:
+def index_put(
+    base: fx.Node, indices: Sequence[Any], values: fx.Node, adds: bool = False
+) -> Found | None:
     """Assignment to ``base[indices]``."""
     if adds:
         return None

@@ -65,6 +65,14 @@ def put_in(graph: fx.Graph, parts: fx.Graph, inputs: Sequence[fx.Node], like: fx
     raise AssertionError("a graph without an output")
 
 
+def write(
+    graph: fx.Graph, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node, **tracing: bool
+) -> Any:
+    """Write a function of tensors where a graph is written; return the nodes of its result."""
+    parts = traced(function, [node.meta["val"] for node in inputs], **tracing)
+    return put_in(graph, parts, inputs, like)
+
+
 def call(
     graph: fx.Graph, like: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> fx.Node:
