@@ -56,7 +56,8 @@ def evaluated(
     return out
 
 
-ours = torch.ops.fxshap.batch_norm.default
+#: The one form, which :func:`fxshap.lean.lean_batch_norm` runs.
+BATCH_NORM = torch.ops.fxshap.batch_norm.default
 
 
 class OneBatchNorm(TorchFunctionMode):
@@ -82,14 +83,14 @@ def one_batch_norm(graph: fx.Graph, varying: Container[fx.Node], apart: bool = F
         Whether to take all of them apart.
     """
     for node in list(graph.nodes):
-        if node.target is ours:
-            replace(node, node, node.args[-1], varying, apart)
+        if node.target is BATCH_NORM:
+            replace(node, node, node.args[-1], apart or not is_linear(node, varying))
         elif node.target is aten.batch_norm.default and not node.args[TRAINING]:
-            replace(node, node, node.args[EPS], varying, apart)
+            replace(node, node, node.args[EPS], apart or not is_linear(node, varying))
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             for output in list(node.users):
                 if output.args[1] == 0:
-                    replace(output, node, node.args[-1], varying, apart)
+                    replace(output, node, node.args[-1], apart or not is_linear(node, varying))
                 else:
                     replace_statistics(output, node)
             graph.erase_node(node)
@@ -110,21 +111,24 @@ def replace_statistics(output: fx.Node, norm: fx.Node) -> None:
 TRAINING, EPS = 5, 7
 
 
-def replace(
-    output: fx.Node, norm: fx.Node, eps: float, varying: Container[fx.Node], apart: bool
-) -> None:
-    """Put in the place of `output` the batch norm of the arguments of `norm`."""
+def is_linear(norm: fx.Node, varying: Container[fx.Node]) -> bool:
+    """Say whether a batch norm is linear in its input alone, and of one type."""
     x, weight, bias, mean, variance, *_ = norm.args
     assert isinstance(x, fx.Node) and isinstance(variance, fx.Node)
-    given = [node for node in (weight, bias, mean, variance) if isinstance(node, fx.Node)]
     # Statistics may be in float32 and what autocast made narrow not.
-    mixed = variance.meta["val"].dtype != x.meta["val"].dtype
+    one_type = variance.meta["val"].dtype == x.meta["val"].dtype
+    return one_type and not any(node in varying for node in (weight, bias, mean, variance))
+
+
+def replace(output: fx.Node, norm: fx.Node, eps: float, apart: bool) -> None:
+    """Put in the place of `output` the batch norm of the arguments of `norm`."""
+    x, weight, bias, mean, variance, *_ = norm.args
     with output.graph.inserting_before(output):
-        if apart or mixed or any(node in varying for node in given):
+        if apart:
             result = taken_apart(output, norm, eps)
         else:
             args = (x, weight, bias, mean, variance, eps)
-            result = output.graph.call_function(ours, args)
+            result = output.graph.call_function(BATCH_NORM, args)
             result.meta = dict(output.meta)
     output.replace_all_uses_with(result)
     output.graph.erase_node(output)

@@ -103,11 +103,11 @@ class _LeanBatchNorm(torch.autograd.Function):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.constants = weight, var, eps
+        if ctx.needs_input_grad[0]:  # once for a tape, which is walked many times
+            scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+            ctx.scale = scale.reshape(-1, *[1] * (x.dim() - 2))
         return functional.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, var, eps = ctx.constants
-        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
-        return (grad * scale.reshape(-1, *[1] * (grad.dim() - 2)), *[None] * 5)
+        return (grad * ctx.scale, *[None] * 5)

@@ -20,12 +20,12 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from fxshap.batch_norm import one_batch_norm
+from fxshap.batch_norm import BATCH_NORM, one_batch_norm
 from fxshap.booleans import booleans_to_floats
 from fxshap.capture import Captured, node_line, user_module
 from fxshap.errors import CaptureError
 from fxshap.lean import CONVOLUTIONS, lean_batch_norm, lean_convolution
-from fxshap.masks import compute_everywhere
+from fxshap.masks import READS, compute_everywhere
 from fxshap.nodes import (
     batch_dims,
     calls,
@@ -85,15 +85,15 @@ class Rewritten:
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
-        own = [self.observe, self.attribute, self.variances]
-        graphs = [graph for graph in own if graph is not None]
+        folded = [g for g in (self.observe, self.attribute, self.variances) if g is not None]
+        others = [g for g in (self.constants, self.packed) if g is not None]
         for name, weight in weights.items():
-            for module in (self.constants, *graphs, *filter(None, [self.packed])):
+            for module in (*folded, *others):
                 setattr(module, name, weight.detach())
         with torch.no_grad():
             values = self.constants()
         for name, value in zip(self.folded, values, strict=True):
-            for module in graphs:
+            for module in folded:
                 setattr(module, name, value)
 
 
@@ -245,7 +245,7 @@ def sizes_of_constants(graph: fx.Graph) -> set[Any]:
     """
     found: set[Any] = set()
     for node in calls(graph):
-        by_place = packet(node) in (aten.index, aten._unsafe_index, aten.masked_select)
+        by_place = packet(node) in (*READS, aten.masked_select)
         sources = pytree.tree_leaves(node.args[1]) if by_place else node.all_input_nodes
         if not any(source.meta["varying"] for source in sources if isinstance(source, fx.Node)):
             found |= free_unbacked_symbols(node.meta.get("val"))
@@ -339,7 +339,7 @@ def stand_in(
 def make_lean(graph: fx.Graph) -> fx.Graph:
     """Let batch norms, and convolutions with constant weights, keep nothing of what they get."""
     for node in calls(graph):
-        if node.target is torch.ops.fxshap.batch_norm.default:
+        if node.target is BATCH_NORM:
             node.target = lean_batch_norm
         elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
             node.args = (CONVOLUTIONS[node.target], *node.args)

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 import fxshap
 from benchmarks.zoo.entry import Entry
+from fxshap.lean import CHANNELS_LAST
 from fxshap.rewrite import generic_operations
 
 OUTPUTS = 4
@@ -235,8 +236,7 @@ def calibrate(model: nn.Module, batches: Sequence[Sequence[Tensor]], drawn: bool
 
 def channels_last(x: Tensor) -> Tensor:
     """Lay images out as fxshap's convolutions take them on a CPU."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
+    return x.contiguous(memory_format=CHANNELS_LAST.get(x.dim() - 2, torch.contiguous_format))
 
 
 def exact_outputs(case: Case) -> Outputs | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import fxshap.batch_norm  # noqa: F401, it defines the operation
+from fxshap.batch_norm import BATCH_NORM
 from fxshap.rules.generic import generic
 from fxshap.rules.table import linear, rule
 
@@ -59,8 +59,8 @@ linear(
     aten.fft_ifftshift, aten._fft_r2c, aten._fft_c2c, aten._fft_c2r,
 )  # fmt: skip
 
-# Batch norm with running statistics, as it is captured and in the form of fxshap.batch_norm.
-linear(torch.ops.fxshap.batch_norm)
+# Batch norm with running statistics, in its one form and as torch may capture it.
+linear(BATCH_NORM)
 rule(aten._native_batch_norm_legit_no_training, aten.batch_norm, linear_in=((0,),))(generic)
 
 # Linear in the values, not in the indices or masks.
