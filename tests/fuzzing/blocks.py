@@ -410,6 +410,11 @@ def halves_written(h: Tensor) -> Tensor:
     return y
 
 
+def assigned(h: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    h[:, index] = values.tanh()
+    return h
+
+
 def rows_updated(h: Tensor, mask: Tensor) -> Tensor:
     h[mask] = F.silu(h[mask]) * h[mask].softmax(-1)
     return h
@@ -672,24 +677,13 @@ whole("chunks", lambda h: torch.cat([c.sin() for c in h.chunk(5, 1)][::-1], 1))
 whole("stacked", lambda h: torch.stack(h.split(4, 1), 2).amax(2))
 whole("selected", lambda h: h[:, [0, 0, 3, 11, 5]] * h[:, 1:6])
 whole("gathered", lambda h: h.gather(1, torch.tensor([[2, 0, 1]]).expand(h.shape[0], -1)).square())
-whole("attention of itself", lambda h: of_itself(h.reshape(-1, 3, 4)))
+whole("attention of itself", lambda h: F.scaled_dot_product_attention(*[h.reshape(-1, 3, 4)] * 3))
 whole("assigned twice", lambda h: assigned(torch.zeros_like(h), torch.arange(12) % 5, h))
 whole("scattered twice", lambda h: h.sin().scatter(
     1, (torch.arange(12) // 3).expand(h.shape[0], 12), h
 ))  # fmt: skip
 whole("scattered", lambda h: torch.zeros_like(h).index_add(1, torch.arange(12) % 5, h.relu()))
 whole("triangle", lambda h: h.reshape(-1, 3, 4).tril().tanh())
-
-
-def of_itself(h: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(h, h, h)
-
-
-def assigned(h: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    h[:, index] = values.tanh()
-    return h
-
-
 whole("upsampled", lambda h, mode: F.interpolate(h.reshape(-1, 2, 6), scale_factor=2, mode=mode),
       mode=("nearest", "linear"))  # fmt: skip
 whole("resampled", lambda h: F.grid_sample(
