@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.errors import BatchMixingError, CaptureError
+from fxshap.rules.operation import ACCUMULATE_IN, accumulating
 
 #: Another batch size takes other kernels, whose rounding a deep network with random weights
 #: magnifies (to 0.17 in EfficientNet-B6); a model that multiplies by the number of rows changes by
@@ -42,8 +43,8 @@ class Layout:
     tile : bool
         Whether some tap is not a repetition, so that the one row must be run as many.
     size, largest : int
-        Bytes of the taps of one row, and of the largest of them; 0 if the graph does not run on
-        one row.
+        Bytes of the taps of one row, with what is kept of them in another type, and of the largest
+        of them; 0 if the graph does not run on one row.
     """
 
     dims: tuple[int | None, ...]
@@ -120,9 +121,10 @@ def probe_layout(
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
     refuse_mixing(out, torch.cat([out_1, out_2]), OTHER_SIZE)
     found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
-    sizes = [tap.numel() * tap.element_size() for tap in taps_1]
+    sizes = [tap.nbytes for tap in taps_1]
+    copies = [accumulating(tap).nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
     dims = tuple(None if dim == -1 else dim for dim in found)
-    return Layout(dims, -1 in found, sum(sizes), max(sizes, default=0))
+    return Layout(dims, -1 in found, sum(sizes) + sum(copies), max(sizes, default=0))
 
 
 def check_fixed_rows(

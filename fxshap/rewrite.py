@@ -42,6 +42,7 @@ from fxshap.parts import sources_of
 from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
 from fxshap.variances import lead_variances, measure_variances, restore_activations
+from fxshap.widen import widen
 
 aten = torch.ops.aten
 
@@ -110,6 +111,7 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
     graph = drop_identities(graph)
+    graph = widen(graph, dependents(graph, explained_inputs(graph)))
     varying = dependents(graph, explained_inputs(graph))
     masked = compute_everywhere(graph, varying)
     graph = one_batch_norm(graph, varying, apart=variances)

@@ -22,6 +22,7 @@ from fxshap.output import Selector, require_columns
 from fxshap.refine import dims_of_inputs
 from fxshap.shapley import shapley_values
 from fxshap.tables import count, html_table, text_table
+from fxshap.widen import narrowest
 
 Inputs = Tensor | Sequence[Tensor]
 Array = npt.NDArray[Any]
@@ -29,7 +30,7 @@ Array = npt.NDArray[Any]
 #: The gap that SHAP's own check does not let pass (``shap/explainers/_deep/deep_utils.py``).
 SHAP_TOLERANCE = 0.01
 #: The largest additivity error that the rounding of a deep network explains, by type.
-LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2}
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
 #: Features, or groups of them, up to which the exact Shapley values are computed.
 MOST_FEATURES = 12
 #: Rows of the model to spend on them; one sample gets its exact values whatever they take.
@@ -71,6 +72,8 @@ class Verification:
         The class of the model.
     dtype : torch.dtype
         Of the inputs.
+    computed_in : torch.dtype
+        The type with the fewest digits that the model computes in, as in autocast; else `dtype`.
     references : int
         How many references there were.
     features : int
@@ -85,6 +88,7 @@ class Verification:
 
     model: str
     dtype: torch.dtype
+    computed_in: torch.dtype
     references: int
     features: int
     samples: list[Checked]
@@ -104,7 +108,7 @@ class Verification:
     @property
     def limit(self) -> float:
         """The largest additivity error that rounding explains."""
-        return LIMITS[self.dtype]
+        return LIMITS.get(self.computed_in, max(LIMITS.values()))
 
     @property
     def additive(self) -> bool:
@@ -120,7 +124,8 @@ class Verification:
         """Return what was measured as plain data, ready for JSON, without SHAP's values."""
         return {
             "model": self.model,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": name_of(self.dtype),
+            "computed_in": name_of(self.computed_in),
             "references": self.references,
             "features": self.features,
             "additive": self.additive,
@@ -147,8 +152,8 @@ class Verification:
             count(len(self.samples), "sample"),
             count(self.references, "reference"),
         )
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.model}, {samples} against {references}, {dtype}"
+        inside = "" if self.computed_in == self.dtype else f", {name_of(self.computed_in)} inside"
+        return f"{self.model}, {samples} against {references}, {name_of(self.dtype)}{inside}"
 
     def _records(self) -> list[dict[str, str]]:
         return [
@@ -236,8 +241,9 @@ def verify(
 
     Notes
     -----
-    An error is within the precision of the floats up to 1e-9 in float64, 1e-4 in float32 and 0.05
-    in float16, of the largest output. The exact Shapley values take 2 ** features evaluations for
+    An error is within the precision of the floats up to 1e-9 in float64, 1e-4 in float32, 0.05 in
+    float16 and 0.2 in bfloat16, of the largest output; the type is the one with the fewest digits
+    that the model computes in. The exact Shapley values take 2 ** features evaluations for
     every sample and reference (Lundberg and Lee 2017, eq. 4); samples after the first get theirs
     while that is less than 2 ** 18 in all.
 
@@ -270,6 +276,7 @@ def verify(
         gaps = additivity_gaps(values, f_x, f_r, ranks)
         differences = output_differences(heard, f_x, f_r)
         distances = distances_to_shapley(model, references, rows, values, ranks, groups)
+        dtype = references[0].dtype
         checked = [
             Checked(gap / scale, gap, difference / scale, distance)
             for gap, difference, distance in zip(
@@ -278,7 +285,8 @@ def verify(
         ]
         result = Verification(
             model=type(model.model).__name__,
-            dtype=references[0].dtype,
+            dtype=dtype,
+            computed_in=narrowest(model.observe.graph, dtype),
             references=len(f_r),
             features=int(groups.max()) + 1,
             samples=checked,
@@ -291,6 +299,11 @@ def verify(
         sample = [x[row : row + 1] for x in rows]
         leaks = find_leaks(model.attribute, sample, references, int(ranks[row, column]), scale)
         return replace(result, leaks=leaks)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a type without its module."""
+    return str(dtype).removeprefix("torch.")
 
 
 def as_list(inputs: Inputs) -> list[Tensor]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import shap
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS
 from benchmarks.narrow import DTYPES, LIMIT, WAYS, build, error
 from fxshap.errors import InputError
+from fxshap.rescale import multiply
+from fxshap.rules.operation import Operation
+from fxshap.verification import additivity_error, shap_values
 
 #: One of each kind; `make narrow` takes all.
 SOME = (
@@ -31,6 +38,59 @@ def test_it_adds_up(name: str, way: str, dtype: torch.dtype) -> None:
     model = build(name, way, dtype)
     assert model is not None
     assert error(model, NETWORKS[name], dtype) <= LIMIT
+
+
+#: Functions of 16 numbers whose squares, or sums of them, are more than float16 holds.
+LARGE = {
+    "layer_norm": lambda h: F.layer_norm(2000 * h, (16,)),
+    "rms_norm": lambda h: F.rms_norm(2000 * h, (16,)),
+    "norm": lambda h: 2000 * h / torch.linalg.vector_norm(2000 * h, dim=-1, keepdim=True),
+    "standard deviation": lambda h: (500 * h).std(-1, keepdim=True) * h / 500,
+    "gelu": lambda h: F.gelu(500 * h) / 500,
+    "softmax": lambda h: (20 * h).softmax(-1),
+}
+
+
+class Sixteen(nn.Module):
+    """A function of sixteen numbers in a narrow type, between two linear layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = (layer.to(dtype) for layer in (nn.Linear(4, 16), nn.Linear(16, 2)))
+        self.function, self.dtype = function, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.function(self.into(x.to(self.dtype)))).float()
+
+
+@pytest.mark.parametrize("options", [{}, {"refine": 1}, {"variances": True}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", LARGE)
+def test_rules_compute_in_float32(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    model = Sixteen(LARGE[name], dtype).eval()
+    background, samples = torch.randn(6, 4), torch.randn(3, 4)
+    explainable = fxshap.make_explainable(model, **options)
+    values, _ = shap_values(explainable, [background], [samples], None)
+    found = additivity_error(model, [background], [samples], values)
+    assert found <= 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
+def test_multipliers_of_narrow_ends_are_those_of_the_same_numbers_in_float32(
+    dtype: torch.dtype,
+) -> None:
+    weights = torch.randn(3, 16).to(dtype)
+    ends = [torch.randn(5, 16).to(dtype) for _ in range(3)]
+    operation, _ = Operation.bind(
+        torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0], weights[1])
+    )
+    found = multiply(operation, ends[:1], ends[1:2], ends[2])
+    operation, _ = Operation.bind(
+        torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0].float(), weights[1].float())
+    )
+    r, x, grad = (end.float() for end in ends)
+    assert torch.equal(found[0], multiply(operation, [r], [x], grad)[0])
 
 
 class Masked(nn.Module):

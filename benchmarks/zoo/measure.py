@@ -18,12 +18,13 @@ from pathlib import Path
 
 import shap
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import fxshap
 from benchmarks.zoo.entry import Entry
 from fxshap.lean import CHANNELS_LAST
 from fxshap.rewrite import generic_operations
+from fxshap.widen import narrowest
 
 OUTPUTS = 4
 REFERENCES = 2
@@ -262,7 +263,8 @@ def fill_in(result: Measurement, case: Case, exact: Outputs | None) -> None:
     explainable.prepare(*case.references)
     result.capture_seconds = time.process_time() - start
     result.generic = generic_operations(explainable.attribute)
-    result.narrow = computes_narrower(explainable.observe, f_x.dtype)
+    dtype = case.references[0].dtype
+    result.narrow = narrowest(explainable.observe.graph, dtype) != dtype
 
     answers: list[Tensor] = []
     explainable.register_forward_hook(lambda module, inputs, output: answers.append(output))
@@ -283,13 +285,6 @@ def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> f
     """Return the largest difference between tensors."""
     pairs = zip(found, expected, strict=True)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
-
-
-def computes_narrower(observe: fx.GraphModule, dtype: torch.dtype) -> bool:
-    """Say whether anything that depends on the input is of a narrower floating-point type."""
-    values = [node.meta.get("val") for node in observe.graph.nodes if node.meta.get("varying")]
-    types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
-    return any(torch.finfo(found).eps > torch.finfo(dtype).eps for found in types)
 
 
 def software(package: str) -> str:

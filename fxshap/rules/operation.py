@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Output = Tensor | tuple[Tensor, ...]
+
+#: In which type rules compute what is of one with few digits, and a small range.
+ACCUMULATE_IN = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,19 @@ class Operation:
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
         return {**defaults, **given, **kwargs}
 
+    @cached_property
+    def accumulating(self) -> Operation:
+        """The same operation in the type in which rules compute."""
+        return replace(self, arguments=tuple(map(accumulating, self.arguments)))
+
+
+def accumulating(value: Any) -> Any:
+    """Return a tensor or a type in which rules compute, and anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return ACCUMULATE_IN.get(value, value)
+    narrow = isinstance(value, Tensor) and value.dtype in ACCUMULATE_IN
+    return value.to(ACCUMULATE_IN[value.dtype]) if narrow else value
+
 
 Kept = TypeVar("Kept")
 
@@ -113,6 +133,11 @@ def keep(value: Tensor, what: str | Operation, function: Callable[[Tensor], Kept
     if key not in kept:
         kept[key] = what, function(value)  # with `what`, so that its id is not given away
     return kept[key][1]
+
+
+def wide(tap: Tensor) -> Tensor:
+    """Return a tapped value in the type in which rules compute, kept beside it if it is another."""
+    return keep(tap, "wide", accumulating) if tap.dtype in ACCUMULATE_IN else tap
 
 
 def kept_of(value: Tensor) -> dict[object, Any]:
@@ -204,7 +229,7 @@ def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[
 @contextmanager
 def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
     """Keep on the taps of a sample what :func:`keep_between` is asked for."""
-    taps = [tap for tap in taps if "_fxshap_slopes" not in tap.__dict__]
+    taps = [tap for tap in map(wide, taps) if "_fxshap_slopes" not in tap.__dict__]
     for tap in taps:
         tap.__dict__["_fxshap_slopes"] = {}
     try:

@@ -1,0 +1,173 @@
+"""Float32 inside a float64 model is computed in float64, unless it is meant to be narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxshap
+from fxshap.widen import narrowest
+from tests.helpers import Between, assert_exact, explain
+
+WEIGHTS = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def data(rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, 4, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def rms_norm(h: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = h.to(dtype)
+    return h * (wide * wide.pow(2).mean(-1, keepdim=True).add(1e-3).rsqrt()).to(h.dtype)
+
+
+def softmax(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return (3 * h).softmax(-1, dtype=dtype).to(h.dtype)
+
+
+def attention(h: Tensor, dtype: torch.dtype) -> Tensor:
+    q, k, v = (part.unsqueeze(-1).to(dtype) for part in (h, h.sin(), h.cos()))
+    return (q @ (k.mT @ v) / (q**2 @ k.sum(-2, keepdim=True) ** 2 + 1)).squeeze(-1).type_as(h)
+
+
+def rounded_weights(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return (h.to(dtype) @ WEIGHTS.float().to(dtype)).tanh().to(h.dtype)
+
+
+def numbers_of_its_own(h: Tensor, dtype: torch.dtype) -> Tensor:
+    steps, none = torch.arange(1, 7, dtype=dtype) / 8, torch.zeros_like(h, dtype=dtype)
+    return torch.cat([none, (h.to(dtype) * steps).sin()], -1)[:, 6:].to(h.dtype)
+
+
+def steps(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return (h > 0).to(dtype) + h.to(dtype).trunc().long().to(dtype) / 3 + h
+
+
+def frequencies(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(h.to(dtype)).abs() ** 2, n=6).to(h.dtype)
+
+
+def order(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return (h.argsort(-1) / 4).to(dtype) * h
+
+
+PARTS: list[Callable[[Tensor, torch.dtype], Tensor]] = [
+    rms_norm,
+    softmax,
+    attention,
+    rounded_weights,
+    numbers_of_its_own,
+    steps,
+    frequencies,
+    order,
+]
+
+
+def between(part: Callable[[Tensor, torch.dtype], Tensor], dtype: torch.dtype) -> nn.Module:
+    """A model in float64 with a part in another type."""
+    return Between(lambda h: part(h, dtype)).double()
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_the_part_is_explained_as_in_float64(part: Callable[..., Tensor]) -> None:
+    narrow, wide = (between(part, dtype) for dtype in (torch.float32, torch.float64))
+    explainable = fxshap.make_explainable(narrow)
+    found = assert_exact(narrow, explainable, [data(5)], [data(3)], 1e-6)
+    expected = assert_exact(wide, fxshap.make_explainable(wide), [data(5)], [data(3)], 1e-12)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-13)
+    assert narrowest(explainable.observe.graph, torch.float64) == torch.float32
+
+
+def test_an_output_keeps_its_type() -> None:
+    model = nn.Sequential(Between(torch.tanh).double(), Cast(torch.float32)).eval()
+    explainable = fxshap.make_explainable(model)
+    assert_exact(model, explainable, [data(5)], [data(3)], 1e-6)
+    with fxshap.paired():
+        assert explainable(torch.cat([data(3), data(3)])).dtype == torch.float32
+
+
+class Cast(nn.Module):
+    """Cast to a type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
+def assert_untouched(model: nn.Module, inside: torch.dtype) -> None:
+    """Check that what SHAP sees of a float64 input is, bit for bit, what the model gives."""
+    explainable = fxshap.make_explainable(model)
+    explain(explainable, [data(5)], [data(3)], check_additivity=False)
+    with torch.no_grad(), fxshap.paired():
+        paired = explainable(torch.cat([data(3), data(3)]))
+    with torch.no_grad():
+        assert torch.equal(paired[:3], model(data(3)))
+    assert narrowest(explainable.observe.graph, torch.float64) == inside
+
+
+def test_a_model_with_weights_of_float32_is_not_touched() -> None:
+    body = Between(torch.tanh)
+    assert_untouched(nn.Sequential(Cast(torch.float32), body, Cast(torch.float64)), torch.float32)
+
+
+def test_half_precision_on_purpose_is_not_touched() -> None:
+    model = Between(lambda h: (h.half().float().tanh() * h.float()).double()).double()
+    assert_untouched(model, torch.float16)
+
+
+@torch.library.custom_op("tests::single_sine", mutates_args=())
+def single_sine(x: Tensor) -> Tensor:
+    """An operator of a user's, for float32 alone."""
+    assert x.dtype == torch.float32
+    return x.sin()
+
+
+@single_sine.register_fake
+def single_sine_shape(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def single_sine_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return grad * ctx.saved_tensors[0].cos()
+
+
+single_sine.register_autograd(single_sine_backward, setup_context=keep_input)
+
+
+def test_operators_of_ones_own_keep_their_type() -> None:
+    model = Between(lambda h: single_sine(h.float()).double()).double()
+    assert_untouched(model, torch.float32)
+
+
+def test_verify_says_what_rounding_there_is() -> None:
+    result = fxshap.verify(between(attention, torch.float32), data(5), data(3))
+    assert (result.dtype, result.computed_in) == (torch.float64, torch.float32)
+    assert result.additive and result.additivity_error > 1e-9 and not result.leaks
+    assert "float64, float32 inside" in str(result)
+    assert result.to_dict()["computed_in"] == "float32"
+    plain = fxshap.verify(between(attention, torch.float64), data(5), data(3))
+    assert plain.computed_in == torch.float64 and "inside" not in str(plain)
+
+
+def test_verify_knows_autocast() -> None:
+    class Autocast(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    result = fxshap.verify(Autocast(torch.tanh), data(5).float(), data(3).float())
+    assert result.computed_in == torch.bfloat16
+    assert result.additive and result.additivity_error > 1e-4
