@@ -18,7 +18,14 @@ from torch.utils import _pytree as pytree
 
 from fxshap.errors import FxshapError, RuleError
 from fxshap.rules.generic import GENERIC
-from fxshap.rules.operation import Operation, Output, accumulating, differentiable, wide
+from fxshap.rules.operation import (
+    ACCUMULATE_IN,
+    Operation,
+    Output,
+    accumulating,
+    differentiable,
+    wide,
+)
 from fxshap.rules.table import Rule, Tensors, find_rule, one_by_one
 from fxshap.rules.variances import activation, no_variance, variance
 
@@ -139,14 +146,24 @@ def choose_rule(operation: Operation, values: Tensors) -> Rule:
 def multiply(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
-    """Ask the rule of an operation for the cotangents of its arguments; raise if it fails.
+    """Return the cotangents of the arguments of an operation, computed in float32 at least."""
+    single = isinstance(grad, Tensor)
+    found = ask_rule(
+        operation.accumulating,
+        tuple(map(wide, reference)),
+        tuple(map(wide, sample)),
+        accumulating(grad) if single else tuple(map(accumulating, grad)),
+    )
+    return tuple(
+        g.to(r.dtype) if g is not None and r.dtype in ACCUMULATE_IN else g
+        for g, r in zip(found, reference, strict=True)
+    )
 
-    In float32 at least; autograd casts cotangents to the types of the arguments.
-    """
-    operation = operation.accumulating
-    reference, sample = (tuple(map(wide, end)) for end in (reference, sample))
-    several = isinstance(grad, tuple | list)
-    grad = tuple(map(accumulating, grad)) if several else accumulating(grad)
+
+def ask_rule(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Ask the rule of an operation for the cotangents of its arguments; raise if it fails."""
     rule = choose_rule(operation, reference)
     assert rule.multiply is not None
     where = f"on {operation.target}" + (f" ({operation.name})" if operation.name else "")

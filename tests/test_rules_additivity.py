@@ -13,8 +13,6 @@ from fxshap.rules.variances import activation, variance
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 CASES = pytest.mark.parametrize("case", ALL, ids=str)
-#: PyTorch evaluates these in half precision but does not differentiate them.
-NO_HALF_DERIVATIVE = (torch.ops.aten.special_i1.default, torch.ops.aten.special_i1e.default)
 
 
 def test_every_rule_has_a_case() -> None:
@@ -32,7 +30,7 @@ def test_multipliers_restore_the_finite_difference(case: Case, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in ALL if c.target not in NO_HALF_DERIVATIVE], ids=str)
+@CASES
 def test_half_precision_runs_where_the_operation_does(case: Case, dtype: torch.dtype) -> None:
     operation, r, x = case.draw(dtype)
     try:

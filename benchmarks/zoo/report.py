@@ -28,8 +28,6 @@ GROWTH, UNITS = 10, 4
 
 #: What has been found out about networks outside the limits.
 CAUSES = {
-    "efficientvit_b0": "Its linear attention computes in float32 also where the rest is float64, "
-    "and the attributions that meet there are much larger than their sum.",
     "InformerModel.encoder": "It draws the keys that its attention looks at, in evaluation too: "
     "there is no single output to explain.",
     "AutoformerModel.encoder": "PyTorch cannot export it in any of the ways that capture tries: "
@@ -146,7 +144,8 @@ Every network has random weights. One sample is explained against two references
 means that SHAP's values sum to the difference of the outputs, to {float32} of the largest output in
 float32 and to {float64} in float64, and that the output SHAP sees is the model's own to {output}.
 The error is max |sum(phi) - (f(x) - mean f(refs))| / max(|f(x)|, |f(refs)|). Networks that compute
-in float32 inside whatever the type of their input ("narrow") have {narrow} for a limit in float64.
+in float32 inside whatever the type of their input ("narrow") have {narrow} for a limit in float64:
+fxshap explains them in float64 throughout, and what is left is the rounding of their own outputs.
 
 ![Additivity error of every network](figures/coverage.png)
 
