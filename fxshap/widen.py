@@ -117,13 +117,16 @@ def widen_node(graph: fx.Graph, node: fx.Node) -> None:
         for source in node.all_input_nodes:
             if is_narrow(source):
                 node.replace_input_with(source, cast(graph, source))
-    if packet(node) in CASTS and is_same(node, source := node.all_input_nodes[0]):
+    source = node.all_input_nodes[0]
+    is_cast = packet(node) in CASTS
+    if is_cast and is_same(node, source):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         return
     if not is_narrow(node):
         return
-    node.meta[COMPUTED_IN] = torch.float32
+    if not is_cast or gives_floats(source):  # whole numbers lose nothing
+        node.meta[COMPUTED_IN] = torch.float32
     given = (node.args, dict(node.kwargs))
     node.args, node.kwargs = map_aggregate(given, wider)
     if given == (node.args, node.kwargs) and not any(map(gives_floats, node.all_input_nodes)):

@@ -84,6 +84,13 @@ def test_the_part_is_explained_as_in_float64(part: Callable[..., Tensor]) -> Non
     assert narrowest(explainable.observe.graph, torch.float64) == torch.float32
 
 
+def test_numbers_of_a_mask_are_not_narrow() -> None:
+    model = Between(lambda h: (h > 0).float() * h).double()
+    explainable = fxshap.make_explainable(model)
+    assert_exact(model, explainable, [data(5)], [data(3)], 1e-12)
+    assert narrowest(explainable.observe.graph, torch.float64) == torch.float64
+
+
 def test_an_output_keeps_its_type() -> None:
     model = nn.Sequential(Between(torch.tanh).double(), Cast(torch.float32)).eval()
     explainable = fxshap.make_explainable(model)
