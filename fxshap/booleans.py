@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from fxshap import choices
 from fxshap.parts import write
+from fxshap.rules.operation import ACCUMULATE_IN
 from fxshap.rules.table import find_rule
 
 aten = torch.ops.aten
@@ -183,7 +184,9 @@ def cast(twins: Twins, node: fx.Node) -> fx.Node | None:
         return twins.call(node, ours.step.default, source, "ne")
     if not is_floating(node):
         return source
-    dtype = torch.promote_types(node.meta["val"].dtype, source.meta["val"].dtype)
+    dtype = node.meta["val"].dtype
+    if dtype not in ACCUMULATE_IN:  # what goes on in half precision takes nothing else
+        dtype = torch.promote_types(dtype, source.meta["val"].dtype)
     return twins.call(node, aten._to_copy.default, source, dtype=dtype)
 
 

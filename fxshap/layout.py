@@ -43,8 +43,8 @@ class Layout:
     tile : bool
         Whether some tap is not a repetition, so that the one row must be run as many.
     size, largest : int
-        Bytes of the taps of one row, with what is kept of them in another type, and of the largest
-        of them; 0 if the graph does not run on one row.
+        Bytes of the taps of one row, in their own type and in that of the rules, and of the largest
+        of them in the latter; 0 if the graph does not run on one row.
     """
 
     dims: tuple[int | None, ...]
@@ -116,15 +116,15 @@ def probe_layout(
         check_fixed_rows(observe, first, second, rows)
         return Layout((), tile=True)
     out, taps = observe(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
-    beside, _ = observe(*[torch.cat(pair) for pair in zip(first, third, strict=True)])
-    refuse_mixing(beside[:1], out[:1])
+    other, _ = observe(*[torch.cat(pair) for pair in zip(first, third, strict=True)])
+    refuse_mixing(other[:1], out[:1])
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
     refuse_mixing(out, torch.cat([out_1, out_2]), OTHER_SIZE)
     found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
-    sizes = [tap.nbytes for tap in taps_1]
-    copies = [accumulating(tap).nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
+    sizes = [tap.numel() * accumulating(tap.dtype).itemsize for tap in taps_1]
+    beside = [tap.nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
     dims = tuple(None if dim == -1 else dim for dim in found)
-    return Layout(dims, -1 in found, sum(sizes) + sum(copies), max(sizes, default=0))
+    return Layout(dims, -1 in found, sum(sizes) + sum(beside), max(sizes, default=0))
 
 
 def check_fixed_rows(

@@ -189,6 +189,9 @@ class ExplainableModule(nn.Module):
     observe, attribute : fx.GraphModule
         The two graphs of the latest capture. ``print(explainable.attribute.code)`` shows what was
         rewritten.
+    computed_in : torch.dtype
+        The type with the fewest digits in which the model, when it was captured, computed what
+        depends on its input: float32 or bfloat16 where it casts to that inside.
     """
 
     def __init__(
@@ -248,6 +251,11 @@ class ExplainableModule(nn.Module):
     def attribute(self) -> fx.GraphModule:
         """The captured graph with its nonlinear nodes rewritten."""
         return self._latest().rewritten.attribute
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The type with the fewest digits in which the model computes; else that of its input."""
+        return self._latest().rewritten.computed_in
 
     @property
     def mode(self) -> str:

@@ -24,6 +24,7 @@ from fxshap.rules.operation import (
     Output,
     accumulating,
     differentiable,
+    has_other_types,
     wide,
 )
 from fxshap.rules.table import Rule, Tensors, find_rule, one_by_one
@@ -146,7 +147,12 @@ def choose_rule(operation: Operation, values: Tensors) -> Rule:
 def multiply(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
-    """Return the cotangents of the arguments of an operation, computed in float32 at least."""
+    """Return the cotangents of the arguments of an operation, computed in float32 at least.
+
+    Operators of a user's own are asked in the type they are given.
+    """
+    if not has_other_types(operation.target):
+        return ask_rule(operation, reference, sample, grad)
     single = isinstance(grad, Tensor)
     found = ask_rule(
         operation.accumulating,

@@ -42,7 +42,7 @@ from fxshap.parts import sources_of
 from fxshap.rescale import RESCALES, rescale
 from fxshap.rules.table import find_rule
 from fxshap.variances import lead_variances, measure_variances, restore_activations
-from fxshap.widen import widen
+from fxshap.widen import narrowest, widen
 
 aten = torch.ops.aten
 
@@ -73,6 +73,8 @@ class Rewritten:
     packed : fx.GraphModule
         The captured graph, where what it computes where a mask holds is now computed everywhere;
         ``None`` where it does nothing of the kind.
+    computed_in : torch.dtype
+        The type with the fewest digits in which the model computes what depends on its input.
     """
 
     observe: fx.GraphModule
@@ -83,6 +85,7 @@ class Rewritten:
     variances: fx.GraphModule | None
     variance_taps: tuple[str, ...]
     packed: fx.GraphModule | None
+    computed_in: torch.dtype
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
@@ -111,7 +114,9 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
     graph = drop_identities(graph)
-    graph = widen(graph, dependents(graph, explained_inputs(graph)))
+    varying = dependents(graph, explained_inputs(graph))
+    computed_in = narrowest(varying, input_dtype(graph))
+    graph = widen(graph, varying)
     varying = dependents(graph, explained_inputs(graph))
     masked = compute_everywhere(graph, varying)
     graph = one_batch_norm(graph, varying, apart=variances)
@@ -142,6 +147,7 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
         None if measure is None else fx.GraphModule(root, measure, "Variances"),
         variance_taps,
         captured.module if masked else None,
+        computed_in,
     )
     rewritten.bind({})
     return rewritten
@@ -187,7 +193,7 @@ def sort_topk(graph: fx.Graph) -> fx.Graph:
 def reshape_views(graph: fx.Graph) -> fx.Graph:
     """Turn ``view`` into ``reshape``."""
     for node in calls(graph):
-        if packet(node) in RESHAPES:
+        if packet(node) in RESHAPES and node.target is not aten.view.dtype:
             node.target = aten.reshape.default
     return graph
 

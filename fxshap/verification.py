@@ -22,7 +22,6 @@ from fxshap.output import Selector, require_columns
 from fxshap.refine import dims_of_inputs
 from fxshap.shapley import shapley_values
 from fxshap.tables import count, html_table, text_table
-from fxshap.widen import narrowest
 
 Inputs = Tensor | Sequence[Tensor]
 Array = npt.NDArray[Any]
@@ -286,7 +285,7 @@ def verify(
         result = Verification(
             model=type(model.model).__name__,
             dtype=dtype,
-            computed_in=narrowest(model.observe.graph, dtype),
+            computed_in=model.computed_in,
             references=len(f_r),
             features=int(groups.max()) + 1,
             samples=checked,

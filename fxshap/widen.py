@@ -2,13 +2,17 @@
 
 ``x.float()`` in a norm or an attention is written for half precision, which it gives more digits.
 In a float64 model it takes digits away, by accident: all the rest would add up to 1e-12, and the
-parts in float32 only to what their rounding is after all that magnifies it. A model whose weights
-are of float32 is not touched, nor is one that goes to half precision on purpose.
+parts in float32 only to what their rounding is after all that magnifies it.
+
+A model is left as it is where more digits are not all that would change: where a decision (a
+comparison, an index, a rounding) depends on what was in float32, which may come out differently on
+a boundary; where an operator of the user's takes float32, which may have no other kernel; where
+weights of float32 say that this is its type; and where it goes to half precision on purpose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,83 +21,112 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from fxshap.nodes import calls, gives_floats, packet
-from fxshap.parts import call
+from fxshap.parts import call, sources_of
+from fxshap.rules.operation import has_other_types
 
 aten = torch.ops.aten
 
 WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 CASTS = (aten._to_copy, aten.to)
-#: What marks a widened node, with the type that the model computes it in.
-COMPUTED_IN = "computed_in"
-#: Where operators have kernels for float64 too.
-NAMESPACES = ("aten", "prims", "fxshap")
+#: Functions of floating-point numbers that jump, beside those that give no such numbers.
+JUMPS = (
+    aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.frac,
+    aten.heaviside, aten.threshold, aten.hardshrink, aten.fmod, aten.remainder, aten.floor_divide,
+    aten.copysign, aten.atan2, aten.arctan2, aten.fake_quantize_per_tensor_affine,
+    aten.fake_quantize_per_channel_affine,
+)  # fmt: skip
 
 
-def widen(graph: fx.Graph, varying: Container[fx.Node]) -> fx.Graph:
+def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
     """Compute what depends on the input of a float64 model in float64 throughout, in place.
 
     Parameters
     ----------
     graph : fx.Graph
         A functional ATen graph.
-    varying : container of fx.Node
+    varying : collection of fx.Node
         The nodes that depend on the values of the input. Others keep their type, and the rounding
         of their values, and are cast where these meet them.
     """
-    if not any(node in varying and is_narrow(node) for node in calls(graph)):
+    reached = descendants(graph, varying)
+    rounded = descendants(graph, [node for node in varying if is_rounded(node)])
+    met = [n for node in reached for n in node.all_input_nodes if n not in reached and is_narrow(n)]
+    if not rounded or not is_double(graph, varying, met):
         return graph
-    reached = reachable(graph)
-    if not (is_double(graph, varying) and all(map(has_wide_form, reached))):
+    if not all(map(has_wide_form, reached)) or any(map(decides, rounded)):
         return graph
     output = next(node for node in graph.nodes if node.op == "output")
-    result = output.args[0]
-    dtype = result.meta["val"].dtype
+    dtype = output.args[0].meta["val"].dtype
+    wide = {source: cast(graph, source, WIDER[source.meta["val"].dtype]) for source in set(met)}
     for node in reached:
-        widen_node(graph, node)
+        if node.op == "call_function":
+            widen_node(graph, node, wide)
     result = output.args[0]
     if result.meta["val"].dtype != dtype:
-        with graph.inserting_before(output):
-            output.args = (call(graph, result, aten._to_copy.default, result, dtype=dtype),)
+        output.args = (cast(graph, result, dtype),)
     graph.eliminate_dead_code()
     return graph
 
 
-def narrowest(graph: fx.Graph, dtype: torch.dtype) -> torch.dtype:
+def narrowest(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
     """Return the type with the fewest digits in which a model computes what depends on its input.
 
     Parameters
     ----------
-    graph : fx.Graph
-        One of the rewritten graphs.
+    varying : collection of fx.Node
+        The nodes of a captured graph that depend on the input.
     dtype : torch.dtype
         Of the input.
     """
-    varying = [node for node in graph.nodes if node.meta.get("varying")]
-    types = {v.dtype for node in varying for v in tensors_of(node) if v.is_floating_point()}
-    types |= {node.meta[COMPUTED_IN] for node in varying if COMPUTED_IN in node.meta}
+    nodes = [node for node in varying if node.op == "call_function" and not casts_whole(node)]
+    types = {v.dtype for node in nodes for v in tensors_of(node) if v.is_floating_point()}
     return max({dtype, *types}, key=lambda found: torch.finfo(found).eps)
 
 
-def reachable(graph: fx.Graph) -> list[fx.Node]:
-    """Return the operations that take an input or anything made of it, be it for its shape."""
-    found = dict.fromkeys(node for node in graph.nodes if node.op == "placeholder")
-    inputs = len(found)
+# --- whether -------------------------------------------------------------------------------------
+
+
+def descendants(graph: fx.Graph, roots: Collection[fx.Node]) -> dict[fx.Node, None]:
+    """Return `roots` and all that takes a tensor made of them, be it for its shape, in order."""
+    found = dict.fromkeys(node for node in graph.nodes if node in set(roots))
     for node in calls(graph):
-        if any(source in found for source in node.all_input_nodes):
+        if any(source in found and tensors_of(source) for source in node.all_input_nodes):
             found[node] = None
-    return list(found)[inputs:]
+    return dict.fromkeys(node for node in graph.nodes if node in found)
 
 
-def is_double(graph: fx.Graph, varying: Container[fx.Node]) -> bool:
-    """Say whether a model is of float64: what is explained, and most numbers of its weights."""
-    numbers = {torch.float32: 0, torch.float64: 0}
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and node in varying and value.dtype != torch.float64:
-            return False
-        if node.op == "get_attr" and value.dtype in numbers:
-            numbers[value.dtype] += value.numel()
-    return numbers[torch.float32] <= numbers[torch.float64]
+def is_double(graph: fx.Graph, varying: Collection[fx.Node], met: Collection[fx.Node]) -> bool:
+    """Say whether a model is of float64: what is explained, and most of the numbers it is met by.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+    varying : collection of fx.Node
+    met : collection of fx.Node
+        What is narrow and meets what depends on the input.
+    """
+    explained = [node for node in varying if node.op == "placeholder"]
+    values = [node.meta["val"] for node in graph.nodes if node.op == "get_attr"]
+    double = sum(value.numel() for value in values if value.dtype == torch.float64)
+    single = sum(node.meta["val"].numel() for node in set(met) if node.op == "get_attr")
+    return single <= double and all(n.meta["val"].dtype == torch.float64 for n in explained)
+
+
+def is_rounded(node: fx.Node) -> bool:
+    """Say whether an operation gives float32 that may have lost digits."""
+    return node.op == "call_function" and is_narrow(node) and not casts_whole(node)
+
+
+def casts_whole(node: fx.Node) -> bool:
+    """Say whether a node casts whole numbers or booleans, which lose nothing."""
+    return packet(node) in CASTS and not gives_floats(node.all_input_nodes[0])
+
+
+def decides(node: fx.Node) -> bool:
+    """Say whether an operation jumps: gives integers or booleans, or is one of those that do."""
+    whole = any(not (v.is_floating_point() or v.is_complex()) for v in tensors_of(node))
+    jumps = packet(node) in JUMPS or node.kwargs.get("rounding_mode") is not None
+    return jumps or (whole and bool(sources_of(node)))
 
 
 def has_wide_form(node: fx.Node) -> bool:
@@ -102,46 +135,39 @@ def has_wide_form(node: fx.Node) -> bool:
     floats = {v.dtype for v in values if v.is_floating_point() or v.is_complex()}
     if floats - set(WIDER) - set(WIDER.values()):
         return False  # half precision, on purpose
-    by_bits = node.target in (aten.view.dtype, aten.view_copy.dtype)
-    return not by_bits and (floats.isdisjoint(WIDER) or namespace(node) in NAMESPACES)
+    return floats.isdisjoint(WIDER) or has_other_types(node.target)
 
 
-def namespace(node: fx.Node) -> str:
-    """Return the library of an operator; functions of Python are taken for ATen's."""
-    return getattr(node.target, "namespace", "aten")
+# --- how -----------------------------------------------------------------------------------------
 
 
-def widen_node(graph: fx.Graph, node: fx.Node) -> None:
+def widen_node(graph: fx.Graph, node: fx.Node, wide: dict[fx.Node, fx.Node]) -> None:
     """Give an operation wide arguments and a wide result, or leave it out if it is a cast."""
-    with graph.inserting_before(node):
-        for source in node.all_input_nodes:
-            if is_narrow(source):
-                node.replace_input_with(source, cast(graph, source))
+    for source in node.all_input_nodes:
+        if source in wide:
+            node.replace_input_with(source, wide[source])
     source = node.all_input_nodes[0]
-    is_cast = packet(node) in CASTS
-    if is_cast and is_same(node, source):
+    if packet(node) in CASTS and is_same(node, source):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         return
     if not is_narrow(node):
         return
-    if not is_cast or gives_floats(source):  # whole numbers lose nothing
-        node.meta[COMPUTED_IN] = torch.float32
     given = (node.args, dict(node.kwargs))
     node.args, node.kwargs = map_aggregate(given, wider)
     if given == (node.args, node.kwargs) and not any(map(gives_floats, node.all_input_nodes)):
-        with graph.inserting_before(node.next):  # of whole numbers, the default type
-            wide = cast(graph, node)
-        node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
+        # Of whole numbers, in the default type.
+        after = cast(graph, node, WIDER[node.meta["val"].dtype])
+        node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
     else:
         node.meta["val"] = pytree.tree_map(in_wider, node.meta["val"])
 
 
-def cast(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """Add a cast to the wider type."""
-    dtype = WIDER[node.meta["val"].dtype]
-    wide: fx.Node = call(graph, node, aten._to_copy.default, node, dtype=dtype)
-    return wide
+def cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Add a cast behind a node."""
+    with graph.inserting_before(node.next):
+        found: fx.Node = call(graph, node, aten._to_copy.default, node, dtype=dtype)
+    return found
 
 
 def is_same(node: fx.Node, source: fx.Node) -> bool:
@@ -161,7 +187,7 @@ def in_wider(value: Any) -> Any:
 
 
 def is_narrow(node: fx.Node) -> bool:
-    """Say whether a node gives float32."""
+    """Say whether a node gives float32, or complex numbers of it."""
     return any(value.dtype in WIDER for value in tensors_of(node))
 
 

@@ -93,6 +93,45 @@ def test_multipliers_of_narrow_ends_are_those_of_the_same_numbers_in_float32(
     assert torch.equal(found[0], multiply(operation, [r], [x], grad)[0].to(dtype))
 
 
+@torch.library.custom_op("tests::half_sine", mutates_args=())
+def half_sine(x: Tensor) -> Tensor:
+    """An operator of a user's, for half precision alone."""
+    assert x.dtype in DTYPES
+    return x.sin()
+
+
+@half_sine.register_fake
+def half_sine_shape(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def half_sine_backward(ctx: Any, grad: Tensor) -> Tensor:
+    return grad * ctx.saved_tensors[0].cos()
+
+
+half_sine.register_autograd(half_sine_backward, setup_context=keep_input)
+
+
+def chosen(h: Tensor) -> Tensor:
+    return F.one_hot(h.argmax(-1), 16).to(h.dtype) * h
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("function", [half_sine, chosen], ids=["a user's operator", "a choice"])
+def test_functions_in_a_narrow_type_alone(
+    function: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    model = Sixteen(function, dtype).eval()
+    background, samples = torch.randn(6, 4), torch.randn(3, 4)
+    values, _ = shap_values(fxshap.make_explainable(model), [background], [samples], None)
+    found = additivity_error(model, [background], [samples], values)
+    assert found <= LIMIT * torch.finfo(dtype).eps
+
+
 class Masked(nn.Module):
     """Attention weights with a mask that depends on the input, as float16 must hold it."""
 

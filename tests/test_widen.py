@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.widen import narrowest
 from tests.helpers import Between, assert_exact, explain
 
 WEIGHTS = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -45,8 +44,8 @@ def numbers_of_its_own(h: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([none, (h.to(dtype) * steps).sin()], -1)[:, 6:].to(h.dtype)
 
 
-def steps(h: Tensor, dtype: torch.dtype) -> Tensor:
-    return (h > 0).to(dtype) + h.to(dtype).trunc().long().to(dtype) / 3 + h
+def mask(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((h > 0).to(dtype) @ torch.ones(6, 6, dtype=dtype) * h.to(dtype)).sin().to(h.dtype)
 
 
 def frequencies(h: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,7 +62,7 @@ PARTS: list[Callable[[Tensor, torch.dtype], Tensor]] = [
     attention,
     rounded_weights,
     numbers_of_its_own,
-    steps,
+    mask,
     frequencies,
     order,
 ]
@@ -81,14 +80,80 @@ def test_the_part_is_explained_as_in_float64(part: Callable[..., Tensor]) -> Non
     found = assert_exact(narrow, explainable, [data(5)], [data(3)], 1e-6)
     expected = assert_exact(wide, fxshap.make_explainable(wide), [data(5)], [data(3)], 1e-12)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-13)
-    assert narrowest(explainable.observe.graph, torch.float64) == torch.float32
+    assert explainable.computed_in == torch.float32
+
+
+def tree(x: Tensor) -> Tensor:
+    return (x.float() >= 0.7).to(x.dtype)
+
+
+def bins(x: Tensor) -> Tensor:
+    return (x.float() * 100).floor().to(x.dtype) / 100
+
+
+def ranks(x: Tensor) -> Tensor:
+    return x.float().sort(-1).indices.to(x.dtype)
+
+
+def later(x: Tensor) -> Tensor:
+    return (100 * x.float().to(x.dtype)).floor() / 100
+
+
+@pytest.mark.parametrize("decide", [tree, bins, ranks, later], ids=lambda f: f.__name__)
+def test_decisions_come_out_as_in_the_model(decide: Callable[[Tensor], Tensor]) -> None:
+    out = nn.Linear(4, 2).double()
+    model = Around(lambda x: out(decide(x)))
+    background = torch.tensor([[0.2, 0.3, 0.4, 0.5], [0.1, 0.9, 0.0, 0.3]], dtype=torch.float64)
+    samples = torch.tensor([[0.29, 0.58, 0.57, 0.7], [0.1, 0.7, 0.29, 0.56]], dtype=torch.float64)
+    background, samples = background.float().double(), samples.float().double()
+    explainable = fxshap.make_explainable(model)
+    assert_exact(model, explainable, [background], [samples], 1e-6)
+    with torch.no_grad(), fxshap.paired():
+        paired = explainable(torch.cat([samples, background]))
+    assert torch.equal(paired, model(torch.cat([samples, background])))
+
+
+def test_what_is_bound_keeps_its_type() -> None:
+    out = nn.Linear(4, 2).double()
+    model = Around(lambda h, p: out((h.float().tanh() * (p >= 0.7)).to(h.dtype)))
+    explainable = fxshap.make_explainable(model).bind(p=torch.full((1, 4), 0.7))
+    plain = Around(lambda h: model(h, torch.full((1, 4), 0.7)))
+    assert_exact(plain, explainable, [data(5)], [data(3)], 1e-6)
+
+
+class Around(nn.Module):
+    """A function of the input."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, h: Tensor, p: Tensor | None = None) -> Tensor:
+        return self.function(h) if p is None else self.function(h, p)
+
+
+def test_a_constant_is_cast_once() -> None:
+    table = torch.randn(6, 6)
+
+    def twice(h: Tensor) -> Tensor:
+        return ((h.float() @ table).tanh() @ table).to(h.dtype)
+
+    explainable = fxshap.make_explainable(Between(twice).double())
+    explain(explainable, [data(5)], [data(3)])
+    assert len(explainable._latest().rewritten.folded) == 1
+
+
+@pytest.mark.parametrize("part", [lambda h: h.float().double(), lambda h: h * h.float()])
+def test_verify_sees_what_only_rounds(part: Callable[[Tensor], Tensor]) -> None:
+    result = fxshap.verify(Between(part).double(), data(5), data(3))
+    assert result.computed_in == torch.float32 and result.additive
 
 
 def test_numbers_of_a_mask_are_not_narrow() -> None:
     model = Between(lambda h: (h > 0).float() * h).double()
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(5)], [data(3)], 1e-12)
-    assert narrowest(explainable.observe.graph, torch.float64) == torch.float64
+    assert explainable.computed_in == torch.float64
 
 
 def test_an_output_keeps_its_type() -> None:
@@ -118,7 +183,7 @@ def assert_untouched(model: nn.Module, inside: torch.dtype) -> None:
         paired = explainable(torch.cat([data(3), data(3)]))
     with torch.no_grad():
         assert torch.equal(paired[:3], model(data(3)))
-    assert narrowest(explainable.observe.graph, torch.float64) == inside
+    assert explainable.computed_in == inside
 
 
 def test_a_model_with_weights_of_float32_is_not_touched() -> None:

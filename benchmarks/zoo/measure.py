@@ -24,7 +24,6 @@ import fxshap
 from benchmarks.zoo.entry import Entry
 from fxshap.lean import CHANNELS_LAST
 from fxshap.rewrite import generic_operations
-from fxshap.widen import narrowest
 
 OUTPUTS = 4
 REFERENCES = 2
@@ -264,7 +263,7 @@ def fill_in(result: Measurement, case: Case, exact: Outputs | None) -> None:
     result.capture_seconds = time.process_time() - start
     result.generic = generic_operations(explainable.attribute)
     dtype = case.references[0].dtype
-    result.narrow = narrowest(explainable.observe.graph, dtype) != dtype
+    result.narrow = explainable.computed_in != dtype
 
     answers: list[Tensor] = []
     explainable.register_forward_hook(lambda module, inputs, output: answers.append(output))

@@ -98,8 +98,15 @@ class Operation:
 
     @cached_property
     def accumulating(self) -> Operation:
-        """The same operation in the type in which rules compute."""
+        """The same operation in the type in which rules compute; a user's own as it is."""
+        if not has_other_types(self.target):
+            return self
         return replace(self, arguments=tuple(map(accumulating, self.arguments)))
+
+
+def has_other_types(target: Any) -> bool:
+    """Say whether an operator runs in all floating-point types, as a user's own may not."""
+    return getattr(target, "namespace", "aten") in ("aten", "prims", "fxshap")
 
 
 def accumulating(value: Any) -> Any:

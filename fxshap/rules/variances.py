@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.operation import Operation, keep_between, may_hold
+from fxshap.rules.operation import Operation, accumulating, keep_between, may_hold
 from fxshap.rules.table import RULES, Rule, Tensors, find_rule
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ def variance(x: Tensor) -> Tensor:
 
 def no_variance(v: Tensor) -> Tensor:
     """Return the variances of one end alone, all 0, in the memory of one number."""
-    return v.new_zeros(()).expand_as(v)
+    return v.new_zeros((), dtype=accumulating(v.dtype)).expand_as(v)
 
 
 def variance_rule(
