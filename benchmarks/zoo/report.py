@@ -145,7 +145,8 @@ means that SHAP's values sum to the difference of the outputs, to {float32} of t
 float32 and to {float64} in float64, and that the output SHAP sees is the model's own to {output}.
 The error is max |sum(phi) - (f(x) - mean f(refs))| / max(|f(x)|, |f(refs)|). Networks that compute
 in float32 inside whatever the type of their input ("narrow") have {narrow} for a limit in float64:
-fxshap explains them in float64 throughout, and what is left is the rounding of their own outputs.
+where no decision depends on these parts fxshap computes them in float64, and what is left is the
+rounding of the networks' own outputs.
 
 ![Additivity error of every network](figures/coverage.png)
 
