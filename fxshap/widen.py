@@ -48,16 +48,24 @@ def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
         The nodes that depend on the values of the input. Others keep their type, and the rounding
         of their values, and are cast where these meet them.
     """
+    explained = [node for node in varying if node.op == "placeholder"]
+    if any(node.meta["val"].dtype != torch.float64 for node in explained):
+        return graph
     reached = descendants(graph, varying)
     rounded = descendants(graph, [node for node in varying if is_rounded(node)])
-    met = [n for node in reached for n in node.all_input_nodes if n not in reached and is_narrow(n)]
-    if not rounded or not is_double(graph, varying, met):
+    met = dict.fromkeys(
+        source
+        for node in reached
+        for source in node.all_input_nodes
+        if source not in reached and is_narrow(source)
+    )
+    if not rounded or any(map(decides, rounded)):
         return graph
-    if not all(map(has_wide_form, reached)) or any(map(decides, rounded)):
+    if not is_double(graph, met) or not all(map(has_wide_form, reached)):
         return graph
     output = next(node for node in graph.nodes if node.op == "output")
     dtype = output.args[0].meta["val"].dtype
-    wide = {source: cast(graph, source, WIDER[source.meta["val"].dtype]) for source in set(met)}
+    wide = {source: cast(graph, source, WIDER[source.meta["val"].dtype]) for source in met}
     for node in reached:
         if node.op == "call_function":
             widen_node(graph, node, wide)
@@ -88,28 +96,19 @@ def narrowest(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
 
 def descendants(graph: fx.Graph, roots: Collection[fx.Node]) -> dict[fx.Node, None]:
     """Return `roots` and all that takes a tensor made of them, be it for its shape, in order."""
-    found = dict.fromkeys(node for node in graph.nodes if node in set(roots))
+    found = set(roots)
     for node in calls(graph):
         if any(source in found and tensors_of(source) for source in node.all_input_nodes):
-            found[node] = None
+            found.add(node)
     return dict.fromkeys(node for node in graph.nodes if node in found)
 
 
-def is_double(graph: fx.Graph, varying: Collection[fx.Node], met: Collection[fx.Node]) -> bool:
-    """Say whether a model is of float64: what is explained, and most of the numbers it is met by.
-
-    Parameters
-    ----------
-    graph : fx.Graph
-    varying : collection of fx.Node
-    met : collection of fx.Node
-        What is narrow and meets what depends on the input.
-    """
-    explained = [node for node in varying if node.op == "placeholder"]
+def is_double(graph: fx.Graph, met: Collection[fx.Node]) -> bool:
+    """Say whether the weights of a graph have more numbers in float64 than are `met` in float32."""
     values = [node.meta["val"] for node in graph.nodes if node.op == "get_attr"]
     double = sum(value.numel() for value in values if value.dtype == torch.float64)
-    single = sum(node.meta["val"].numel() for node in set(met) if node.op == "get_attr")
-    return single <= double and all(n.meta["val"].dtype == torch.float64 for n in explained)
+    single = sum(node.meta["val"].numel() for node in met if node.op == "get_attr")
+    return single <= double
 
 
 def is_rounded(node: fx.Node) -> bool:
