@@ -104,11 +104,11 @@ def descendants(graph: fx.Graph, roots: Collection[fx.Node]) -> dict[fx.Node, No
 
 
 def is_double(graph: fx.Graph, met: Collection[fx.Node]) -> bool:
-    """Say whether the weights of a graph have more numbers in float64 than are `met` in float32."""
+    """Say whether weights have at least as many numbers in float64 as are `met` in float32."""
     values = [node.meta["val"] for node in graph.nodes if node.op == "get_attr"]
     double = sum(value.numel() for value in values if value.dtype == torch.float64)
     single = sum(node.meta["val"].numel() for node in met if node.op == "get_attr")
-    return single <= double
+    return bool(single <= double)
 
 
 def is_rounded(node: fx.Node) -> bool:
