@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, _trace
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -254,8 +255,20 @@ def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> Export
     return program
 
 
+def refuse_functions(graph: fx.Graph) -> None:
+    """Raise at an operator that takes functions, as `torch.cond` does, which are no operations."""
+    for node in graph.nodes:
+        if isinstance(node.target, HigherOrderOperator):
+            raise CaptureError(
+                f"the model cannot be captured as one graph: at {node_line(node)}, it gives "
+                f"functions to {node.target.name()}; compute all branches and choose with "
+                "torch.where, and attention with F.scaled_dot_product_attention and a mask"
+            )
+
+
 def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
     """Turn an exported program's weight inputs into attributes and keep what was returned."""
+    refuse_functions(program.graph)
     signature = program.graph_signature
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}

@@ -9,6 +9,7 @@ import pytest
 import shap
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -143,6 +144,14 @@ FAILS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a size that depends on values": (
         lambda: Around(lambda net, x: net(x) + x[x > 0].sum()),
         r"the size of a tensor depends on values",
+    ),
+    "functions given to an operator": (
+        lambda: Around(lambda net, x: torch.cond(x.sum() > 0, net, lambda h: net(h).cos(), (x,))),
+        r"functions to cond; compute all branches.*torch\.where",
+    ),
+    "attention with functions": (
+        lambda: Around(lambda net, x: net(flex_attention(*[x.view(-1, 1, 2, 2)] * 3).flatten(1))),
+        r"functions to flex_attention.*scaled_dot_product_attention",
     ),
     "a number taken by NumPy": (
         lambda: Around(lambda net, x: net(x) * float(x.numpy().max())),
