@@ -189,9 +189,6 @@ class ExplainableModule(nn.Module):
     observe, attribute : fx.GraphModule
         The two graphs of the latest capture. ``print(explainable.attribute.code)`` shows what was
         rewritten.
-    computed_in : torch.dtype
-        The type with the fewest digits in which the model, when it was captured, computed what
-        depends on its input: float32 or bfloat16 where it casts to that inside.
     """
 
     def __init__(
@@ -254,7 +251,10 @@ class ExplainableModule(nn.Module):
 
     @property
     def computed_in(self) -> torch.dtype:
-        """The type with the fewest digits in which the model computes; else that of its input."""
+        """The type with the fewest digits in which the model computes what depends on its input.
+
+        The type of the input, or float32, float16 or bfloat16 where the model casts to that inside.
+        """
         return self._latest().rewritten.computed_in
 
     @property
