@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap import choices
+from fxshap.nodes import CASTS
 from fxshap.parts import write
 from fxshap.rules.operation import ACCUMULATE_IN
 from fxshap.rules.table import find_rule
@@ -49,8 +50,6 @@ COMPARISONS = {
     }.items()
     for name in names
 }
-
-CASTS = (aten._to_copy, aten.to, aten.type_as)
 
 
 def is_floating(node: Any) -> bool:

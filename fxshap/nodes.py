@@ -13,9 +13,12 @@ from torch.utils import _pytree as pytree
 from fxshap.capture import UNKNOWN_LINE, node_line, user_module
 from fxshap.lean import CONVOLUTIONS, lean_batch_norm, lean_convolution
 from fxshap.rescale import RESCALES, rescale, rescale_activation
+from fxshap.rules.operation import differentiable
 from fxshap.rules.table import find_rule
 
 aten = torch.ops.aten
+
+CASTS = (aten._to_copy, aten.to, aten.type_as)
 
 
 def packet(node: fx.Node) -> Any:
@@ -66,13 +69,12 @@ def whereabouts(node: fx.Node) -> str:
 
 def gives_floats(node: fx.Node) -> bool:
     """Say whether any output of a node is floating point."""
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(v, Tensor) and v.is_floating_point() or is_complex(v) for v in values)
+    return any(map(differentiable, tensors_of(node)))
 
 
-def is_complex(value: Any) -> bool:
-    """Say whether a value is a complex tensor."""
-    return isinstance(value, Tensor) and value.is_complex()
+def tensors_of(node: fx.Node) -> list[Tensor]:
+    """Return the tensors among what a node gives."""
+    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
 
 
 def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
@@ -105,6 +107,5 @@ def batch_dims(node: fx.Node) -> tuple[int, ...]:
     """Return the dimension of each output of a node that grows with the batch; 0 if unknown."""
     return tuple(
         next((d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
-        for value in pytree.tree_leaves(node.meta["val"])
-        if isinstance(value, Tensor)
+        for value in tensors_of(node)
     )

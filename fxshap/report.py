@@ -22,7 +22,7 @@ from fxshap.rescale import choose_rule
 from fxshap.rewrite import Rewritten
 from fxshap.rules.operation import Operation
 from fxshap.rules.table import Rule, Target
-from fxshap.tables import count, html_table, shape_of, shorten, text_table
+from fxshap.tables import count, html_table, name_of, shape_of, shorten, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,7 +214,7 @@ def rule_of(node: fx.Node) -> Rule:
 def describe_input(node: fx.Node) -> str:
     """Return the shape and dtype of an input, ``*`` for any number of rows."""
     value = node.meta["val"]
-    return f"({shape_of(value)}) {str(value.dtype).removeprefix('torch.')}"
+    return f"({shape_of(value)}) {name_of(value.dtype)}"
 
 
 def summarise(modules: Iterable[str]) -> list[str]:

@@ -44,3 +44,8 @@ def shorten(text: str, width: int) -> str:
 def shape_of(value: Tensor) -> str:
     """Return the sizes of a tensor, ``*`` for what is symbolic: any number of rows."""
     return ", ".join("*" if isinstance(size, torch.SymInt) else str(size) for size in value.shape)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a type without its module."""
+    return str(dtype).removeprefix("torch.")

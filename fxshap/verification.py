@@ -21,7 +21,7 @@ from fxshap.module import ExplainableModule, evaluating, make_explainable
 from fxshap.output import Selector, require_columns
 from fxshap.refine import dims_of_inputs
 from fxshap.shapley import shapley_values
-from fxshap.tables import count, html_table, text_table
+from fxshap.tables import count, html_table, name_of, text_table
 
 Inputs = Tensor | Sequence[Tensor]
 Array = npt.NDArray[Any]
@@ -107,6 +107,7 @@ class Verification:
     @property
     def limit(self) -> float:
         """The largest additivity error that rounding explains."""
+        # What has still fewer digits, as float8, is taken for the narrowest.
         return LIMITS.get(self.computed_in, max(LIMITS.values()))
 
     @property
@@ -298,11 +299,6 @@ def verify(
         sample = [x[row : row + 1] for x in rows]
         leaks = find_leaks(model.attribute, sample, references, int(ranks[row, column]), scale)
         return replace(result, leaks=leaks)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a type without its module."""
-    return str(dtype).removeprefix("torch.")
 
 
 def as_list(inputs: Inputs) -> list[Tensor]:

@@ -20,14 +20,13 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from fxshap.nodes import calls, gives_floats, packet
+from fxshap.nodes import CASTS, calls, gives_floats, packet, tensors_of
 from fxshap.parts import call, sources_of
-from fxshap.rules.operation import has_other_types
+from fxshap.rules.operation import differentiable, has_other_types
 
 aten = torch.ops.aten
 
 WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-CASTS = (aten._to_copy, aten.to)
 #: Functions of floating-point numbers that jump, beside those that give no such numbers.
 JUMPS = (
     aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.frac,
@@ -51,16 +50,16 @@ def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
     explained = [node for node in varying if node.op == "placeholder"]
     if any(node.meta["val"].dtype != torch.float64 for node in explained):
         return graph
-    reached = descendants(graph, varying)
     rounded = descendants(graph, [node for node in varying if is_rounded(node)])
+    if not rounded or any(map(decides, rounded)):
+        return graph
+    reached = descendants(graph, varying)
     met = dict.fromkeys(
         source
         for node in reached
         for source in node.all_input_nodes
         if source not in reached and is_narrow(source)
     )
-    if not rounded or any(map(decides, rounded)):
-        return graph
     if not is_double(graph, met) or not all(map(has_wide_form, reached)):
         return graph
     output = next(node for node in graph.nodes if node.op == "output")
@@ -123,7 +122,7 @@ def casts_whole(node: fx.Node) -> bool:
 
 def decides(node: fx.Node) -> bool:
     """Say whether an operation jumps: gives integers or booleans, or is one of those that do."""
-    whole = any(not (v.is_floating_point() or v.is_complex()) for v in tensors_of(node))
+    whole = not all(map(differentiable, tensors_of(node)))
     jumps = packet(node) in JUMPS or node.kwargs.get("rounding_mode") is not None
     return jumps or (whole and bool(sources_of(node)))
 
@@ -131,7 +130,7 @@ def decides(node: fx.Node) -> bool:
 def has_wide_form(node: fx.Node) -> bool:
     """Say whether an operation is the same in float64, but for its digits."""
     values = [v for part in (node, *node.all_input_nodes) for v in tensors_of(part)]
-    floats = {v.dtype for v in values if v.is_floating_point() or v.is_complex()}
+    floats = {value.dtype for value in values if differentiable(value)}
     if floats - set(WIDER) - set(WIDER.values()):
         return False  # half precision, on purpose
     return floats.isdisjoint(WIDER) or has_other_types(node.target)
@@ -188,8 +187,3 @@ def in_wider(value: Any) -> Any:
 def is_narrow(node: fx.Node) -> bool:
     """Say whether a node gives float32, or complex numbers of it."""
     return any(value.dtype in WIDER for value in tensors_of(node))
-
-
-def tensors_of(node: fx.Node) -> list[Tensor]:
-    """Return the tensors among what a node gives."""
-    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]

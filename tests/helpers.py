@@ -31,6 +31,25 @@ class Between(nn.Module):
         return self.out(self.function(self.into(x)))
 
 
+def sine_for(name: str, *dtypes: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Register a user's operator, a sine that has kernels for some types alone."""
+
+    @torch.library.custom_op(f"tests::{name}", mutates_args=())
+    def sine(x: Tensor) -> Tensor:
+        assert x.dtype in dtypes
+        return x.sin()
+
+    def keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0].cos()
+
+    sine.register_fake(torch.empty_like)
+    sine.register_autograd(backward, setup_context=keep_input)
+    return sine
+
+
 def as_list(value: Any) -> list[Any]:
     """A list of one, or the list itself."""
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.models import NETWORKS
-from benchmarks.narrow import DTYPES, LIMIT, WAYS, build, error
+from benchmarks.narrow import DTYPES, LIMIT, WAYS, Halved, build, error
 from fxshap.errors import InputError
 from fxshap.rescale import multiply
 from fxshap.rules.operation import Operation
 from fxshap.verification import additivity_error, shap_values
+from tests.helpers import Between, sine_for
 
 #: One of each kind; `make narrow` takes all.
 SOME = (
@@ -40,10 +41,10 @@ def test_it_adds_up(name: str, way: str, dtype: torch.dtype) -> None:
     assert error(model, NETWORKS[name], dtype) <= LIMIT
 
 
-#: Functions of 16 numbers whose squares, or sums of them, are more than float16 holds.
+#: Functions of six numbers whose squares, or sums of them, are more than float16 holds.
 LARGE = {
-    "layer_norm": lambda h: F.layer_norm(2000 * h, (16,)),
-    "rms_norm": lambda h: F.rms_norm(2000 * h, (16,)),
+    "layer_norm": lambda h: F.layer_norm(2000 * h, (6,)),
+    "rms_norm": lambda h: F.rms_norm(2000 * h, (6,)),
     "norm": lambda h: 2000 * h / torch.linalg.vector_norm(2000 * h, dim=-1, keepdim=True),
     "standard deviation": lambda h: (500 * h).std(-1, keepdim=True) * h / 500,
     "gelu": lambda h: F.gelu(500 * h) / 500,
@@ -51,24 +52,11 @@ LARGE = {
 }
 
 
-class Sixteen(nn.Module):
-    """A function of sixteen numbers in a narrow type, between two linear layers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.into, self.out = (layer.to(dtype) for layer in (nn.Linear(4, 16), nn.Linear(16, 2)))
-        self.function, self.dtype = function, dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.function(self.into(x.to(self.dtype)))).float()
-
-
 @pytest.mark.parametrize("options", [{}, {"refine": 1}, {"variances": True}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", LARGE)
 def test_rules_compute_in_float32(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    model = Sixteen(LARGE[name], dtype).eval()
+    model = Halved(Between(LARGE[name]), dtype).eval()
     background, samples = torch.randn(6, 4), torch.randn(3, 4)
     explainable = fxshap.make_explainable(model, **options)
     values, _ = shap_values(explainable, [background], [samples], None)
@@ -93,31 +81,11 @@ def test_multipliers_of_narrow_ends_are_those_of_the_same_numbers_in_float32(
     assert torch.equal(found[0], multiply(operation, [r], [x], grad)[0].to(dtype))
 
 
-@torch.library.custom_op("tests::half_sine", mutates_args=())
-def half_sine(x: Tensor) -> Tensor:
-    """An operator of a user's, for half precision alone."""
-    assert x.dtype in DTYPES
-    return x.sin()
-
-
-@half_sine.register_fake
-def half_sine_shape(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def half_sine_backward(ctx: Any, grad: Tensor) -> Tensor:
-    return grad * ctx.saved_tensors[0].cos()
-
-
-half_sine.register_autograd(half_sine_backward, setup_context=keep_input)
+half_sine = sine_for("half_sine", *DTYPES)
 
 
 def chosen(h: Tensor) -> Tensor:
-    return F.one_hot(h.argmax(-1), 16).to(h.dtype) * h
+    return F.one_hot(h.argmax(-1), 6).to(h.dtype) * h
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
@@ -125,7 +93,7 @@ def chosen(h: Tensor) -> Tensor:
 def test_functions_in_a_narrow_type_alone(
     function: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
-    model = Sixteen(function, dtype).eval()
+    model = Halved(Between(function), dtype).eval()
     background, samples = torch.randn(6, 4), torch.randn(3, 4)
     values, _ = shap_values(fxshap.make_explainable(model), [background], [samples], None)
     found = additivity_error(model, [background], [samples], values)

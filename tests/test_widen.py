@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from tests.helpers import Between, assert_exact, explain
+from tests.helpers import Between, assert_exact, explain, sine_for
 
 WEIGHTS = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -79,6 +78,7 @@ def test_the_part_is_explained_as_in_float64(part: Callable[..., Tensor]) -> Non
     explainable = fxshap.make_explainable(narrow)
     found = assert_exact(narrow, explainable, [data(5)], [data(3)], 1e-6)
     expected = assert_exact(wide, fxshap.make_explainable(wide), [data(5)], [data(3)], 1e-12)
+    # Of the order of 1, and rounded in another order.
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-13)
     assert explainable.computed_in == torch.float32
 
@@ -196,27 +196,7 @@ def test_half_precision_on_purpose_is_not_touched() -> None:
     assert_untouched(model, torch.float16)
 
 
-@torch.library.custom_op("tests::single_sine", mutates_args=())
-def single_sine(x: Tensor) -> Tensor:
-    """An operator of a user's, for float32 alone."""
-    assert x.dtype == torch.float32
-    return x.sin()
-
-
-@single_sine.register_fake
-def single_sine_shape(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def single_sine_backward(ctx: Any, grad: Tensor) -> Tensor:
-    return grad * ctx.saved_tensors[0].cos()
-
-
-single_sine.register_autograd(single_sine_backward, setup_context=keep_input)
+single_sine = sine_for("single_sine", torch.float32)
 
 
 def test_operators_of_ones_own_keep_their_type() -> None:

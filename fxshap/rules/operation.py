@@ -98,9 +98,7 @@ class Operation:
 
     @cached_property
     def accumulating(self) -> Operation:
-        """The same operation in the type in which rules compute; a user's own as it is."""
-        if not has_other_types(self.target):
-            return self
+        """The same operation in the type in which rules compute."""
         return replace(self, arguments=tuple(map(accumulating, self.arguments)))
 
 
