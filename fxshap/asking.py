@@ -20,12 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import fxshap
 from fxshap.errors import InputError, RecognitionError
 from fxshap.place import Place
 
 Hook = Callable[..., Any]
+#: A hook, by the identity of its table and its number there.
+HookKey = tuple[int, int]
 
 #: Tables of hooks on a module, with `forward` hooks last.
 TABLES = ("_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks", "_forward_hooks")
@@ -71,6 +74,9 @@ LIBRARIES = {
 
 #: The modules of all libraries that ask for multipliers.
 ASKING = tuple(module for library in LIBRARIES.values() for module in library.asks)
+
+#: The modules of all libraries whose hooks on the user's own modules serve one call and no longer.
+TEMPORARY = (*ASKING, *{library.layers for library in LIBRARIES.values()})
 
 #: What the mode is called while :func:`paired` is on.
 PAIRED = "paired"
@@ -268,14 +274,92 @@ def caller(directly: bool = False) -> str | None:
 
 
 def layer_asked(model: nn.Module, library: str) -> Layer | None:
-    """Return the layer of the user's model that a library asks about, if it does."""
+    """Return the layer of the user's model that a library asks about, if it does.
+
+    Only a hook that the running call itself has registered counts: one that an earlier call left
+    behind asks nothing.
+    """
+    live = live_hooks([sys._getframe(1)])
     for name, module in model.named_modules():
         for table in ("_forward_pre_hooks", "_forward_hooks"):
-            for key, hook in list(getattr(module, table).items()):
-                if is_from(module_of(hook), (LIBRARIES[library].layers,)):
+            hooks = getattr(module, table)
+            for key, hook in list(hooks.items()):
+                theirs = is_from(module_of(hook), (LIBRARIES[library].layers,))
+                if theirs and (id(hooks), key) in live:
                     output = library == "captum" and table == "_forward_hooks"
                     return Layer(Place(name, "output" if output else "input"), module, table, key)
     return None
+
+
+def live_hooks(frames: Iterable[FrameType | None], but: nn.Module | None = None) -> set[HookKey]:
+    """Return the hooks that calls of attribution libraries hold handles of, now on the stack.
+
+    Parameters
+    ----------
+    frames : iterable of FrameType
+        The innermost frame of each thread to look at.
+    but : nn.Module, optional
+        An explainable model. A tangermeme call on it hooks none of the user's own modules.
+    """
+    live: set[HookKey] = set()
+    for frame in frames:
+        while frame is not None:
+            if is_from(str(frame.f_globals.get("__name__", "")), tuple(LIBRARIES)):
+                values = dict(frame.f_locals)
+                model = values.get("model")
+                if isinstance(model, nn.Module) and model is not but:
+                    values["on modules"] = [
+                        handle
+                        for module in model.modules()
+                        for handle in vars(module).get("handles", ())
+                    ]
+                for value in (
+                    *values.values(),
+                    *getattr(values.get("self"), "__dict__", {}).values(),
+                ):
+                    for handle in value if isinstance(value, list | tuple) else (value,):
+                        if isinstance(handle, RemovableHandle):
+                            live.add((id(handle.hooks_dict_ref()), handle.id))
+            frame = frame.f_back
+    return live
+
+
+def clear_stale(explainable: nn.Module, model: nn.Module) -> None:
+    """Remove what calls of attribution libraries that failed have left on the user's modules.
+
+    Parameters
+    ----------
+    explainable : nn.Module
+        The explainable model.
+    model : nn.Module
+        The user's model. Hooks that a running call of any thread has registered stay.
+    """
+    if torch.compiler.is_compiling():
+        return
+    found = [
+        (module, hooks, key, hook)
+        for module in model.modules()
+        for table in TABLES
+        if (hooks := getattr(module, table))
+        for key, hook in list(hooks.items())
+        if is_from(module_of(hook), TEMPORARY)
+    ]
+    if not found:
+        return
+    live = live_hooks(sys._current_frames().values(), but=explainable)
+    for module, hooks, key, hook in found:
+        if (id(hooks), key) in live:
+            continue
+        hooks.pop(key, None)
+        if is_from(module_of(hook), LIBRARIES["shap"].asks):
+            drop_interim_values(module)
+
+
+def drop_interim_values(module: nn.Module) -> None:
+    """Delete the parameters `x` and `y` that SHAP adds to a module, and what it saw enter it."""
+    for name in ("x", "y"):
+        module._parameters.pop(name, None)
+    module.__dict__.pop("target_input", None)
 
 
 def hooks_on(module: nn.Module) -> tuple[int, ...]:

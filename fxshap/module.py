@@ -17,6 +17,7 @@ from fxshap.arguments import Arguments
 from fxshap.asking import (
     Question,
     caller,
+    clear_stale,
     hooked_by,
     hooks_on,
     layer_asked,
@@ -274,6 +275,7 @@ class ExplainableModule(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the model's own output; multipliers for gradients if a library asks for them."""
         probe = self.probe
+        clear_stale(self, self.model)
         with calling():
             asked = question(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
         if asked is not None:
@@ -382,6 +384,7 @@ class ExplainableModule(nn.Module):
         """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
         if self.entry.place is None:
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
+        clear_stale(self, self.model)
         given = signature(self.model).bind_partial(*args, **kwargs).arguments
         with calling(), evaluating(self.model):
             filled = self._filled(args, kwargs, taken=given)
@@ -437,6 +440,7 @@ class ExplainableModule(nn.Module):
         if not inputs:
             raise InputError("prepare takes the inputs of the model, one tensor each")
         require_floats(inputs)
+        clear_stale(self, self.model)
         with taking_turns(), evaluating(self.model):
             given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
