@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from benchmarks.zoo import __main__ as zoo
 from benchmarks.zoo import report
 from benchmarks.zoo.entry import Entry, only_tensor
-from benchmarks.zoo.measure import Head, Measurement, calibrate, draw, measure
+from benchmarks.zoo.measure import (
+    Head,
+    Measurement,
+    calibrate,
+    digest_of,
+    draw,
+    measure,
+)
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -195,6 +202,27 @@ def test_a_run_goes_on_where_it_was_and_publishes(run, tmp_path, capsys):
     assert (tmp_path / "docs" / "figures" / "coverage.png").stat().st_size > 1000
     assert run() == (0, 0)
     assert run("--fresh") == (0, 1)
+
+
+CODE = "import math\n\ndef area(r):\n    return math.pi * r**2\n\ndef twice(x):\n    return 2 * x\n"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['"""A module."""\n' + CODE],
+        [CODE.replace("    return 2", '    """Double it."""\n    return 2') + "# a comment"],
+        reversed(CODE.split("\n\n")),
+        ["from math import *\n" + CODE],
+    ],
+    ids=["module docstring", "docstring", "moved", "import"],
+)
+def test_the_digest_stays_when_no_statement_changes(texts):
+    assert digest_of(texts) == digest_of([CODE])
+
+
+def test_the_digest_changes_with_a_statement():
+    assert digest_of([CODE.replace("**2", "**3")]) != digest_of([CODE])
 
 
 def test_other_sources_are_measured_again(run, tmp_path):

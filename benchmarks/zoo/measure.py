@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import gc
 import hashlib
@@ -9,7 +10,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -296,8 +297,38 @@ def software(package: str) -> str:
 
 @cache
 def sources() -> str:
-    """Return a digest of what measures: with other sources it is another result."""
-    digest = hashlib.sha256()
-    for path in [*sorted(Path(fxshap.__file__).parent.rglob("*.py")), Path(__file__)]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    """Return a digest of the code that measures: with other code it is another result.
+
+    The digest stays when a function moves to another file, or when a comment, a docstring or an
+    import changes.
+    """
+    files = [*Path(fxshap.__file__).parent.rglob("*.py"), Path(__file__)]
+    return digest_of(path.read_text() for path in files)
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """Return a digest of the statements of source files, whatever their order."""
+    statements = sorted(
+        ast.dump(without_docstrings(statement))
+        for text in texts
+        for statement in ast.parse(text).body
+        if not isinstance(statement, ast.Import | ast.ImportFrom) and not is_docstring(statement)
+    )
+    return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:12]
+
+
+def without_docstrings(statement: ast.stmt) -> ast.stmt:
+    """Remove the docstrings in a statement."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            node.body = [part for part in node.body if not is_docstring(part)]
+    return statement
+
+
+def is_docstring(statement: ast.stmt) -> bool:
+    """Return True if a statement is a string by itself."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
