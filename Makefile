@@ -23,31 +23,31 @@ ecosystem: $(VENV)/.ecosystem
 	$(BIN)/pytest tests/ecosystem
 
 fidelity: $(VENV)/.test
-	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.accuracy.fidelity
 
 refinement: $(VENV)/.test
-	-$(BIN)/python -m benchmarks.coalitions
-	$(BIN)/python -m benchmarks.patches
-	$(BIN)/python -m benchmarks.variances
-	$(BIN)/python -m benchmarks.refinement
+	-$(BIN)/python -m benchmarks.accuracy.coalitions
+	$(BIN)/python -m benchmarks.accuracy.patches
+	$(BIN)/python -m benchmarks.accuracy.variances
+	$(BIN)/python -m benchmarks.accuracy.refinement
 
 speed: $(VENV)/.speed
-	$(BIN)/python -m benchmarks.speed --memory --growth --output docs/speed.md
+	$(BIN)/python -m benchmarks.performance.speed --memory --growth --output docs/speed.md
 
 zoo: $(VENV)/.zoo
-	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.coverage
 
 fuzz: $(VENV)/.test
-	$(BIN)/python -m tests.fuzzing networks --page docs/reliability.md
+	$(BIN)/python -m tests.property networks --page docs/reliability.md
 
 capture: $(VENV)/.zoo
-	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.performance.capture
 
 narrow: $(VENV)/.test
-	$(BIN)/python -m benchmarks.narrow
+	$(BIN)/python -m benchmarks.accuracy.narrow
 
 soak: $(VENV)/.test
-	$(BIN)/python -m benchmarks.soak --page docs/reliability.md
+	$(BIN)/python -m benchmarks.performance.soak --page docs/reliability.md
 
 # The newest SHAP that there is, whatever setup.cfg says, in an environment of its own; the rest as in
 # constraints.txt, so that no other torch is fetched.
@@ -57,7 +57,7 @@ newest:
 	$(NEWEST) torch
 	$(NEWEST) -e '.[test]'
 	$(NEWEST) --upgrade --no-deps shap
-	$(VENV)-newest/bin/python -m tests.versions --page docs/reliability.md
+	$(VENV)-newest/bin/python -m tests.tools.versions --page docs/reliability.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,6 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
 from fxshap import rules, testing
-from fxshap.asking import paired
 from fxshap.errors import (
     AdditivityError,
     BatchMixingError,
@@ -17,9 +16,10 @@ from fxshap.errors import (
     RuleError,
     WeightError,
 )
+from fxshap.integrations.detect import paired
 from fxshap.module import ExplainableModule, make_explainable
-from fxshap.report import Report
-from fxshap.verification import Verification, verify
+from fxshap.report.report import Report
+from fxshap.verification.verify import Verification, verify
 
 __version__ = "0.1.0"
 

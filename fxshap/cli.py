@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import fxshap
-from fxshap.capture import UNKNOWN_LINE, user_line
+from fxshap.capture.export import UNKNOWN_LINE, user_line
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
 EXPLAINABLE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2

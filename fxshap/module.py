@@ -13,8 +13,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxshap.arguments import Arguments
-from fxshap.asking import (
+from fxshap.autograd.tape import explained
+from fxshap.capture.export import capture
+from fxshap.errors import CaptureError, InputError, ModelError, OptionError
+from fxshap.frontend.arguments import Arguments
+from fxshap.frontend.entry import (
+    Entry,
+    embedded,
+    has_rows,
+    require_one_row,
+    require_parameters,
+    spread,
+)
+from fxshap.frontend.hook_point import Place, Side, place_of
+from fxshap.frontend.inputs import is_floating, require_arrays, require_floats, require_types
+from fxshap.frontend.outputs import Selector, pick, require_columns, require_rows, select_output
+from fxshap.frontend.signature import signature
+from fxshap.integrations.detect import (
     Question,
     caller,
     clear_stale,
@@ -27,29 +42,14 @@ from fxshap.asking import (
     remove_hooks,
     works_for,
 )
-from fxshap.capture import capture
-from fxshap.engine import Engine
-from fxshap.entry import (
-    Entry,
-    embedded,
-    has_rows,
-    require_one_row,
-    require_parameters,
-    spread,
-)
-from fxshap.errors import CaptureError, InputError, ModelError, OptionError
-from fxshap.inputs import is_floating, require_arrays, require_floats, require_types
-from fxshap.layers import require_room, split
-from fxshap.output import Selector, pick, require_columns, require_rows, select_output
-from fxshap.place import Place, Side, place_of
-from fxshap.progress import telling
-from fxshap.references import ReferenceChunk
-from fxshap.refine import ONE_PASS, FeatureDims, Refinement
-from fxshap.report import Report, make_report
-from fxshap.scripted import signature
-from fxshap.tables import count
-from fxshap.tape import explained
-from fxshap.turns import calling, capturing, taking_turns
+from fxshap.passes.split_at_layer import require_room, split
+from fxshap.report.report import Report, make_report
+from fxshap.report.tables import count
+from fxshap.runtime.coalitions import ONE_PASS, FeatureDims, Refinement
+from fxshap.runtime.engine import Engine
+from fxshap.runtime.locks import calling, capturing, taking_turns
+from fxshap.runtime.progress import telling
+from fxshap.runtime.references import ReferenceChunk
 
 logger = logging.getLogger("fxshap")
 
@@ -100,12 +100,12 @@ def make_explainable(
         Whether an activation takes into account how the sum that it receives varies over the
         coalitions of its inputs. This is as additive, much nearer to the exact Shapley values where
         activations follow linear layers, and not SHAP's own DeepLIFT any more.
-        :mod:`fxshap.rules.variances` has the formula.
+        :mod:`fxshap.rules.smoothed_activations` has the formula.
     refine : int
         How many complementary pairs of random half-coalitions of features to walk through for
         every reference, or as many walks in longer chains of coalitions where they are many. 0 is
         one pass; more are nearer to the exact Shapley values, as additive, and cost about five
-        passes each. :mod:`fxshap.refine` says how.
+        passes each. :mod:`fxshap.runtime.coalitions` says how.
     seed : int
         Seed of the coalitions: the same call gives the same values.
     feature_dims : sequence of int, or of one such sequence an input, optional
@@ -148,8 +148,8 @@ def make_explainable(
     Notes
     -----
     The multipliers are the rescale rule of DeepLIFT (Shrikumar et al. 2017) and its extensions,
-    averaged over references as in DeepSHAP (Lundberg and Lee 2017). :mod:`fxshap.refine` describes
-    the refinement.
+    averaged over references as in DeepSHAP (Lundberg and Lee 2017).
+    :mod:`fxshap.runtime.coalitions` describes the refinement.
 
     Examples
     --------

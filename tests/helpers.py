@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxshap
-from fxshap.asking import works_for
-from fxshap.rescale import rescale, rescale_activation
-from fxshap.verification import additivity_error
+from fxshap.autograd.rescale import rescale, rescale_activation
+from fxshap.integrations.detect import works_for
+from fxshap.verification.verify import additivity_error
 
 Arrays = list[np.ndarray]
 

@@ -18,8 +18,8 @@ from fxshap.errors import (
     OutputError,
     RuleError,
 )
-from fxshap.layout import probe_layout
-from fxshap.rules.table import RULES, Rule
+from fxshap.rules.core.registry import RULES, Rule
+from fxshap.runtime.batching import probe_layout
 from tests.helpers import (
     assert_exact,
     assert_no_shap_hooks,

@@ -47,23 +47,23 @@ From then on models that call it can be explained:
 
 from fxshap.rules import (
     affine,
-    composites,
-    coordinates,
+    decompositions,
     gelu,
     logic,
     maximum,
-    normalisation,
-    order,
+    multivariate,
+    normalization,
     products,
     ranking,
     recurrent,
+    smoothed_activations,
     softmax,
+    sorting,
     univariate,
-    variances,
 )
-from fxshap.rules.operation import Operation, vjp
+from fxshap.rules.core.operation import Operation, vjp
+from fxshap.rules.core.registry import COMPOSITES, RULES, Rule, composite, find_rule, linear, rule
 from fxshap.rules.products import bilinear
-from fxshap.rules.table import COMPOSITES, RULES, Rule, composite, find_rule, linear, rule
 from fxshap.rules.univariate import elementwise
 
 __all__ = [
@@ -74,22 +74,22 @@ __all__ = [
     "affine",
     "bilinear",
     "composite",
-    "composites",
-    "coordinates",
+    "decompositions",
+    "multivariate",
     "elementwise",
     "find_rule",
     "gelu",
     "linear",
     "logic",
     "maximum",
-    "normalisation",
-    "order",
+    "normalization",
+    "sorting",
     "products",
     "ranking",
     "recurrent",
     "rule",
     "softmax",
     "univariate",
-    "variances",
+    "smoothed_activations",
     "vjp",
 ]

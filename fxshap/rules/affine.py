@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fxshap.batch_norm import BATCH_NORM
-from fxshap.rules.generic import generic
-from fxshap.rules.table import linear, rule
+from fxshap.passes.batch_norm import BATCH_NORM
+from fxshap.rules.core.generic import generic
+from fxshap.rules.core.registry import linear, rule
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxshap.rules.operation import Operation, keep
+from fxshap.rules.core.operation import Operation, keep
 from fxshap.rules.univariate import elementwise, relu_slope, replace_close
 
 aten = torch.ops.aten

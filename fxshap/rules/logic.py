@@ -1,8 +1,8 @@
 """Comparisons, logic and selection over 0/1 floats.
 
 A boolean has no gradient, so attributions that pass through ``x > 0`` would be lost. The rewrite
-turns booleans into floats (:mod:`fxshap.booleans`): a comparison u > v becomes a step of u - v,
-whose multiplier is its secant, logic becomes products, and a choice becomes
+turns booleans into floats (:mod:`fxshap.passes.relax_booleans`): a comparison u > v becomes a step
+of u - v, whose multiplier is its secant, logic becomes products, and a choice becomes
 
     select(c, a, b) = b + c (a - b)
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxshap.rules.operation import Operation
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.products import most_beside
-from fxshap.rules.table import Tensors, rule
 from fxshap.rules.univariate import elementwise, steps
 
 LIBRARY = torch.library.Library("fxshap", "DEF")

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, keep_between
-from fxshap.rules.reductions import reduced_dims, restore_dims
-from fxshap.rules.table import Tensors, rule
+from fxshap.rules.core.generic import generic
+from fxshap.rules.core.operation import Operation, keep_between
+from fxshap.rules.core.registry import Tensors, rule
+from fxshap.rules.core.shapes import reduced_dims, restore_dims
 
 aten = torch.ops.aten
 

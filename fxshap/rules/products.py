@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import (
+from fxshap.rules.core.generic import (
     by_lines,
     common_rows,
     correct,
@@ -23,7 +23,7 @@ from fxshap.rules.generic import (
     lines_of,
     out_of_rows,
 )
-from fxshap.rules.operation import (
+from fxshap.rules.core.operation import (
     Operation,
     keep,
     keep_between,
@@ -31,7 +31,7 @@ from fxshap.rules.operation import (
     rarely_holds,
     vjp,
 )
-from fxshap.rules.table import Multiply, Target, Tensors, rule
+from fxshap.rules.core.registry import Multiply, Target, Tensors, rule
 from fxshap.rules.univariate import scale
 
 aten = torch.ops.aten

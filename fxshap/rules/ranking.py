@@ -1,8 +1,8 @@
 """Who is the k-th largest: the exact Shapley values of ranks.
 
 An index that depends on the input, as those of argmax, top-k and sort do, is written as a one-hot
-vector over the candidates (:mod:`fxshap.choices`): ``ranks(s)[j, e] = 1`` if element e of the
-scores s has rank j. It is a game of the elements, each of which moves from its place in the
+vector over the candidates (:mod:`fxshap.passes.relax_indices`): ``ranks(s)[j, e] = 1`` if element e
+of the scores s has rank j. It is a game of the elements, each of which moves from its place in the
 reference to its place in the sample on the line of all ends (:mod:`.levels`). Seen from a place of
 element e, of the others `a` are before it at both ends, `p` at the sample only and `q` at the
 reference only, and with P(p, q, k) the integral of Pr[Bin(p, t) + Bin(q, 1 - t) = k] over t
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fxshap.rules.generic import restore
-from fxshap.rules.levels import Line, chances, line_up, tables_for
+from fxshap.rules.core.generic import restore
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.core.order_statistics import Line, chances, line_up, tables_for
+from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.logic import LIBRARY
-from fxshap.rules.operation import Operation
-from fxshap.rules.table import Tensors, rule
 
 LIBRARY.define("ranks(Tensor scores, str order, int lowest, int count) -> Tensor")
 LIBRARY.define("places(Tensor number, int size) -> Tensor")

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.generic import generic
-from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds
+from fxshap.rules.core.generic import generic
+from fxshap.rules.core.operation import Operation, keep, keep_between, rarely_holds
+from fxshap.rules.core.registry import Multiply, Target, Tensors, composite, one_by_one, rule
 from fxshap.rules.products import extremes, in_one_order
-from fxshap.rules.table import Multiply, Target, Tensors, composite, one_by_one, rule
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import by_lines, generic, lines_of, restore_along
-from fxshap.rules.operation import Operation, keep, keep_between, rarely_holds, times
-from fxshap.rules.reductions import reduced_dims, restore_dims
-from fxshap.rules.table import Tensors, rule
+from fxshap.rules.core.generic import by_lines, generic, lines_of, restore_along
+from fxshap.rules.core.operation import Operation, keep, keep_between, rarely_holds, times
+from fxshap.rules.core.registry import Tensors, rule
+from fxshap.rules.core.shapes import reduced_dims, restore_dims
 from fxshap.rules.univariate import mean_decay, sigmoid_slope
 
 aten = torch.ops.aten

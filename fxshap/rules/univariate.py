@@ -21,8 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fxshap.rules.generic import GAUSS_LEGENDRE, generic
-from fxshap.rules.operation import (
+from fxshap.rules.core.generic import GAUSS_LEGENDRE, generic
+from fxshap.rules.core.operation import (
     Operation,
     is_for_all_values,
     keep,
@@ -32,7 +32,7 @@ from fxshap.rules.operation import (
     times,
     vjp,
 )
-from fxshap.rules.table import Slope, Target, Tensors, one_by_one, rule
+from fxshap.rules.core.registry import Slope, Target, Tensors, one_by_one, rule
 
 aten = torch.ops.aten
 
@@ -250,7 +250,7 @@ def exponential(base: Callable[[Operation], float]) -> Slope:
 
 
 #: Ends are close where |d| (1 + |c|) is less. A larger bound is more precise around it and slower,
-#: for more places take the form that does not cancel; tests/test_rules_gelu.py holds the precision.
+#: for more places take the form that does not cancel; tests/rules/test_gelu.py holds the precision.
 CLOSE = 0.05
 
 

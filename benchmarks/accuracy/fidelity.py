@@ -1,0 +1,494 @@
+"""How far each attribution method is from the exact Shapley values.
+
+For every network of `tests.networks` and a few pairs of a sample and a reference, the exact
+Shapley values are computed by brute force. A method's distance is
+
+    sum |phi - exact| / sum |exact|
+
+over the pairs, the features and the outputs, in float64. A method adds up if its attributions
+sum to the difference of the outputs, to 1e-5 of the outputs.
+"""
+
+import argparse
+import datetime
+import fnmatch
+import math
+import platform
+import shlex
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import captum.attr
+import shap
+import torch
+from tabulate import tabulate
+from tangermeme.deep_lift_shap import _nonlinear, deep_lift_shap, integrated_gradients_op
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxshap
+from fxshap.verification.shapley import shapley_values
+from tests.networks import NETWORKS, Network
+from tests.networks.network import Shape
+
+OUTPUT = Path("docs/fidelity.md")
+ADDS_UP = 1e-5
+NO_FARTHER = 1.05
+MEDIAN_RATIO = 0.4
+ROUNDING = 1e-9
+"""Distances below this differ by rounding alone."""
+
+Inputs = tuple[Tensor, ...]
+Method = Callable[[nn.Module, Inputs, Inputs, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one method did on one network.
+
+    Parameters
+    ----------
+    distance : float
+        The distance to the exact Shapley values; NaN if the method gave no values.
+    additivity_error : float
+        The largest failure to sum to the difference of the outputs, relative to the largest
+        output.
+    reason : str
+        Why there are no values, if there are none.
+    """
+
+    distance: float = math.nan
+    additivity_error: float = math.nan
+    reason: str = ""
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the attributions sum to the difference of the outputs."""
+        return self.additivity_error < ADDS_UP
+
+
+Results = dict[str, dict[str, Measurement]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence about the results, whether it is good enough, and the networks where not."""
+
+    sentence: str
+    passed: bool
+    failing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the sentence with its outcome."""
+        where = f": not on {', '.join(self.failing)}" if self.failing else ""
+        return f"{'PASS' if self.passed else 'FAIL'}: {self.sentence}{where}"
+
+
+def join(tensors: Inputs) -> Tensor:
+    """Join the inputs of a network into one (batch, features) tensor."""
+    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+
+
+def split(flat: Tensor, shapes: tuple[Shape, ...]) -> Inputs:
+    """Undo `join`."""
+    pieces = flat.split([math.prod(shape) for shape in shapes], dim=1)
+    return tuple(piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+
+def pairs(samples: Inputs, references: Inputs) -> list[tuple[Inputs, Inputs]]:
+    """List the pairs of a sample and a reference, each a batch of one."""
+    count = samples[0].shape[0]
+    return [
+        (tuple(x[i : i + 1] for x in samples), tuple(r[i : i + 1] for r in references))
+        for i in range(count)
+    ]
+
+
+def deep_explainer(
+    model: nn.Module, samples: Inputs, references: Inputs, *, check_additivity: bool
+) -> Tensor:
+    """Attribute with `shap.DeepExplainer`, one reference for each sample."""
+    rows = []
+    for sample, reference in pairs(samples, references):
+        if len(sample) == 1:
+            explainer = shap.DeepExplainer(model, reference[0])
+            values = [explainer.shap_values(sample[0], check_additivity=check_additivity)]
+        else:
+            explainer = shap.DeepExplainer(model, list(reference))
+            values = explainer.shap_values(list(sample), check_additivity=check_additivity)
+        pieces = [torch.from_numpy(value) for value in values]
+        rows.append(torch.cat([piece.flatten(1, -2) for piece in pieces], dim=1))
+    return torch.cat(rows)
+
+
+def stock_shap(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
+    """Attribute with SHAP on the network as it is."""
+    return deep_explainer(model, samples, references, check_additivity=False)
+
+
+def rewritten(
+    model: nn.Module, samples: Inputs, references: Inputs, outputs: int, **options: Any
+) -> Tensor:
+    """Attribute with SHAP on the network that fxshap makes explainable."""
+    explainable = fxshap.make_explainable(model, **options)
+    return deep_explainer(explainable, samples, references, check_additivity=True)
+
+
+def captum_deep_lift_shap(
+    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
+) -> Tensor:
+    """Attribute with Captum's DeepLiftShap, which wants each reference at least twice."""
+    rows = []
+    for sample, reference in pairs(samples, references):
+        twice = tuple(torch.cat([r, r]) for r in reference)
+        method = captum.attr.DeepLiftShap(model)
+        columns = [join(method.attribute(sample, twice, target=k)) for k in range(outputs)]
+        rows.append(torch.stack(columns, dim=-1).detach())
+    return torch.cat(rows)
+
+
+def integrated_gradients(
+    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
+) -> Tensor:
+    """Attribute with Captum's integrated gradients, 64 Gauss-Legendre steps."""
+    method = captum.attr.IntegratedGradients(model)
+    columns = [
+        join(method.attribute(samples, references, target=k, n_steps=64)) for k in range(outputs)
+    ]
+    return torch.stack(columns, dim=-1).detach()
+
+
+class Flat(nn.Module):
+    """A network behind one input of shape (batch, 1, features), which tangermeme wants."""
+
+    def __init__(self, model: nn.Module, shapes: tuple[Shape, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.shapes = shapes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Split the input and call the network."""
+        return self.model(*split(x.flatten(1), self.shapes))
+
+
+# What a user of tangermeme can add to its table: its own rules for modules it does not list.
+TANGERMEME_OPS = {
+    module: _nonlinear
+    for module in (
+        nn.Hardshrink,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Softsign,
+        nn.Tanhshrink,
+        nn.Threshold,
+    )
+} | {
+    module: integrated_gradients_op(K=32)
+    for module in (
+        nn.AdaptiveMaxPool1d,
+        nn.GroupNorm,
+        nn.InstanceNorm1d,
+        nn.LogSoftmax,
+        nn.MaxPool3d,
+    )
+}
+
+
+def tangermeme_deep_lift_shap(
+    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
+) -> Tensor:
+    """Attribute with tangermeme's deep_lift_shap, from its multipliers."""
+    flat = Flat(model, tuple(tuple(x.shape[1:]) for x in samples))
+    x, r = join(samples).unsqueeze(1), join(references).unsqueeze(1)
+    columns = []
+    for k in range(outputs):
+        multipliers = deep_lift_shap(
+            flat,
+            x,
+            target=k,
+            references=r.unsqueeze(1),
+            additional_nonlinear_ops=TANGERMEME_OPS,
+            warning_threshold=math.inf,
+            raw_outputs=True,
+            only_warn=True,
+            device="cpu",
+        )
+        columns.append((multipliers.squeeze(1) * (x - r)).squeeze(1))
+    return torch.stack(columns, dim=-1).detach()
+
+
+FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
+COMPETITORS = ("SHAP", "Captum", "tangermeme")
+METHODS: dict[str, Method] = {
+    "SHAP": stock_shap,
+    "Captum": captum_deep_lift_shap,
+    "tangermeme": tangermeme_deep_lift_shap,
+    GRADIENTS: integrated_gradients,
+    FXSHAP: rewritten,
+    VARIANCES: partial(rewritten, variances=True),
+    "fxshap, refine=4": partial(rewritten, refine=4),
+}
+
+
+def exact_values(network: Network, samples: Inputs, references: Inputs) -> Tensor:
+    """Compute the exact Shapley values, of shape (pairs, features, outputs)."""
+    model = network.build().double()
+
+    def function(flat: Tensor) -> Tensor:
+        return model(*split(flat, network.shapes))
+
+    points = zip(join(samples), join(references), strict=True)
+    return torch.stack([shapley_values(function, x, r) for x, r in points])
+
+
+def explain(method: Method, network: Network, samples: Inputs, references: Inputs) -> Tensor:
+    """Attribute a new build of the network, without the method's warnings."""
+    model = network.build().double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = method(
+            model,
+            tuple(x.clone() for x in samples),
+            tuple(r.clone() for r in references),
+            network.outputs,
+        )
+    if not values.isfinite().all():
+        raise ArithmeticError("the attributions are not finite")
+    return values
+
+
+def measure(network: Network, methods: list[str], count: int) -> dict[str, Measurement]:
+    """Measure every method on one network.
+
+    Parameters
+    ----------
+    network : Network
+        The network to explain.
+    methods : list of str
+        Names of `METHODS`.
+    count : int
+        The number of pairs of a sample and a reference.
+
+    Returns
+    -------
+    dict
+        A measurement for each method.
+    """
+    samples = network.inputs(count, seed=1, dtype=torch.float64)
+    references = network.inputs(count, seed=2, dtype=torch.float64)
+    exact = exact_values(network, samples, references)
+    model = network.build().double()
+    with torch.no_grad():
+        y, y_reference = model(*samples), model(*references)
+    largest = torch.maximum(y.abs().max(), y_reference.abs().max())
+    measurements = {}
+    for name in methods:
+        try:
+            values = explain(METHODS[name], network, samples, references)
+        except Exception as error:  # any failure of a method is a result
+            first_line = (str(error).strip() or "no message").splitlines()[0]
+            reason = f"{type(error).__name__}: {first_line[:200]}"
+            measurements[name] = Measurement(reason=reason)
+            continue
+        additivity_error = (values.sum(dim=1) - (y - y_reference)).abs().max() / largest
+        distance = (values - exact).abs().sum() / exact.abs().sum()
+        measurements[name] = Measurement(distance.item(), additivity_error.item())
+    return measurements
+
+
+def median(results: Results, method: str) -> float:
+    """Return the median distance over the networks where the method gives values."""
+    distances = [row[method].distance for row in results.values() if not row[method].reason]
+    return statistics.median(distances) if distances else math.nan
+
+
+def judge_distance(results: Results) -> Verdict:
+    """Judge whether fxshap is nowhere farther than the best competitor."""
+    failing = []
+    for name, row in results.items():
+        distances = [row[method].distance for method in COMPETITORS if method in row]
+        best = min((d for d in distances if math.isfinite(d)), default=math.inf)
+        if not row[FXSHAP].distance <= NO_FARTHER * best + ROUNDING:
+            failing.append(name)
+    return Verdict(
+        f"fxshap is at most {NO_FARTHER - 1:.0%} farther than the best of "
+        f"{', '.join(COMPETITORS)} on {len(results) - len(failing)} of {len(results)} networks",
+        not failing,
+        tuple(failing),
+    )
+
+
+def judge_median(results: Results) -> Verdict:
+    """Judge fxshap's median distance against that of integrated gradients, on the same networks."""
+    both = {
+        name: row
+        for name, row in results.items()
+        if not row[FXSHAP].reason and not row[GRADIENTS].reason
+    }
+    ratio = median(both, FXSHAP) / median(both, GRADIENTS)
+    return Verdict(
+        f"fxshap's median distance is {ratio:.2f} of that of {GRADIENTS} (at most {MEDIAN_RATIO})",
+        ratio <= MEDIAN_RATIO,
+    )
+
+
+def compare_variances(results: Results) -> str:
+    """Say on how many networks variances change something, and how much nearer they are there."""
+    ratios = {
+        name: row[VARIANCES].distance / row[FXSHAP].distance
+        for name, row in results.items()
+        if row[FXSHAP].distance > ROUNDING
+    }
+    changed = {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 1e-3}
+    nearer, middle = sum(r < 1 for r in changed.values()), statistics.median(changed.values())
+    farthest = max(changed, key=lambda name: changed[name])
+    return (
+        f"Variances change {len(changed)} networks: {nearer} are nearer, the median is "
+        f"{middle:.2f} of the distance of one pass "
+        f"and the farthest {changed[farthest]:.2f} ({farthest})."
+    )
+
+
+def judge(results: Results, methods: list[str]) -> list[Verdict]:
+    """Pass the verdicts that the methods allow."""
+    verdicts = []
+    if FXSHAP in methods and set(COMPETITORS) <= set(methods):
+        verdicts.append(judge_distance(results))
+    if FXSHAP in methods and GRADIENTS in methods:
+        verdicts.append(judge_median(results))
+    return verdicts
+
+
+def network_table(results: Results, methods: list[str], style: str) -> str:
+    """Tabulate the distance of every method on every network."""
+
+    def cell(measurement: Measurement) -> str:
+        if measurement.reason:
+            return "-"
+        mark = "" if measurement.adds_up else "\u00a0!"  # a line does not break there
+        return f"{measurement.distance:.4f}{mark}"
+
+    rows = [[name, *(cell(row[method]) for method in methods)] for name, row in results.items()]
+    return tabulate(rows, headers=["network", *methods], tablefmt=style, disable_numparse=True)
+
+
+def summary_table(results: Results, methods: list[str], style: str) -> str:
+    """Tabulate the median distance and the counts of networks of every method."""
+    rows = []
+    for method in methods:
+        measurements = [row[method] for row in results.values()]
+        answered = sum(not measurement.reason for measurement in measurements)
+        exact = sum(measurement.adds_up for measurement in measurements)
+        rows.append([method, f"{median(results, method):.4f}", exact, answered, len(results)])
+    headers = ["method", "median distance", "adds up on", "gives values on", "networks"]
+    return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
+
+
+def reasons(results: Results) -> list[str]:
+    """List why methods gave no values, the networks with the same reason together."""
+    networks: dict[tuple[str, str], list[str]] = {}
+    for name, row in results.items():
+        for method, measurement in row.items():
+            if measurement.reason:
+                networks.setdefault((method, measurement.reason), []).append(name)
+    return [
+        f"- {method}, {', '.join(names)}: `{reason}`"
+        for (method, reason), names in sorted(networks.items())
+    ]
+
+
+def report(results: Results, methods: list[str], verdicts: list[Verdict], command: str) -> str:
+    """Write the results as Markdown.
+
+    Parameters
+    ----------
+    results : dict
+        The measurements of each network.
+    methods : list of str
+        The methods that were measured.
+    verdicts : list of Verdict
+        What was judged of them.
+    command : str
+        The command that measured them.
+
+    Returns
+    -------
+    str
+        A Markdown page.
+    """
+    packages = ("torch", "shap", "captum", "tangermeme")
+    versions = [f"{package} {version(package)}" for package in packages]
+    versions += [f"fxshap {fxshap.__version__}", f"Python {platform.python_version()}"]
+    sections = [
+        "# Distance to the exact Shapley values",
+        f"`{command}`, {datetime.date.today()}, with {', '.join(versions)}.",
+        "The distance is sum |phi - exact| / sum |exact| in float64, where the exact Shapley "
+        "values are computed by brute force over the 1024 coalitions of ten features against one "
+        "reference. `!` marks attributions that do not sum to the difference of the outputs to "
+        f"{ADDS_UP:g} of the outputs; `-` marks a method that gave no values. "
+        "A median is over the networks where the method gave values.",
+        summary_table(results, methods, "github"),
+        *(f"- {verdict}" for verdict in verdicts),
+        *([compare_variances(results)] if {FXSHAP, VARIANCES} <= {*methods} else []),
+        "On a network of one hidden layer the rescale rule and integrated gradients are the same "
+        "formula: the path integral of f' along a straight line is its secant. One pass and "
+        "integrated gradients therefore differ only where layers meet, and where fxshap has the "
+        "rule of the operation itself (norms, maxima, softmax, comparisons, products).",
+        "## By network",
+        network_table(results, methods, "github"),
+    ]
+    if why := reasons(results):
+        sections += ["## Why there are no values", "\n".join(why)]
+    return "\n\n".join(sections) + "\n"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy.fidelity", description=__doc__
+    )
+    parser.add_argument("--networks", default="*", metavar="PATTERN", help="names, as in a shell")
+    parser.add_argument("--samples", type=int, default=16, help="pairs for each network")
+    parser.add_argument(
+        "--only-methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD"
+    )
+    parser.add_argument(
+        "--output", type=Path, help=f"Markdown file; {OUTPUT} if all is measured, else none"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print and write; return 1 if a verdict fails."""
+    arguments = parse_arguments()
+    methods = arguments.only_methods
+    names = fnmatch.filter(NETWORKS, arguments.networks)
+    if not names:
+        sys.exit(f"no network matches {arguments.networks!r}")
+    results = {
+        name: measure(NETWORKS[name], methods, arguments.samples)
+        for name in tqdm(names, unit="network")
+    }
+    verdicts = judge(results, methods)
+    print(network_table(results, methods, "simple"), end="\n\n")
+    print(summary_table(results, methods, "simple"), end="\n\n")
+    print(*reasons(results), *verdicts, sep="\n")
+    whole = len(names) == len(NETWORKS) and len(methods) == len(METHODS)
+    output = arguments.output or (OUTPUT if whole else None)
+    if output:
+        command = shlex.join(["python", "-m", "benchmarks.accuracy.fidelity", *sys.argv[1:]])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(report(results, methods, verdicts, command))
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

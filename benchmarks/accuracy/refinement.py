@@ -1,0 +1,464 @@
+"""What refinement is worth: distance to the exact Shapley values against time, on trained networks.
+
+Tables of 12 features (exact values by brute force over 4096 coalitions) and the digits (64 pixels;
+the truth is a long run over permutations, whose own standard error is shown). Every method explains
+the same samples against the same 16 references, all outputs; what captures or hooks has run once
+before. The
+distance is sum |phi - exact| / sum |exact| over samples, features and outputs. Times are those of
+the processor on one thread, so that what else the machine does does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import datetime
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import captum.attr
+import numpy as np
+import shap
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_wine
+from tabulate import tabulate
+from tangermeme.deep_lift_shap import deep_lift_shap
+from torch import Tensor, nn
+
+import fxshap
+from benchmarks.accuracy.fidelity import Flat
+from benchmarks.page import replace_section
+from fxshap.demo import DigitNet, load_digits
+from fxshap.verification.shapley import shapley_values
+from tests.networks.tables import FeatureTokenTransformer
+
+PAGE = Path("docs/refinement.md")
+FIGURE = Path("docs/figures/refinement.png")
+FEATURES, REFERENCES, SAMPLES = 12, 16, 2
+#: Processor seconds a sample that a method may take before it is given no more.
+LONGEST = 1.5
+#: A distance below which there is nothing to gain.
+EXACT = 1e-5
+#: Seconds at which the methods are compared.
+BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+Array = NDArray[Any]
+#: Explains samples: returns values of shape (samples, features, outputs).
+Explain = Callable[[Tensor], Array]
+
+
+@dataclass
+class Problem:
+    """A trained network, what to explain and the truth.
+
+    Attributes
+    ----------
+    name : str
+    model : nn.Module
+    samples, references : Tensor
+    accuracy : float
+        On rows that were not trained on.
+    exact : ndarray
+        The Shapley values, of shape (samples, features, outputs).
+    error : float
+        The expected distance of `exact` itself to the truth; 0 for brute force.
+    """
+
+    name: str
+    model: nn.Module
+    samples: Tensor
+    references: Tensor
+    accuracy: float
+    exact: Array = field(default_factory=lambda: np.zeros(0))
+    error: float = 0.0
+
+    @property
+    def features(self) -> int:
+        """How many features a sample has."""
+        return self.samples[0].numel()
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network has."""
+        return int(self.call(self.references.flatten(1).numpy()).shape[1])
+
+    def call(self, rows: Array) -> Array:
+        """Run the network on flat rows, as the sampling explainers ask."""
+        points = torch.as_tensor(rows, dtype=torch.float32).reshape(-1, *self.samples.shape[1:])
+        with torch.no_grad():
+            return np.concatenate([self.model(part).numpy() for part in points.split(4096)])
+
+    def distance(self, values: Array) -> float:
+        """Return the distance of attributions to the truth."""
+        return float(np.abs(values - self.exact).sum() / np.abs(self.exact).sum())
+
+
+def fit(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
+    """Train on batches of 64 with Adam and a little decay of the weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+    for _ in range(steps):
+        rows = torch.randperm(len(x))[:64]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def multilayer_perceptron(outputs: int) -> nn.Module:
+    """Build a tabular network with GELUs."""
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, outputs)
+    )
+
+
+class Tokens(nn.Module):
+    """A transformer over one token a feature (Gorishniy et al. 2021)."""
+
+    def __init__(self, outputs: int, width: int = 32) -> None:
+        super().__init__()
+        self.body = FeatureTokenTransformer(FEATURES, width)
+        self.body.head[-1] = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows of numbers."""
+        return self.body(x)
+
+
+TABLES = {"breast cancer": load_breast_cancer, "wine": load_wine}
+NETWORKS = {"GELU MLP": multilayer_perceptron, "FT-Transformer": Tokens}
+
+
+def table(load: Callable[[], Any], build: Callable[[int], nn.Module], name: str) -> Problem:
+    """Train on the first 12 columns of a table, and compute the exact values."""
+    data = load()
+    x = torch.as_tensor(data.data[:, :FEATURES], dtype=torch.float32)
+    x, y = (x - x.mean(0)) / x.std(0), torch.as_tensor(data.target)
+    torch.manual_seed(0)
+    rows = torch.randperm(len(x))
+    test, train = rows[: len(x) // 4], rows[len(x) // 4 :]
+    model = fit(build(int(y.max()) + 1), x[train], y[train], 400)
+    accuracy = float((model(x[test]).argmax(1) == y[test]).float().mean())
+    problem = Problem(name, model, x[test][:SAMPLES], x[train][:REFERENCES], accuracy)
+    double = copy.deepcopy(model).double()
+    problem.exact = np.stack(
+        [
+            np.mean([shapley_values(double, s, r) for r in problem.references.double()], 0)
+            for s in problem.samples.double()
+        ]
+    )
+    return problem
+
+
+def digits(permutations: int = 400) -> Problem:
+    """Train on the digits; take the mean of a long run over permutations for the truth."""
+    train_x, train_y, test_x, test_y = load_digits()
+    torch.manual_seed(0)
+    model = fit(DigitNet(), train_x, train_y, 300)
+    accuracy = float((model(test_x).argmax(1) == test_y).float().mean())
+    problem = Problem(DIGITS, model, test_x[:SAMPLES], train_x[:REFERENCES], accuracy)
+    rng = np.random.default_rng(1)
+    draws = np.stack([one_permutation(problem, rng) for _ in range(permutations)])
+    problem.exact = draws.mean(0)
+    error = draws.std(0, ddof=1) / math.sqrt(permutations)
+    # The mean of |z| for a normal z of that standard error.
+    problem.error = float(math.sqrt(2 / math.pi) * error.sum() / np.abs(problem.exact).sum())
+    return problem
+
+
+def one_permutation(problem: Problem, rng: np.random.Generator) -> Array:
+    """Return what the features add in one order and its reverse, each reference in its own."""
+    features = problem.features
+    order = rng.random((REFERENCES, features)).argsort(1).argsort(1)  # the place of each feature
+    steps = np.arange(features + 1)[:, None, None]
+    references = problem.references.flatten(1).numpy()
+    values = []
+    for sample in problem.samples.flatten(1).numpy():
+        both = []
+        for place in (order, features - 1 - order):
+            points = np.where(place < steps, sample, references)  # steps, references, features
+            found = problem.call(points.reshape(-1, features))
+            found = found.reshape(features + 1, REFERENCES, -1)
+            gains = np.take_along_axis(np.diff(found, axis=0), place.T[..., None], 0)
+            both.append(gains.mean(1))
+        values.append(np.mean(both, 0))
+    return np.stack(values)
+
+
+def deep(model: nn.Module, problem: Problem) -> Explain:
+    """Explain with unmodified SHAP."""
+    explainer = shap.DeepExplainer(model, problem.references)
+
+    def explain(x: Tensor) -> Array:
+        values: Array = explainer.shap_values(x, check_additivity=False)
+        return values.reshape(len(x), -1, values.shape[-1])
+
+    return explain
+
+
+def refined(problem: Problem, pairs: int, variances: bool = False) -> Explain:
+    """Explain with SHAP on the explainable model."""
+    explainable = fxshap.make_explainable(problem.model, refine=pairs, variances=variances)
+    return deep(explainable, problem)
+
+
+def permutations(problem: Problem, count: int) -> Explain:
+    """Explain with SHAP's PermutationExplainer, each permutation forwards and backwards."""
+    background = problem.references.flatten(1).numpy()
+    masker = shap.maskers.Independent(background, max_samples=len(background))
+    explainer = shap.PermutationExplainer(problem.call, masker, seed=0)
+    evaluations = count * (2 * problem.features + 1)
+    return lambda x: (
+        explainer(x.flatten(1).numpy(), max_evals=evaluations, batch_size=256, silent=True).values
+    )
+
+
+def kernel(problem: Problem, count: int) -> Explain:
+    """Explain with SHAP's KernelExplainer, without its selection of features."""
+    explainer = shap.KernelExplainer(problem.call, problem.references.flatten(1).numpy())
+    return lambda x: explainer.shap_values(
+        x.flatten(1).numpy(), nsamples=count, l1_reg=False, silent=True
+    )
+
+
+def sampling(problem: Problem, count: int) -> Explain:
+    """Explain with SHAP's SamplingExplainer."""
+    explainer = shap.SamplingExplainer(problem.call, problem.references.flatten(1).numpy())
+    return lambda x: np.asarray(
+        explainer.shap_values(x.flatten(1).numpy(), nsamples=count, silent=True)
+    )
+
+
+def with_captum(problem: Problem, _: int) -> Explain:
+    """Explain with Captum's DeepLiftShap, output by output."""
+    method = captum.attr.DeepLiftShap(problem.model)
+    return lambda x: np.stack(
+        [
+            method.attribute(x, problem.references, target=k).detach().flatten(1).numpy()
+            for k in range(problem.outputs)
+        ],
+        -1,
+    )
+
+
+def with_tangermeme(problem: Problem, _: int) -> Explain:
+    """Explain with tangermeme, output by output, from its multipliers."""
+    flat = Flat(problem.model, (tuple(problem.samples.shape[1:]),))
+    references = problem.references.flatten(1)
+
+    def explain(x: Tensor) -> Array:
+        rows = x.flatten(1)
+        against = references.expand(len(x), *references.shape).unsqueeze(2)
+        columns = []
+        for k in range(problem.outputs):
+            multipliers = deep_lift_shap(
+                flat, rows.unsqueeze(1), target=k, references=against, device="cpu",
+                raw_outputs=True, warning_threshold=math.inf, only_warn=True,
+            )  # fmt: skip
+            multipliers = multipliers.reshape(len(x), REFERENCES, -1)
+            columns.append((multipliers * (rows.unsqueeze(1) - references)).mean(1))
+        return torch.stack(columns, -1).detach().numpy()
+
+    return explain
+
+
+DIGITS = "digits, CNN"
+#: What is explained.
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    **{
+        f"{name}, {network}": partial(table, load, build, f"{name}, {network}")
+        for name, load in TABLES.items()
+        for network, build in NETWORKS.items()
+    },
+    DIGITS: digits,
+}
+
+
+def powers(first: int, last: int) -> list[int]:
+    """Return first, twice that, ... up to last."""
+    return [first << k for k in range((last // first).bit_length())]
+
+
+#: Every method and how much of it to take, one point of its curve after another.
+METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
+    "fxshap, refine": (refined, [0, *powers(1, 64)]),
+    "fxshap, variances": (partial(refined, variances=True), [0, *powers(1, 64)]),
+    "PermutationExplainer": (permutations, powers(1, 1024)),
+    "KernelExplainer": (kernel, powers(32, 65536)),
+    "SamplingExplainer": (sampling, powers(64, 65536)),
+    "SHAP, one pass": (lambda problem, _: deep(problem.model, problem), [0]),
+    "Captum, one pass": (with_captum, [0]),
+    "tangermeme, one pass": (with_tangermeme, [0]),
+}
+#: For every method its settings, each with seconds a sample and the distance.
+Curves = dict[str, list[tuple[int, float, float]]]
+
+
+def measure(problem: Problem) -> Curves:
+    """Return the curve of every method, up to what takes longest."""
+    curves: Curves = {}
+    for name, (method, settings) in METHODS.items():
+        curves[name] = []
+        for setting in settings:
+            if name == "KernelExplainer" and setting < 2 * problem.features:
+                continue  # its least squares have no single answer
+            warm = not curves[name] or name.startswith("fxshap")
+            found = measure_one(problem, method, setting, warm)
+            if isinstance(found, str):
+                print(f"  {name}: {found}", flush=True)
+                break
+            curves[name].append((setting, *found))
+            if found[0] > LONGEST or found[1] < EXACT:
+                break
+        print(
+            f"  {name}: {[(s, round(t, 4), round(d, 4)) for s, t, d in curves[name]]}", flush=True
+        )
+    return curves
+
+
+def measure_one(
+    problem: Problem, method: Callable[[Problem, int], Explain], setting: int, warm: bool
+) -> tuple[float, float] | str:
+    """Return the seconds a sample and the distance, or why there are none."""
+    try:
+        copied = copy.copy(problem)
+        copied.model = copy.deepcopy(problem.model)  # some methods leave hooks behind
+        np.random.seed(0)
+        explain = method(copied, setting)
+        if warm:
+            explain(copied.samples[:1])  # what is captured or compiled once
+        start = time.process_time()
+        values = np.concatenate([explain(sample) for sample in copied.samples.split(1)])
+        seconds = (time.process_time() - start) / len(copied.samples)
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    return seconds, problem.distance(values)
+
+
+def within(curve: list[tuple[int, float, float]], budget: float) -> float:
+    """Return the distance of the latest point of a curve within a time."""
+    return next((d for _, seconds, d in reversed(curve) if seconds <= budget), math.nan)
+
+
+@dataclass
+class Outcome:
+    """What was measured of one problem."""
+
+    name: str
+    accuracy: float
+    error: float
+    curves: Curves
+
+
+def outcomes(kept: Path) -> list[Outcome]:
+    """Measure every problem, and go on where a run was stopped."""
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    found = {outcome.name: outcome for outcome in (Outcome(**json.loads(line)) for line in lines)}
+    for name, make in PROBLEMS.items():
+        if name not in found:
+            problem = make()
+            print(f"{name}: accuracy {problem.accuracy:.3f}, truth to {problem.error:.4f}")
+            found[name] = Outcome(name, problem.accuracy, problem.error, measure(problem))
+            with kept.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(found[name])) + "\n")
+    return [found[name] for name in PROBLEMS]
+
+
+def nearest_table(found: list[Outcome]) -> str:
+    """Tabulate the distance of every method within the same times."""
+    rows = []
+    for outcome in found:
+        curves = outcome.curves
+        cells = {name: [within(curve, b) for b in BUDGETS] for name, curve in curves.items()}
+        best = [min((d[i] for d in cells.values() if d[i] == d[i]), default=math.nan)
+                for i in range(len(BUDGETS))]  # fmt: skip
+        for number, (name, distances) in enumerate(cells.items()):
+            shown = [
+                "-" if d != d else f"**{d:.4f}**" if d == b else f"{d:.4f}"
+                for d, b in zip(distances, best, strict=True)
+            ]
+            rows.append([outcome.name if number == 0 else "", name, *shown])
+    header = ["", "method", *(f"{b:g} s" for b in BUDGETS)]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def draw(found: list[Outcome]) -> None:
+    """Draw the curves of every problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
+    panels = list(axes.flat)
+    markers = {name: "o*s^vDPX"[number] for number, name in enumerate(METHODS)}
+    for panel, problem in zip(panels, found, strict=False):
+        for name, curve in problem.curves.items():
+            if not curve:
+                continue
+            _, seconds, distances = zip(*curve, strict=True)
+            ours = name.startswith("fxshap")
+            panel.plot(
+                seconds, np.maximum(distances, 1e-6), marker=markers[name], label=name,
+                markersize=5 if len(curve) > 1 else 8, linewidth=2.2 if ours else 1.2,
+                zorder=3 if ours else 2,
+            )  # fmt: skip
+        if problem.error:
+            panel.axhline(problem.error, color="grey", linestyle=":")
+            panel.annotate(
+                "error of the truth itself", (0.98, problem.error), xytext=(0, 3), ha="right",
+                xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+        panel.set(xscale="log", yscale="log", ylim=(1e-4, 3))
+        panel.set_title(f"{problem.name} (accuracy {problem.accuracy:.2f})", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(xlabel="seconds a sample", ylabel="distance to the exact values")
+    last = panels[len(found)]
+    last.set_axis_off()
+    last.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
+    for panel in panels[len(found) + 1 :]:
+        panel.set_axis_off()
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, dpi=130)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Train, measure, draw and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy.refinement", description=__doc__
+    )
+    parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = outcomes(options.kept or Path(folder, "outcomes.jsonl"))
+    draw(found)
+    nearest = nearest_table(found)
+    print(nearest)
+    packages = ("torch", "shap", "captum", "tangermeme", "scikit-learn")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    when = f"`python -m benchmarks.accuracy.refinement`, {datetime.date.today()}, "
+    when += f"Python {platform.python_version()}, {versions}, fxshap {fxshap.__version__}."
+    chart = "![Distance against time](figures/refinement.png)"
+    truth = f"The error of the truth for the digits itself is {found[-1].error:.4f}."
+    replace_section(PAGE, "worth", "\n\n".join([when, chart, nearest, truth]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

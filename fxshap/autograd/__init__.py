@@ -1,0 +1,1 @@
+"""The autograd function of the rescale rule, the reference tape and its compiled form."""

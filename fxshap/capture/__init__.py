@@ -1,0 +1,1 @@
+"""Capture: from an `nn.Module` and its inputs to one functional ATen graph."""

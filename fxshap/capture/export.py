@@ -1,0 +1,424 @@
+"""Capture: from an ``nn.Module`` and its inputs to one functional ATen graph.
+
+``torch.export`` runs the model under a tracer at the dispatcher, so it sees through any Python, and
+returns a graph without in-place operations or module calls, with a symbolic batch dimension. The
+weights stay where they are: the graph holds views of the model's own storage.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import sysconfig
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
+from torch.export import Dim, ExportedProgram, _trace
+from torch.export.graph_signature import InputKind, OutputKind
+
+from fxshap.capture.functionalize import functional
+from fxshap.errors import CaptureError, FxshapError
+from fxshap.frontend.hook_point import Place, only_call, watching
+from fxshap.frontend.outputs import Selector, select_output
+from fxshap.frontend.signature import running_scripts
+from fxshap.passes.batch_norm import OneBatchNorm
+
+logger = logging.getLogger("fxshap")
+
+#: What is said of an operation that no line of the user's is known for.
+UNKNOWN_LINE = "an unknown line"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph.
+
+    Attributes
+    ----------
+    module : fx.GraphModule
+        Placeholders are the model's inputs, ``get_attr`` nodes its weights.
+    weights : dict of str to str
+        For each weight of the graph, its qualified name in the user's model.
+    rows : int or None
+        The only number of rows the graph runs on; ``None`` if any will do.
+    explained : int
+        How many of the placeholders, the first ones, are explained.
+    """
+
+    module: fx.GraphModule
+    weights: dict[str, str]
+    rows: int | None
+    explained: int
+
+
+#: How tensors are given to a model.
+Call = Callable[[nn.Module, Sequence[Tensor]], Any]
+
+
+def positionally(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """Call a model with tensors and nothing else."""
+    return model(*inputs)
+
+
+class _Selected(nn.Module):
+    """The user's model, returning only the tensor to explain, and what passes a place in it."""
+
+    def __init__(self, model: nn.Module, output: Selector, call: Call, place: Place | None) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+        self.call = call
+        self.place = place
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        with OneBatchNorm(), running_scripts(self.model), undecided():
+            if self.place is None:
+                return select_output(self.call(self.model, inputs), self.output)
+            with watching(self.model, self.place) as seen:
+                result = select_output(self.call(self.model, inputs), self.output)
+            return result, only_call(self.place, seen)
+
+
+class Undecided(Exception):
+    """A decision by the value of a tensor; torch.export prints its graph with a RuntimeError."""
+
+
+@contextmanager
+def undecided() -> Iterator[None]:
+    """Raise what torch.export says of a decision as :class:`Undecided`, from the user's line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "data-dependent" not in str(error):
+            raise
+        raise Undecided(str(error)).with_traceback(error.__traceback__) from error
+
+
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    output: Selector = None,
+    explained: int | None = None,
+    call: Call = positionally,
+    place: Place | None = None,
+) -> Captured:
+    """Capture `model` as a functional ATen graph.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The user's model, in the mode to capture; it is not changed.
+    inputs : sequence of Tensor
+        Example inputs with the batch first; their values do not matter. A model that fixes its
+        number of rows in Python, as ``len(x)`` does, is captured for as many rows as these have.
+    output : str, int, callable or None
+        Which output to explain.
+    explained : int, optional
+        How many of the inputs, the first ones, are explained, by default all; the others are the
+        same for sample and reference.
+    call : callable
+        ``call(model, inputs)`` gives the inputs to the model.
+    place : Place, optional
+        A place in the model; the graph then returns ``(output, (tensors that pass there))``.
+
+    Returns
+    -------
+    Captured
+
+    Raises
+    ------
+    CaptureError
+        If the model cannot be captured, naming the user's line.
+    OutputError
+        If the output is not a floating-point tensor.
+    """
+    require_no_quantized(model)
+    start = time.perf_counter()
+    selected = _Selected(model, output, call, place)
+    count = len(inputs) if explained is None else explained
+    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model, count)
+    if captured.rows not in (None, len(inputs[0])):
+        captured = unlift(export(selected, [x.detach() for x in inputs]), model, count)
+    seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
+    rows = "any number of" if captured.rows is None else captured.rows
+    logger.debug(
+        "captured %s for %s rows: %d nodes in %.1f s", type(model).__name__, rows, nodes, seconds
+    )
+    return captured
+
+
+def require_no_quantized(model: nn.Module) -> None:
+    """Raise if a module keeps its weights quantized, in a form that has no derivative."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.") and hasattr(module, "_packed_params"):
+            raise CaptureError(
+                f"{name or 'the model'} is a {type(module).__module__}.{type(module).__name__}, "
+                "whose quantized weights have no derivative; explain the model as it was before "
+                "quantize_dynamic or convert"
+            )
+
+
+def two_rows(x: Tensor) -> Tensor:
+    """Return the first two rows, or the only row twice: a single row would be specialised on."""
+    return x[:2] if len(x) > 1 else torch.cat([x, x])
+
+
+@dataclass(frozen=True)
+class Try:
+    """A way to export.
+
+    Attributes
+    ----------
+    strict : bool
+        Whether the model's Python is interpreted, not run; NumPy code is seen through only then.
+    symbolic : bool
+        Whether the graph is for any number of rows.
+    cast : bool
+        Whether what autocast does is recorded operation by operation. Otherwise its region is
+        recorded, in which torch cannot take all operations apart.
+    """
+
+    strict: bool = False
+    symbolic: bool = True
+    cast: bool = False
+
+
+#: The logger that prints a traceback where an operation does not fit its inputs.
+TORCH_LOGGER = "torch._subclasses.fake_tensor"
+
+#: torch.export below the level at which autocast acts, for which there is no public name.
+export_cast = partial(_trace._export, pre_dispatch=False)
+
+#: In this order. Running the model's Python is quickest and takes the most models.
+TRIES = (Try(), Try(cast=True), Try(strict=True), Try(symbolic=False))
+
+
+def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
+    """Export in the first way that works and decompose the composite operations."""
+    # Contiguous clones: other strides would be specialised on.
+    examples = tuple(x.contiguous().clone() for x in inputs)
+    failures: list[Exception] = []
+    for attempt in TRIES:
+        try:
+            return exported(model, examples, attempt)
+        except FxshapError:
+            raise
+        except Exception as error:
+            failures.append(error)
+        logger.debug("not captured (%s): %s", attempt, first_line(failures[-1]))
+        if len(failures) == 1:
+            # Where the model itself fails on these inputs, its own error says more than ours.
+            with torch.no_grad():
+                model(*examples)
+        if any(type(cause).__name__ == DECISION for cause in chain(failures[-1])):
+            break
+    raise CaptureError(explain_failure(failures[0])) from failures[0]
+
+
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Let a logger say nothing of what we raise ourselves or try in another way."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> ExportedProgram:
+    """Export and decompose."""
+    # A single row has nothing symbolic about it.
+    rows = tuple({0: Dim.AUTO} if how.symbolic and len(x) > 1 else None for x in examples)
+    with warnings.catch_warnings(), unlogged(TORCH_LOGGER), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = (export_cast if how.cast else torch.export.export)(
+            model, examples, dynamic_shapes=(rows,), strict=how.strict
+        )
+        program = functional(program)
+    # What export leaves behind in cycles holds on to the model and to our callers' tensors.
+    gc.collect()
+    return program
+
+
+def refuse_functions(graph: fx.Graph) -> None:
+    """Raise at an operator that takes functions, as `torch.cond` does, which are no operations."""
+    for node in graph.nodes:
+        if isinstance(node.target, HigherOrderOperator):
+            raise CaptureError(
+                f"the model cannot be captured as one graph: at {node_line(node)}, it gives "
+                f"functions to {node.target.name()}; compute all branches and choose with "
+                "torch.where, and attention with F.scaled_dot_product_attention and a mask"
+            )
+
+
+def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
+    """Turn an exported program's weight inputs into attributes and keep what was returned."""
+    refuse_functions(program.graph)
+    signature = program.graph_signature
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    tensors: dict[str, Tensor] = {}
+    weights: dict[str, str] = {}
+    kinds = {spec.arg.name: spec for spec in signature.input_specs}
+    outputs = [spec.kind for spec in signature.output_specs]
+    inputs: list[int | torch.SymInt] = []  # sizes of the batch
+    sizes: list[int | torch.SymInt] = []
+
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and kinds[node.name].kind is not InputKind.USER_INPUT:
+            target = str(kinds[node.name].target)
+            tensors[node.name] = weight_of(program, kinds[node.name].kind, target)
+            values[node] = graph.get_attr(node.name)
+            values[node].meta = dict(node.meta)
+            path = target.removeprefix("model.")
+            if has_tensor(model, path):  # the others are constants made in `forward`
+                weights[node.name] = path
+        elif node.op == "output":
+            returned = zip(node.args[0], outputs, strict=True)
+            result, *passing = [n for n, kind in returned if kind is OutputKind.USER_OUTPUT]
+            kept = tuple(values[n] for n in passing)
+            graph.output((values[result], kept) if kept else values[result])
+            sizes.append(result.meta["val"].shape[0])
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+            if node.op == "placeholder":
+                values[node].meta["bound"] = len(inputs) >= explained
+                inputs.append(node.meta["val"].shape[0])
+    graph.eliminate_dead_code()
+    sizes += inputs
+    rows = next((int(size) for size in sizes if is_fixed(size)), None)
+    root: dict[str, Any] = dict(tensors)
+    return Captured(fx.GraphModule(root, graph, "Captured"), weights, rows, explained)
+
+
+def is_fixed(size: int | torch.SymInt) -> bool:
+    """Say whether a size is one number, which export may have found out late."""
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
+
+
+def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:
+    """Return a parameter, buffer or constant of an exported program, sharing its storage."""
+    found = program.constants if target in program.constants else program.state_dict
+    weight: Tensor = found[target]
+    return weight.detach()
+
+
+def has_tensor(model: nn.Module, path: str) -> bool:
+    """Say whether a model has a tensor, registered or not, at a dotted path."""
+    try:
+        return isinstance(tensor_at(model, path), Tensor)
+    except AttributeError:
+        return False
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor:
+    """Return the parameter, buffer or other tensor at a dotted path below a model."""
+    tensor: Tensor = attrgetter(path)(model)
+    return tensor
+
+
+def user_module(node: fx.Node) -> str:
+    """Return the qualified name of the user's module that a node came from; '' for the model."""
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    below = [path for path in paths if path.partition(".")[0] == "model"]  # export adds others
+    return whole_list(below[-1].removeprefix("model").removeprefix(".")) if below else ""
+
+
+def whole_list(path: str) -> str:
+    """Name a module of a part of a list, as ``layers[1:]`` makes one, by its place in the list."""
+    # The start and the step of the slice, and the place in what it gives.
+    part = r"slice\((None|\d+), (?:None|-?\d+), (None|\d+)\)\.(\d+)"
+
+    def place(found: re.Match[str]) -> str:
+        start, step, k = (
+            default if text == "None" else int(text)
+            for text, default in zip(found.groups(), (0, 1, 0), strict=True)
+        )
+        return str(start + k * step)
+
+    return re.sub(part, place, path)
+
+
+def node_line(node: fx.Node) -> str:
+    """Return the user's line that a node came from: ``file:line (`code`)``."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    found = [(file, int(line), code) for file, line, code in lines if is_users(file)]
+    return "{}:{} (`{}`)".format(*found[-1]) if found else UNKNOWN_LINE
+
+
+# --- what to say when it fails ------------------------------------------------------------------
+
+#: The error of torch.export against which no other way to export helps.
+DECISION = "GuardOnDataDependentSymNode"
+
+#: By what is said in the error or in what caused it.
+REMEDIES = {
+    DECISION: (
+        "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
+        "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
+        "time, or explain the part after the decision"
+    ),
+    ".numpy() is not supported": (
+        "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"
+    ),
+}
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Return what to do about an error, if we know."""
+    said = [f"{type(cause).__name__}: {cause}" for cause in chain(error)]
+    known = (text for mark, text in REMEDIES.items() if any(mark in line for line in said))
+    return next(known, None)
+
+
+def explain_failure(error: BaseException) -> str:
+    """Say which of the user's lines cannot be captured, why, and what to do."""
+    where = user_line(error.__traceback__)
+    remedy = remedy_of(error) or f"torch.export says: {first_line(error)}"
+    return f"the model cannot be captured as one graph: at {where}, {remedy}"
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """Return an exception and its causes."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def is_users(file: str) -> bool:
+    """Say whether a source file is the user's, and not of torch, fxshap or Python."""
+    path, stdlib = Path(file), Path(sysconfig.get_path("stdlib"))
+    ours = [Path(torch.__file__).parent, Path(__file__).parents[1]]
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    in_python = file.startswith("<") or (path.is_relative_to(stdlib) and not installed)
+    return not in_python and not any(path.is_relative_to(folder) for folder in ours)
+
+
+def user_line(trace: TracebackType | None) -> str:
+    """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
+    frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
+    if not frames:
+        return UNKNOWN_LINE
+    return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"

@@ -1,0 +1,1 @@
+"""Helpers for `torch.fx` graphs: nodes, data flow, insertion, provenance."""

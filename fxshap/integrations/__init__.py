@@ -1,0 +1,1 @@
+"""How SHAP, Captum and tangermeme are recognised."""

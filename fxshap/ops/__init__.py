@@ -1,0 +1,1 @@
+"""Low-level operators: dtype policy, `torch.library` registrations and frozen kernels."""

@@ -1,0 +1,1 @@
+"""Passes over the captured graph, one a file, and the pipeline that runs them."""

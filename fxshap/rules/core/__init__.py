@@ -1,0 +1,1 @@
+"""What the rules share: the registry, dispatch, caching and numerical helpers."""

@@ -1,0 +1,237 @@
+"""The table: which rule rewrites which operation, and the makers that fill it.
+
+A rule answers for one operation ``y = op(a, b, ...)`` walked from a reference to a sample.
+Given both ends and the cotangent of ``y`` it returns the cotangents of ``a, b, ...`` such that
+
+    sum(grad_a * (a_x - a_r)) + sum(grad_b * (b_x - b_r)) + ... = <grad_y, y_x - y_r>
+
+for every row. Any composition of such rules then adds up. An operation that is (jointly) linear
+in the arguments that vary needs no rule: autograd already gives exact multipliers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils import _pytree as pytree
+
+from fxshap.errors import RuleError
+from fxshap.rules.core.operation import Operation, keeping_slopes
+
+Target = OpOverload | OpOverloadPacket | CustomOpDef
+Tensors = Sequence[Tensor]
+Multiply = Callable[[Operation, Tensors, Tensors, Any], tuple[Tensor | None, ...]]
+Slope = Callable[[Operation, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to multiply a cotangent through one operation.
+
+    Attributes
+    ----------
+    name : str
+        Name of the rule, for reports.
+    multiply : callable, optional
+        ``multiply(operation, reference, sample, grad) -> grads``, with one entry for every
+        varying argument. ``None`` for operations that are linear in everything.
+    linear_in : tuple of frozenset of int
+        Sets of argument positions in which the operation is jointly linear (affine).
+    closed : bool
+        Whether the multiplier is a closed form; ``False`` for the generic rule.
+    stacked : bool
+        Whether `multiply` takes several cotangents at once, stacked in a dimension before all
+        others, and returns as many of each argument. Any other rule is asked for one at a time.
+    """
+
+    name: str
+    multiply: Multiply | None
+    linear_in: tuple[frozenset[int], ...] = ()
+    closed: bool = True
+    stacked: bool = False
+
+    def is_linear(self, positions: Iterable[int]) -> bool:
+        """Say whether the operation is linear in the arguments at `positions`."""
+        return self.multiply is None or any(set(positions) <= group for group in self.linear_in)
+
+
+#: By operator; the functions that stand for what no operator does are in it too.
+RULES: dict[Callable[..., Any], Rule] = {}
+COMPOSITES: dict[OpOverload, Callable[..., Any]] = {}
+
+
+def operator_of(target: Target) -> OpOverload | OpOverloadPacket:
+    """Return the operator that a graph will show; raise if `target` is not one."""
+    if isinstance(target, CustomOpDef):
+        overload: OpOverload = target._opoverload
+        return overload
+    if not isinstance(target, OpOverload | OpOverloadPacket):
+        raise RuleError(
+            f"a rule is for an operator, not for {target!r}; give torch.ops.namespace.name, or "
+            "what torch.library.custom_op returns"
+        )
+    return target
+
+
+def linear(*targets: Target) -> None:
+    """Declare operations that are linear (affine) in all their tensor arguments together.
+
+    Autograd's derivative is their multiplier. For those that are linear in some arguments only,
+    see `linear_in` of :func:`rule`; for products of two, :func:`bilinear`.
+
+    Parameters
+    ----------
+    *targets : operator
+        Overloads (``torch.ops.aten.sum.dim_IntList``), packets (``torch.ops.aten.sum``), or what
+        ``torch.library.custom_op`` returns.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> fxshap.rules.linear(torch.ops.aten.flip)
+    """
+    for target in targets:
+        RULES[operator_of(target)] = Rule("linear", None)
+
+
+def rule(
+    *targets: Target,
+    linear_in: Iterable[Iterable[int]] = (),
+    closed: bool = True,
+    stacked: bool = False,
+    name: str = "",
+) -> Callable[[Multiply], Multiply]:
+    """Declare the decorated function as the rule of `targets`.
+
+    The function is called as ``multiply(operation, reference, sample, grad)``. `operation` is an
+    :class:`Operation`, whose constant arguments are ``operation["name"]``; `reference` and `sample`
+    are lists of the arguments that vary, with as many rows each, or with one row in `sample` that
+    stands for all; `grad` is the cotangent of the output, or a tuple of cotangents and ``None``
+    for an operation of several outputs. It returns one tensor for every varying argument, of the
+    shape of that argument at the reference, or ``None`` for those without a derivative.
+
+    Parameters
+    ----------
+    *targets : operator
+        Overloads (``torch.ops.aten.max.dim``), packets (``torch.ops.aten.max``), or what
+        ``torch.library.custom_op`` returns.
+    linear_in : iterable of iterable of int
+        Sets of argument positions in which the operation is jointly linear. Where no other
+        argument varies, autograd's derivative is taken in place of the rule.
+    closed : bool
+        Whether the rule is a closed form, for reports.
+    stacked : bool
+        Whether the function takes several cotangents at once: `grad`, or each of its entries, then
+        has one dimension more, before all others, and so has what it returns.
+    name : str
+        Name for reports; the function's own by default.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    See Also
+    --------
+    fxshap.testing.check_rule : Tries a rule where rules go wrong.
+
+    Examples
+    --------
+    The square has the divided difference x + r.
+
+    >>> import torch, fxshap
+    >>> @fxshap.rules.rule(torch.ops.aten.square)
+    ... def square(operation, reference, sample, grad):
+    ...     (r,), (x,) = reference, sample
+    ...     return (grad * (x + r),)
+    >>> fxshap.testing.check_rule(torch.ops.aten.square.default, [fxshap.testing.Varying((3,))])
+    """
+    groups = tuple(frozenset(group) for group in linear_in)
+
+    def declare(multiply: Multiply) -> Multiply:
+        for target in targets:
+            found = Rule(name or multiply.__name__, multiply, groups, closed, stacked)
+            RULES[operator_of(target)] = found
+        return multiply
+
+    return declare
+
+
+def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare the decorated function as a decomposition of `targets`.
+
+    It is called with the operator's own arguments and returns what the operator returns; the
+    operations that it is made of take its place before the rewrite, each with its own rule.
+
+    Parameters
+    ----------
+    *targets : operator
+        Overloads, packets (all overloads of which are meant), or what ``torch.library.custom_op``
+        returns.
+
+    Raises
+    ------
+    RuleError
+        If a target is not an operator.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> @fxshap.rules.composite(torch.ops.aten.logaddexp)
+    ... def logaddexp(self, other):
+    ...     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
+    """
+    operators = [operator_of(target) for target in targets]
+    overloads = [
+        overload
+        for operator in operators
+        for overload in (
+            [getattr(operator, name) for name in operator.overloads()]
+            if isinstance(operator, OpOverloadPacket)
+            else [operator]
+        )
+    ]
+
+    def declare(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+        COMPOSITES.update(dict.fromkeys(overloads, decomposition))
+        return decomposition
+
+    return declare
+
+
+def one_by_one(
+    multiply: Multiply, operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor | None, ...]:
+    """Ask for each of several stacked cotangents alone, and stack what is found."""
+    stacks: Tensors = [grad] if isinstance(grad, Tensor) else [g for g in grad if g is not None]
+    with keeping_slopes(sample):
+        found = [
+            multiply(
+                operation, reference, sample, pytree.tree_map_only(Tensor, itemgetter(k), grad)
+            )
+            for k in range(len(stacks[0]))
+        ]
+    return tuple(
+        None if gs[0] is None else torch.stack([g.sum_to_size(r.shape) for g in gs])
+        for gs, r in zip(zip(*found, strict=True), reference, strict=True)
+    )
+
+
+def find_rule(target: Any) -> Rule | None:
+    """Return the rule of an overload, else that of its packet, else ``None``."""
+    if target in RULES:
+        return RULES[target]
+    packet = getattr(target, "overloadpacket", None)
+    return RULES.get(packet) if packet is not None else None

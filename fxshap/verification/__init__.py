@@ -1,0 +1,1 @@
+"""Checks: whether attributions add up, which operation leaks, and the exact Shapley values."""

@@ -1,0 +1,27 @@
+"""The code of the first page that people try runs as it stands; the map has every file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+START = ROOT / "docs" / "start.md"
+
+
+def test_five_minutes_run_as_they_stand() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", START.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    page: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(START), "exec"), page)
+    assert page["values"].shape == (3, 4, 2)
+
+
+def test_every_package_and_file_is_on_the_map() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    part = text[text.index("## The map") : text.index("## Add a rule")]
+    named = set(re.findall(r"^\| `([\w/]+(?:\.py|/))`", part, re.MULTILINE))
+    package = ROOT / "fxshap"
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    packages = {f"{path.parent.relative_to(package)}/" for path in package.glob("*/**/__init__.py")}
+    assert named == files | packages

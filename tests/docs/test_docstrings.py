@@ -1,0 +1,28 @@
+"""The examples in the docstrings of what is public run and say what they say."""
+
+import doctest
+import importlib
+from unittest import mock
+
+import pytest
+import torch
+
+from fxshap.rules import COMPOSITES, RULES
+
+MODULES = (
+    "fxshap.module",
+    "fxshap.rules",
+    "fxshap.rules.products",
+    "fxshap.rules.core.registry",
+    "fxshap.rules.univariate",
+    "fxshap.verification.shapley",
+    "fxshap.testing",
+    "fxshap.verification.verify",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    with mock.patch.dict(RULES), mock.patch.dict(COMPOSITES), torch.random.fork_rng():
+        result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted and not result.failed

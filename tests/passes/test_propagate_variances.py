@@ -1,0 +1,278 @@
+"""Activations that know the variance of the sum before them: additive, and nearer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxshap
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
+from fxshap.testing.rule_check import TOLERANCE, Case
+from fxshap.verification.shapley import shapley_values
+from fxshap.verification.verify import additivity_error
+from tests.helpers import assert_exact, assert_same_state, assert_same_values, explain, state_of
+from tests.networks import NETWORKS
+from tests.rules.rule_cases import CURVES
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Applied(nn.Module):
+    """An activation of what a linear function makes of the input, and a sum of all."""
+
+    def __init__(self, linear: Callable[[Tensor], Tensor], function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.linear, self.function = linear, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x)).flatten(1)
+
+
+def variances_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
+    """The variances that the activations of a model receive between two rows."""
+    explainable = fxshap.make_explainable(model, (r,), variances=True)
+    (engine,) = explainable._engines.values()
+    engine.bind_weights(object())
+    (_, end), (_, start) = engine.observe([x]), engine.observe([r])
+    return list(engine.rewritten.variances(start, end, r))
+
+
+CONV = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
+NORM = nn.BatchNorm2d(2).double().eval()
+NORM.running_var = torch.tensor([0.3, 2.0], dtype=torch.float64)
+LINEAR = nn.Linear(4, 5).double()
+LINEARS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: LINEAR(x),
+    "addmm": lambda x: torch.addmm(LINEAR.bias, x.flatten(1)[:, :4], LINEAR.weight.mT),
+    "matrix from the left": lambda x: LINEAR.weight[:, :4] @ x,
+    "convolution": lambda x: CONV(x),
+    "norm and convolution": lambda x: CONV(NORM(x)),
+    "transposed convolution": lambda x: F.conv_transpose2d(x, CONV.weight.transpose(0, 1)),
+    "two convolutions side by side": lambda x: torch.cat([CONV(x)[:, :1], x[:, :1, ::2, ::2]], 1),
+    "difference": lambda x: 3.0 - (x[:, :1] - x[:, 1:] / 4) * 2,
+    "mean": lambda x: x.mean((2, 3)),
+    "averages": lambda x: F.avg_pool2d(x, 2) + 1,
+    "adaptive averages": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "moved": lambda x: torch.stack([LINEAR(x).mT, LINEAR(x).mT.flip(1)], 1).sum(2).unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_the_variance_of_a_sum_is_that_of_its_terms(name: str) -> None:
+    linear = LINEARS[name]
+    x, r = numbers(1, 2, 4, 4, seed=1), numbers(1, 2, 4, 4, seed=2)
+    (found,) = variances_of(Applied(linear, torch.tanh), x, r)
+    jacobian = torch.autograd.functional.jacobian(linear, x).flatten(x.dim())
+    jacobian = jacobian.reshape(*linear(x).shape, -1)
+    torch.testing.assert_close(found, jacobian.square() @ (x - r).square().flatten())
+
+
+def test_what_the_formula_says() -> None:
+    model = nn.Sequential(nn.Linear(6, 1), nn.GELU()).double()
+    (x,), (r,) = numbers(1, 6, seed=1), numbers(1, 6, seed=2)
+    weight, bias = model[0].weight[0].detach(), model[0].bias[0].detach()
+    u, z_x, z_r = weight * (x - r), weight @ x + bias, weight @ r + bias
+    v, shift = u.square().sum(), (u.square().sum() / 3).sqrt()
+
+    def smoothed(z: Tensor) -> Tensor:
+        return (F.gelu(z - shift) + 2 * F.gelu(z) + F.gelu(z + shift)) / 4
+
+    of_mean = (smoothed(z_x) - smoothed(z_r)) / (z_x - z_r)
+    of_variance = (F.gelu(z_x) - F.gelu(z_r) - of_mean * (z_x - z_r)) / v
+    expected = u * (of_mean + of_variance * u)
+    (found,) = explain(fxshap.make_explainable(model, variances=True), [r[None]], [x[None]])
+    np.testing.assert_allclose(found[0, :, 0], expected.numpy(), rtol=1e-12)
+
+
+SLOPES = [case for case in CURVES if case.target.overloadpacket in SMOOTHED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", SLOPES, ids=str)
+def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torch.dtype) -> None:
+    """From denormal numbers to 1e30, close and far, with variances small and large for them."""
+    generator = torch.Generator().manual_seed(0)
+    count = 4000
+    # Constant arguments of a case may be tensors of its own shape.
+    shape = (count, *case.args[0].shape)
+
+    def draw(low: float, high: float) -> Tensor:
+        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return 10**exponents
+
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    r = (sign * draw(-42, 30)).to(dtype)
+    x = torch.where(torch.rand(shape, generator=generator) < 0.5, r, -r / 3)
+    x = x + ((torch.randint(0, 2, shape, generator=generator) * 2 - 1) * draw(-42, 30)).to(dtype)
+    x[:100], r[100:200], x[200:300] = r[:100], 0.0, 0.0
+    v = ((x - r).double().square() * draw(-3, 3)).to(dtype)
+    rest = [a.to(dtype) if isinstance(a, Tensor) else a for a in case.args[1:]]
+    operation, _ = Operation.bind(activation, (r, v, case.target, *rest), case.kwargs, slots=(0, 1))
+    of_mean, of_variance = activation_rule(operation, (r, 0 * v), (x, v), torch.ones_like(r))
+    assert of_mean.isfinite().all() and of_variance.isfinite().all()
+    step, v = x.double() - r.double(), v.double()
+    # Where v is infinite nothing is multiplied by it.
+    parts = of_mean.double() * step, torch.where(of_variance == 0, 0.0, of_variance.double() * v)
+    f_x, f_r = (case.target(end, *rest, **case.kwargs).double() for end in (x, r))
+    size = sum(part.abs() for part in (*parts, f_x, f_r))
+    error = (sum(parts) - (f_x - f_r)).abs()
+    # Multipliers that are smaller than numbers of the type are lost, and PyTorch's GELU rounds
+    # x (1 + erf), of which little is left in its tail.
+    own = 2 * torch.finfo(dtype).eps * sum(end.double().abs().clamp(max=16) for end in (r, x))
+    lost = torch.finfo(dtype).tiny * (step.abs() + torch.where(v.isfinite(), v, 0.0) + 1) + own
+    assert (error <= TOLERANCE[dtype] * size + lost).all()
+    assert (parts[0].abs() <= 1e6 * (1 + f_x.abs() + (f_x - f_r).abs())).all()
+
+
+NETWORKS_OF_ALL_KINDS = (
+    "relu_in_place", "relu6_hardtanh_abs_clamp", "average_pools", "squeeze_excite", "time_folded",
+    "two_inputs", "encoder_layer_time_first_gelu", "tabnet", "bpnet", "masked_fill", "codebook",
+    "bucketize_embedding", "embedding_bag_of_codes", "experts_by_mask", "batch_norm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS_OF_ALL_KINDS)
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_networks_of_all_kinds_add_up(name: str, dtype: torch.dtype, limit: float) -> None:
+    network = NETWORKS[name]
+    model = network.build().to(dtype)
+    r, x = (list(network.inputs(rows, seed=rows, dtype=dtype)) for rows in (5, 2))
+    assert_exact(model, fxshap.make_explainable(model, variances=True), r, x, limit)
+
+
+@pytest.mark.parametrize("far", [1e-160, 1e-30, 1e-12, 1.0, 1e2, 1e30, 1e160])
+def test_near_and_far_ends_add_up(far: float) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = model.double()
+    r = numbers(4, 6, seed=1)
+    explainable = fxshap.make_explainable(model, variances=True)
+    for x in (r[:1] + far * numbers(1, 6, seed=2), r[:1]):
+        # SHAP's own check is of the difference, whatever the size.
+        values = explain(explainable, [r], [x], check_additivity=False)
+        assert additivity_error(model, [r], [x], values) <= 1e-12
+
+
+class Masked(nn.Module):
+    """Logits of -inf at both ends, or at one, among the terms of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        masked = hidden.masked_fill(x[:, :1] > 0, -torch.inf)
+        masked = torch.cat([masked, hidden[:, :1] - torch.inf], 1)
+        return torch.cat([F.relu(masked + hidden[:, :1]), torch.sigmoid(masked + x[:, :1])], 1)
+
+
+def test_what_is_masked_adds_no_variance() -> None:
+    model, x, r = Masked().double(), numbers(3, 6, seed=1), numbers(4, 6, seed=2)
+    assert_exact(model, fxshap.make_explainable(model, variances=True), [r], [x], 1e-12)
+
+
+def exact_values(model: nn.Module, x: Tensor, r: Tensor) -> Tensor:
+    rows = [torch.stack([shapley_values(model, a, b) for b in r]).mean(0) for a in x]
+    return torch.stack(rows)
+
+
+ACTIVATIONS = [
+    torch.relu, F.leaky_relu, F.elu, F.gelu, F.silu, torch.tanh, F.hardtanh, F.softplus, torch.sin,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("depth, most", [(1, 0.5), (2, 0.85)])
+def test_attributions_are_nearer_to_the_exact_values(
+    function: Callable[[Tensor], Tensor], depth: int, most: float
+) -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before in (8, 16)[:depth]:
+        layers += [Applied(nn.Linear(before, 16), function)]
+    model = nn.Sequential(*layers, nn.Linear(16, 2)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.7)
+    x, r = numbers(6, 8, seed=1), numbers(6, 8, seed=2)
+    with torch.no_grad():
+        exact = exact_values(model, x, r).numpy()
+    distances = []
+    for variances in (False, True):
+        (values,) = explain(fxshap.make_explainable(model, variances=variances), [r], [x])
+        distances.append(np.abs(values - exact).sum())
+    assert distances[1] < most * distances[0]
+
+
+def test_a_unit_of_one_input_keeps_its_secant() -> None:
+    model = nn.Sequential(nn.GELU(), nn.Conv1d(3, 3, 1, groups=3), nn.ReLU(), nn.Flatten()).double()
+    x, r = numbers(2, 3, 4, seed=1), numbers(5, 3, 4, seed=2)
+    plain, smoothed = (
+        explain(fxshap.make_explainable(model, variances=variances), [r], [x])[0]
+        for variances in (False, True)
+    )
+    # In S + T u the smoothed slope cancels; what is left of its rounding is divided by u.
+    np.testing.assert_allclose(smoothed, plain, rtol=1e-10, atol=1e-12)
+
+
+def perceptron(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def test_refinement_and_chunks_of_references_work_with_it() -> None:
+    model, x, r = perceptron(), numbers(2, 6, seed=1), numbers(12, 6, seed=2)
+    exact = exact_values(model, x, r).detach().numpy()
+    distances = []
+    for options in ({}, {"variances": True}, {"variances": True, "refine": 4}):
+        explainable = fxshap.make_explainable(model, **options)
+        (values,) = assert_exact(model, explainable, [r], [x], 1e-12)
+        explainable = fxshap.make_explainable(model, reference_chunk=5, **options)
+        np.testing.assert_allclose(explain(explainable, [r], [x])[0], values, rtol=1e-10)
+        distances.append(np.abs(values - exact).sum())
+    assert distances[2] < distances[1] < distances[0]
+
+
+def test_new_weights_are_seen() -> None:
+    model, x, r = perceptron(), numbers(2, 6, seed=1), numbers(5, 6, seed=2)
+    explainable = fxshap.make_explainable(model, variances=True)
+    explain(explainable, [r], [x])
+    with torch.no_grad():
+        model[2].weight.mul_(-2)
+    fresh = fxshap.make_explainable(model, variances=True)
+    assert_same_values(explain(explainable, [r], [x]), explain(fresh, [r], [x]))
+
+
+def test_captum_and_compiled_walks_give_the_same() -> None:
+    model = perceptron(torch.float32)
+    x, r = (numbers(n, 6, seed=n, dtype=torch.float32) for n in (2, 5))
+    (values,) = explain(fxshap.make_explainable(model, variances=True), [r], [x])
+    compiled = fxshap.make_explainable(model, variances=True, compile=True)
+    (found,) = assert_exact(model, compiled, [r], [x], 1e-5)
+    # In float32; the compiler and pairs of rows that differ round in another order.
+    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-6)
+    method = captum.attr.DeepLiftShap(fxshap.make_explainable(model, variances=True))
+    found = method.attribute(x, r, target=1).detach().numpy()
+    np.testing.assert_allclose(found, values[..., 1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_left_alone_and_the_report_is_the_same() -> None:
+    model, x, r = perceptron().eval(), numbers(2, 6, seed=1), numbers(5, 6, seed=2)
+    before = state_of(model)
+    explainable = fxshap.make_explainable(model, variances=True)
+    explain(explainable, [r], [x])
+    assert_same_state(model, before)
+    assert torch.equal(explainable(x), model(x))
+    plain = fxshap.make_explainable(model, (r,))
+    assert str(explainable.report()) == str(plain.report())

@@ -1,0 +1,43 @@
+"""Every rule restores the finite difference, for any two ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxshap.autograd.rescale import multiply
+from fxshap.rules.core.registry import RULES
+from fxshap.rules.smoothed_activations import activation, variance
+from fxshap.testing.rule_check import Case, check, cotangents
+from tests.rules.rule_cases import ALL
+
+FLOATS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+CASES = pytest.mark.parametrize("case", ALL, ids=str)
+
+
+def test_every_rule_has_a_case() -> None:
+    covered = {case.target for case in ALL} | {case.target.overloadpacket for case in ALL}
+    missing = {key for key, rule in RULES.items() if rule.multiply is not None} - covered
+    # With a mask that varies, what masked_select returns has no fixed size. The other two are no
+    # operators: a variance is 0 at the reference, and tests/passes/test_propagate_variances.py has
+    # them.
+    assert missing == {torch.ops.aten.masked_select, variance, activation}
+
+
+@FLOATS
+@CASES
+def test_multipliers_restore_the_finite_difference(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@CASES
+def test_half_precision_runs_where_the_operation_does(case: Case, dtype: torch.dtype) -> None:
+    operation, r, x = case.draw(dtype)
+    try:
+        grad = cotangents(operation(*r))
+    except (NotImplementedError, RuntimeError):
+        return  # PyTorch has no half-precision kernel for it here
+    multipliers = multiply(operation, r, x, grad)
+    for m, end in zip(multipliers, r, strict=True):
+        assert m is None or (m.shape, m.dtype) == (end.shape, end.dtype)

@@ -1,0 +1,93 @@
+"""What takes long says so on a terminal, and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+
+import pytest
+import shap
+import torch
+from torch import Tensor, nn
+
+import fxshap
+from fxshap.runtime import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Slow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.3)
+        return torch.tanh(x)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    monkeypatch.setattr(progress, "STEP", 0.05)
+
+
+def shown(monkeypatch, stream: io.StringIO, **options: bool) -> str:
+    monkeypatch.setattr(sys, "stderr", stream)
+    fxshap.make_explainable(Slow(), torch.randn(2, 3), **options)
+    return stream.getvalue()
+
+
+def test_a_long_capture_is_shown_on_a_terminal(monkeypatch, quick):
+    *before, last = shown(monkeypatch, Terminal()).split("\r")[1:]
+    assert before and all(line.startswith("fxshap captures Slow") for line in before)
+    assert last.endswith(" s\n")
+
+
+def test_a_short_capture_is_not(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 600)
+    assert shown(monkeypatch, Terminal()) == ""
+
+
+def test_it_can_be_turned_off(monkeypatch, quick):
+    assert shown(monkeypatch, Terminal(), progress=False) == ""
+
+
+def test_a_file_gets_nothing(monkeypatch, quick):
+    assert shown(monkeypatch, io.StringIO()) == ""
+
+
+def test_a_failure_ends_the_line(monkeypatch, quick):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(ZeroDivisionError), progress.telling("division"):
+        time.sleep(0.3)
+        raise ZeroDivisionError
+    assert stream.getvalue().endswith("\n")
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) * x.flip(1)
+
+
+def refined(monkeypatch, **options: bool) -> str:
+    stream = Terminal()
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    explainable = fxshap.make_explainable(Gated(), refine=20, **options)
+    explainer = shap.DeepExplainer(explainable, torch.randn(5, 3))
+    explainer.shap_values(torch.randn(1, 3))  # capture
+    monkeypatch.setattr(sys, "stderr", stream)
+    explainer.shap_values(torch.randn(1, 3))
+    return stream.getvalue()
+
+
+def test_a_long_refinement_says_how_far_it_is_and_leaves_nothing(monkeypatch):
+    first, *_, blank, end = refined(monkeypatch).split("\r")[1:]
+    assert re.fullmatch(r"fxshap refines, \d+ of 81: \d+\.\d s", first)
+    assert blank.strip() == "" and end == ""
+
+
+def test_refinement_is_silent_when_turned_off(monkeypatch):
+    assert refined(monkeypatch, progress=False) == ""

@@ -1,0 +1,389 @@
+"""`verify` measures what it says, and names the operations that leak."""
+
+import inspect
+import json
+import re
+from unittest import mock
+
+import numpy as np
+import pytest
+import shap
+import torch
+import torch.nn.functional as F
+from shap.explainers._deep import deep_utils
+from torch import Tensor, nn
+
+import fxshap
+import fxshap.autograd.rescale
+from fxshap import InputError, OptionError, OutputError
+from fxshap.autograd.rescale import choose_rule
+from fxshap.rules import RULES, Rule
+from fxshap.verification.leaks import local_errors
+from fxshap.verification.shapley import shapley_values
+from fxshap.verification.verify import SHAP_TOLERANCE, additivity_error
+from tests.helpers import assert_no_shap_hooks, assert_same_state, explain, state_of
+from tests.networks import NETWORKS
+
+aten = torch.ops.aten
+
+
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(3, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return (q @ k.mT).softmax(-1) @ v  # the softmax
+
+
+class Attention(nn.Module):
+    """Attention in a block of its own, then an activation in the model's own forward."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.block = nn.ModuleDict({"attn": Scores(), "act": nn.Tanh()})
+            self.head = nn.Linear(15, 2)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block["act"](self.block["attn"](x))  # the tanh
+        h = F.silu(h.flatten(1))  # the activation
+        return self.scale * self.head(h)
+
+
+def attention(scale: float = 1.0) -> nn.Module:
+    return Attention(scale).double().eval()
+
+
+def points(rows: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 5, 3, generator=generator, dtype=torch.float64)
+
+
+BACKGROUND, SAMPLES = points(5, 1), points(2, 2)
+TOKENS = torch.arange(5)[:, None]
+
+
+def midpoint_derivative(operation, reference, sample, grad):
+    """A rule that does not add up."""
+    middle = (reference[0] + sample[0]) / 2
+    return fxshap.rules.vjp(operation, [middle], grad)
+
+
+def not_a_number(operation, reference, sample, grad):
+    return (grad * torch.nan,)
+
+
+def line_of(comment: str) -> str:
+    """The file and line with a comment."""
+    with open(__file__) as source:
+        (line,) = [n for n, text in enumerate(source, 1) if text.rstrip().endswith(comment)]
+    return f"{__file__}:{line} "
+
+
+# --- what is measured ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gelu_functional", "two_inputs", "encoder_layer_time_first_gelu"])
+def test_errors_and_distances_are_those_of_their_definitions(name):
+    network = NETWORKS[name]
+    model = network.build().double()
+    background = network.inputs(3, seed=1, dtype=torch.float64)
+    samples = network.inputs(2, seed=2, dtype=torch.float64)
+
+    result = fxshap.verify(model, background, samples)
+
+    values = explain(fxshap.make_explainable(model), background, samples)
+    for found, expected in zip(result.values, values, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    phi = torch.cat([torch.from_numpy(value).flatten(1, -2) for value in values], 1)
+    sizes = [x[0].numel() for x in samples]
+
+    def function(rows: Tensor) -> Tensor:
+        parts = zip(rows.split(sizes, 1), samples, strict=True)
+        return model(*[part.reshape(-1, *x.shape[1:]) for part, x in parts])
+
+    flat_x, flat_r = (torch.cat([x.flatten(1) for x in xs], 1) for xs in (samples, background))
+    with torch.no_grad():
+        f_x, f_r = function(flat_x), function(flat_r)
+    gap = (phi.sum(1) - (f_x - f_r.mean(0))).abs().amax(1)
+    largest = torch.cat([f_x, f_r]).abs().max()
+    for row, sample in enumerate(result.samples):
+        games = [shapley_values(function, flat_x[row], r) for r in flat_r]
+        exact = torch.stack(games).mean(0)
+        distance = (phi[row] - exact).abs().sum() / exact.abs().sum()
+        assert sample.gap == pytest.approx(float(gap[row]), abs=1e-15)
+        assert sample.additivity_error == pytest.approx(float(gap[row] / largest), abs=1e-15)
+        assert sample.distance == pytest.approx(float(distance), abs=1e-12)
+        assert sample.output_difference <= 1e-12
+    assert result.additive and result.passes_shap and not result.leaks
+    assert result.additivity_error == pytest.approx(
+        additivity_error(model, background, samples, values), abs=1e-15
+    )
+
+
+def test_output_difference_is_that_of_what_shap_is_given():
+    model = attention()
+    explainable = fxshap.make_explainable(model, BACKGROUND)
+    engine = explainable._latest()
+    observe = engine.observe
+
+    def shifted(rows):
+        output, taps = observe(rows)
+        return output + 0.25, taps
+
+    with mock.patch.object(engine, "observe", shifted):
+        result = fxshap.verify(explainable, BACKGROUND, SAMPLES)
+    with torch.no_grad():
+        largest = torch.cat([model(SAMPLES), model(BACKGROUND)]).abs().max()
+    for sample in result.samples:
+        assert sample.output_difference == pytest.approx(0.25 / float(largest), abs=1e-12)
+
+
+def test_groups_of_features_play_as_one():
+    model = attention()
+    by_token = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=TOKENS)
+    by_dims = fxshap.verify(fxshap.make_explainable(model, feature_dims=(1,)), BACKGROUND, SAMPLES)
+    assert by_token.features == by_dims.features == 5
+    assert by_token.samples == by_dims.samples
+    alone = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=torch.full((5, 3), 7))
+    assert alone.features == 1  # whose Shapley value is the difference itself
+    assert all(sample.distance < 1e-12 for sample in alone.samples)
+
+
+def test_groups_reach_over_inputs():
+    network = NETWORKS["two_inputs"]
+    background, samples = network.inputs(3, seed=1), network.inputs(1, seed=2)
+    masks = [torch.arange(x[0].numel()).reshape(x.shape[1:]) for x in samples]
+    result = fxshap.verify(network.build(), background, samples, feature_mask=masks)
+    assert result.features == max(x[0].numel() for x in samples)
+
+
+def test_many_features_have_no_exact_values():
+    result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
+    assert [sample.distance for sample in result.samples] == [None, None]
+    assert "15 features are more than 12" in str(result)
+
+
+def test_the_first_sample_has_exact_values_whatever_they_take(monkeypatch):
+    monkeypatch.setattr("fxshap.verification.verify.MOST_ROWS", 1)
+    result = fxshap.verify(attention(), BACKGROUND, SAMPLES, feature_mask=TOKENS)
+    assert [sample.distance is None for sample in result.samples] == [False, True]
+
+
+def test_ranked_outputs_are_the_largest_of_every_sample():
+    model, samples = attention(), points(3, 5)
+    result = fxshap.verify(model, BACKGROUND, samples, ranked_outputs=1)
+    (values,) = explain(fxshap.make_explainable(model), [BACKGROUND], [samples])
+    with torch.no_grad():
+        top = model(samples).argmax(1)
+    assert len(set(top.tolist())) == 2
+    for row, column in enumerate(top):
+        # One output alone and several side by side take other matrix products.
+        found, expected = result.values[0][row, ..., 0], values[row, ..., column]
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+    assert result.additive
+
+
+# --- what it says of it -------------------------------------------------------------------------
+
+
+def test_the_tolerance_is_shaps():
+    source = inspect.getsource(deep_utils._check_additivity)
+    assert re.findall(r"TOLERANCE = (\S+)", source) == ["1e-2"]
+    assert SHAP_TOLERANCE == 1e-2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_a_gap_that_shap_lets_pass_is_told(scale):
+    """SHAP's check is absolute: what it says depends on the scale of the outputs."""
+    model = attention(scale)
+    with mock.patch.dict(RULES, {aten.tanh: Rule("wrong", midpoint_derivative)}):
+        result = fxshap.verify(model, BACKGROUND, SAMPLES)
+        explainer = shap.DeepExplainer(fxshap.make_explainable(model), BACKGROUND)
+        try:
+            explainer.shap_values(SAMPLES)
+            passes = True
+        except AssertionError:
+            passes = False
+    assert not result.additive
+    assert result.passes_shap is passes is (scale == 1.0)
+
+
+def test_large_outputs_fail_shaps_check_by_rounding_alone():
+    model, background, samples = attention(1e6).float(), BACKGROUND.float(), SAMPLES.float()
+    result = fxshap.verify(model, background, samples)
+    with pytest.raises(AssertionError, match="do not sum up"):
+        explainable = fxshap.make_explainable(model)
+        shap.DeepExplainer(explainable, background).shap_values(samples)
+    assert result.additive and not result.passes_shap
+    assert "Explain in float64, or with check_additivity=False." in str(result)
+
+
+def test_fits_eighty_columns_and_json():
+    with mock.patch.dict(RULES, {aten.softmax: Rule("wrong", midpoint_derivative)}):
+        result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
+    told = str(result)
+    assert repr(result) == told
+    unbroken = [line for line in told.splitlines() if __file__ not in line]
+    assert max(map(len, unbroken)) <= 80
+    assert told in json.loads(json.dumps({"told": told}))["told"]
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain["additive"] is False
+    assert plain["samples"][0]["gap"] == result.samples[0].gap
+    assert plain["leaks"][0]["name"] == result.leaks[0].name
+    assert "<table" in result._repr_html_() and "DOES NOT ADD UP" in result._repr_html_()
+
+
+# --- leaks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target, name, operation, comment",
+    [
+        (aten.softmax, "block.attn.softmax", "aten.softmax.int", "# the softmax"),
+        (aten.tanh, "block.act.tanh", "aten.tanh.default", "# the tanh"),
+        (aten.silu, "silu", "aten.silu.default", "# the activation"),
+    ],
+)
+@pytest.mark.parametrize("linear", [False, True], ids=["wrong rule", "false linear declaration"])
+def test_a_leak_is_named(target, name, operation, comment, linear):
+    wrong = Rule("linear", None) if linear else Rule("wrong", midpoint_derivative)
+    with mock.patch.dict(RULES, {target: wrong}):
+        result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
+    (leak,) = result.leaks
+    assert not result.additive
+    assert (leak.name, leak.operation, leak.rule) == (name, operation, wrong.name)
+    assert leak.line.startswith(line_of(comment))
+    assert abs(leak.error) == pytest.approx(result.additivity_error, rel=1e-6)
+    assert f"{name}: error {abs(leak.error):.0e} ({operation}, rule '{wrong.name}')" in str(result)
+
+
+def test_several_leaks_come_with_the_largest_first():
+    wrong = Rule("wrong", midpoint_derivative)
+    with mock.patch.dict(RULES, {aten.softmax: wrong, aten.tanh: wrong, aten.silu: wrong}):
+        result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
+    sizes = [abs(leak.error) for leak in result.leaks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {leak.operation for leak in result.leaks} <= {
+        "aten.softmax.int", "aten.tanh.default", "aten.silu.default"
+    }  # fmt: skip
+    assert abs(sum(leak.error for leak in result.leaks)) == pytest.approx(
+        result.additivity_error, rel=0.05
+    )
+
+
+def test_what_is_not_a_number_leaks_first():
+    with mock.patch.dict(RULES, {aten.tanh: Rule("wrong", not_a_number)}):
+        result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
+    assert not result.additive and np.isnan(result.additivity_error)
+    assert "block.act.tanh" in {leak.name for leak in result.leaks}
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder_layer_time_first_gelu", "lstm_bidirectional_state", "sort_topk",
+             "piecewise_by_where", "fourier_magnitude"],
+)  # fmt: skip
+def test_the_leaks_of_all_nodes_sum_to_the_gap(name, monkeypatch):
+    """With every rule short of a tenth, and with none."""
+    network = NETWORKS[name]
+    model = network.build().double()
+    background = network.inputs(3, seed=1, dtype=torch.float64)
+    samples = network.inputs(1, seed=2, dtype=torch.float64)
+    explainable = fxshap.make_explainable(model)
+
+    def nine_tenths(operation, values):
+        rule = choose_rule(operation, values)
+
+        def multiply(*arguments):
+            return tuple(None if m is None else 0.9 * m for m in rule.multiply(*arguments))
+
+        return Rule(rule.name, multiply)
+
+    for short in (False, True):
+        if short:
+            monkeypatch.setattr(fxshap.autograd.rescale, "choose_rule", nine_tenths)
+        values = fxshap.verify(explainable, background, samples).values
+        with torch.no_grad():
+            change = (model(*samples) - model(*background).mean(0))[0, 0]
+        lacking = float(change) - sum(phi[0, ..., 0].sum() for phi in values)
+        errors = local_errors(explainable.attribute, samples, background, 0)
+        assert sum(errors.values()) == pytest.approx(lacking, abs=1e-12)
+        assert (max(map(abs, errors.values())) > 1e-3) is short
+
+
+# --- what it leaves alone, and what it refuses --------------------------------------------------
+
+
+def test_leaves_the_model_as_it_was():
+    model = attention().train()
+    before = state_of(model)
+    explainable = fxshap.make_explainable(model)
+    fxshap.verify(model, BACKGROUND, SAMPLES)
+    fxshap.verify(explainable, BACKGROUND, SAMPLES)
+    assert_same_state(model, before)
+    assert explainable.training and not explainable._forward_hooks
+    assert_no_shap_hooks(explainable)
+
+
+def test_chooses_an_output_and_refines():
+    class Named(Attention):
+        def forward(self, x: Tensor):
+            return {"logits": super().forward(x), "rest": x}
+
+    model = Named().double().eval()
+    one = fxshap.verify(model, BACKGROUND, SAMPLES, output="logits", feature_mask=TOKENS)
+    refined = fxshap.verify(
+        fxshap.make_explainable(model, output="logits", refine=4, feature_dims=(1,)),
+        BACKGROUND,
+        SAMPLES,
+    )
+    assert one.additive and refined.additive
+    assert refined.samples[0].distance < one.samples[0].distance
+
+
+def test_refuses_arguments_by_name():
+    explainable = fxshap.make_explainable(attention())
+    with pytest.raises(OptionError, match="give output= to make_explainable"):
+        fxshap.verify(explainable, BACKGROUND, SAMPLES, output=0)
+    with pytest.raises(InputError, match="background is of 1 inputs, but the samples of 2"):
+        fxshap.verify(explainable, BACKGROUND, [SAMPLES, SAMPLES])
+    with pytest.raises(OptionError, match="feature_mask describes 2 inputs"):
+        fxshap.verify(explainable, BACKGROUND, SAMPLES, feature_mask=[SAMPLES[0].long()] * 2)
+    with pytest.raises(OptionError, match="does not broadcast to the shape of one row"):
+        fxshap.verify(explainable, BACKGROUND, SAMPLES, feature_mask=torch.arange(4))
+
+
+BAD_INPUTS = {
+    "arrays": (BACKGROUND.numpy(), SAMPLES, "background is a ndarray, not a torch.Tensor"),
+    "no references": (BACKGROUND[:0], SAMPLES, "input 0 of the background has no rows"),
+    "no samples": (BACKGROUND, SAMPLES[:0], "input 0 of the samples has no rows"),
+    "one row": (BACKGROUND, SAMPLES[0], "but (3,) in the samples"),
+    "another type": (
+        BACKGROUND.float(),
+        SAMPLES.float(),
+        "but the model's weights of torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_refuses_inputs_by_name(name):
+    background, samples, said = BAD_INPUTS[name]
+    with pytest.raises(InputError, match=re.escape(said)):
+        fxshap.verify(attention(), background, samples)
+
+
+def test_refuses_an_output_without_columns():
+    with pytest.raises(OutputError, match="SHAP explains outputs of shape"):
+        fxshap.verify(nn.Flatten(0), BACKGROUND, SAMPLES)
+
+
+def test_progress_goes_to_standard_error(capfd):
+    fxshap.verify(attention(), BACKGROUND, SAMPLES, progress=True)
+    out, err = capfd.readouterr()
+    assert not out
+    assert "explaining" in err and "/4 [" in err
