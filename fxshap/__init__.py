@@ -1,6 +1,7 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
 from fxshap import rules, testing
+from fxshap._version import __version__
 from fxshap.errors import (
     AdditivityError,
     BatchMixingError,
@@ -19,9 +20,8 @@ from fxshap.errors import (
 from fxshap.integrations.detect import paired
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report.report import Report
-from fxshap.verification.verify import Verification, verify
-
-__version__ = "0.1.0"
+from fxshap.verification.result import Verification
+from fxshap.verification.verify import verify
 
 __all__ = [
     "AdditivityError",
@@ -40,6 +40,7 @@ __all__ = [
     "RuleError",
     "Verification",
     "WeightError",
+    "__version__",
     "make_explainable",
     "paired",
     "rules",

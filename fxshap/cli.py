@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import fxshap
-from fxshap.capture.export import UNKNOWN_LINE, user_line
+from fxshap.capture.diagnostics import user_line
+from fxshap.graph.provenance import UNKNOWN_LINE
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
 EXPLAINABLE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2

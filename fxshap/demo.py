@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxshap import make_explainable
-from fxshap.verification.verify import additivity_error
+from fxshap.verification.metrics import additivity_error
 
 Array = npt.NDArray[Any]
 

@@ -29,22 +29,13 @@ from fxshap.frontend.hook_point import Place, Side, place_of
 from fxshap.frontend.inputs import is_floating, require_arrays, require_floats, require_types
 from fxshap.frontend.outputs import Selector, pick, require_columns, require_rows, select_output
 from fxshap.frontend.signature import signature
-from fxshap.integrations.detect import (
-    Question,
-    caller,
-    clear_stale,
-    hooked_by,
-    hooks_on,
-    layer_asked,
-    mode,
-    needs_gradient,
-    question,
-    remove_hooks,
-    works_for,
-)
+from fxshap.integrations.detect import Question, caller, layer_asked, mode, needs_gradient, question
+from fxshap.integrations.hooks import clear_stale, hooked_by, hooks_on, remove_hooks
+from fxshap.integrations.isolation import _Held, evaluating
 from fxshap.passes.split_at_layer import require_room, split
 from fxshap.report.report import Report, make_report
 from fxshap.report.tables import count
+from fxshap.runtime.batching import check_prefix_rows
 from fxshap.runtime.coalitions import ONE_PASS, FeatureDims, Refinement
 from fxshap.runtime.engine import Engine
 from fxshap.runtime.locks import calling, capturing, taking_turns
@@ -594,7 +585,7 @@ class ExplainableModule(nn.Module):
         trunk, head = None, captured
         if place is not None:
             trunk, head = split(captured, place)
-            trunk.require_separate_rows(self.model, inputs, head, given.explained)
+            check_prefix_rows(trunk, self.model, inputs, head, given.explained)
         return Engine(self.model, head, self.refinement, self.reference_chunk, trunk, self.compiled)
 
     def _latest(self) -> Engine:
@@ -603,45 +594,3 @@ class ExplainableModule(nn.Module):
                 "the model is captured at the first explanation; call prepare(*inputs) before it"
             )
         return next(reversed(self._engines.values()))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back; no method of the model is called."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-class _Held(nn.Module):
-    """The user's model, out of reach of those who hook every leaf they find among the children.
-
-    SHAP hooks leaves, and deletes attributes `x` and `y` of modules afterwards. It stops here,
-    since this module shows no children; what PyTorch itself does to children is passed on.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        return iter(())
-
-    def train(self, mode: bool = True) -> Self:
-        self.model.train(mode)
-        return super().train(mode)
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        if not works_for(fn):
-            self.model.apply(fn)
-        return super().apply(fn)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self.model._apply(fn, recurse)
-        return self

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 import fxshap
 from fxshap.autograd.rescale import rescale, rescale_activation
-from fxshap.integrations.detect import works_for
-from fxshap.verification.verify import additivity_error
+from fxshap.integrations.libraries import works_for
+from fxshap.verification.metrics import additivity_error
 
 Arrays = list[np.ndarray]
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks.page import replace_section
-from fxshap.verification.verify import additivity_error, shap_values
+from fxshap.verification.metrics import additivity_error
+from fxshap.verification.verify import shap_values
 from tests.networks import NETWORKS, Network
 
 PAGE = Path("docs/reliability.md")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import fxshap
 from benchmarks.coverage.entry import Entry
 from fxshap.ops.frozen import CHANNELS_LAST
-from fxshap.passes.pipeline import generic_operations
+from fxshap.passes.insert_rescale import generic_operations
 
 OUTPUTS = 4
 REFERENCES = 2

@@ -36,7 +36,7 @@ from tqdm import tqdm
 import fxshap
 from benchmarks.performance import growth
 from benchmarks.performance.workloads import WORKLOADS, Workload
-from fxshap.verification.verify import additivity_error
+from fxshap.verification.metrics import additivity_error
 
 OUTPUT = Path("docs/speed.md")
 FIGURE = Path("docs/figures/speed.png")

@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from fxshap.autograd.rescale import Ends
 from fxshap.autograd.tape import Recording, Taps, by_cotangent
-from fxshap.capture.export import tensor_at
 from fxshap.errors import CompileError
-from fxshap.rules.core.operation import for_all_values, kept_of, with_kept
+from fxshap.graph.nodes import tensor_at
+from fxshap.rules.core.caching import kept_of, with_kept
+from fxshap.rules.core.tracing import for_all_values
 
 logger = logging.getLogger("fxshap")
 

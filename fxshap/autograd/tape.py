@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from fxshap.autograd.rescale import Ends
-from fxshap.rules.core.operation import for_all_values, keeping_slopes
+from fxshap.rules.core.caching import keeping_slopes
+from fxshap.rules.core.tracing import for_all_values
 
 Taps = dict[str, Tensor]
 

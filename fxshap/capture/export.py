@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
-import sysconfig
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,39 +23,23 @@ from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, _trace
 from torch.export.graph_signature import InputKind, OutputKind
 
+from fxshap.capture.captured import Captured
+from fxshap.capture.diagnostics import (
+    DECISION,
+    chain,
+    explain_failure,
+    first_line,
+    undecided,
+)
 from fxshap.capture.functionalize import functional
+from fxshap.capture.tracing import OneBatchNorm, running_scripts
 from fxshap.errors import CaptureError, FxshapError
 from fxshap.frontend.hook_point import Place, only_call, watching
 from fxshap.frontend.outputs import Selector, select_output
-from fxshap.frontend.signature import running_scripts
-from fxshap.passes.batch_norm import OneBatchNorm
+from fxshap.graph.nodes import has_tensor
+from fxshap.graph.provenance import node_line
 
 logger = logging.getLogger("fxshap")
-
-#: What is said of an operation that no line of the user's is known for.
-UNKNOWN_LINE = "an unknown line"
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A model as a graph.
-
-    Attributes
-    ----------
-    module : fx.GraphModule
-        Placeholders are the model's inputs, ``get_attr`` nodes its weights.
-    weights : dict of str to str
-        For each weight of the graph, its qualified name in the user's model.
-    rows : int or None
-        The only number of rows the graph runs on; ``None`` if any will do.
-    explained : int
-        How many of the placeholders, the first ones, are explained.
-    """
-
-    module: fx.GraphModule
-    weights: dict[str, str]
-    rows: int | None
-    explained: int
 
 
 #: How tensors are given to a model.
@@ -90,21 +68,6 @@ class _Selected(nn.Module):
             with watching(self.model, self.place) as seen:
                 result = select_output(self.call(self.model, inputs), self.output)
             return result, only_call(self.place, seen)
-
-
-class Undecided(Exception):
-    """A decision by the value of a tensor; torch.export prints its graph with a RuntimeError."""
-
-
-@contextmanager
-def undecided() -> Iterator[None]:
-    """Raise what torch.export says of a decision as :class:`Undecided`, from the user's line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "data-dependent" not in str(error):
-            raise
-        raise Undecided(str(error)).with_traceback(error.__traceback__) from error
 
 
 def capture(
@@ -317,108 +280,4 @@ def weight_of(program: ExportedProgram, kind: InputKind, target: str) -> Tensor:
     return weight.detach()
 
 
-def has_tensor(model: nn.Module, path: str) -> bool:
-    """Say whether a model has a tensor, registered or not, at a dotted path."""
-    try:
-        return isinstance(tensor_at(model, path), Tensor)
-    except AttributeError:
-        return False
-
-
-def tensor_at(model: nn.Module, path: str) -> Tensor:
-    """Return the parameter, buffer or other tensor at a dotted path below a model."""
-    tensor: Tensor = attrgetter(path)(model)
-    return tensor
-
-
-def user_module(node: fx.Node) -> str:
-    """Return the qualified name of the user's module that a node came from; '' for the model."""
-    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    below = [path for path in paths if path.partition(".")[0] == "model"]  # export adds others
-    return whole_list(below[-1].removeprefix("model").removeprefix(".")) if below else ""
-
-
-def whole_list(path: str) -> str:
-    """Name a module of a part of a list, as ``layers[1:]`` makes one, by its place in the list."""
-    # The start and the step of the slice, and the place in what it gives.
-    part = r"slice\((None|\d+), (?:None|-?\d+), (None|\d+)\)\.(\d+)"
-
-    def place(found: re.Match[str]) -> str:
-        start, step, k = (
-            default if text == "None" else int(text)
-            for text, default in zip(found.groups(), (0, 1, 0), strict=True)
-        )
-        return str(start + k * step)
-
-    return re.sub(part, place, path)
-
-
-def node_line(node: fx.Node) -> str:
-    """Return the user's line that a node came from: ``file:line (`code`)``."""
-    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    found = [(file, int(line), code) for file, line, code in lines if is_users(file)]
-    return "{}:{} (`{}`)".format(*found[-1]) if found else UNKNOWN_LINE
-
-
 # --- what to say when it fails ------------------------------------------------------------------
-
-#: The error of torch.export against which no other way to export helps.
-DECISION = "GuardOnDataDependentSymNode"
-
-#: By what is said in the error or in what caused it.
-REMEDIES = {
-    DECISION: (
-        "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
-        "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
-        "time, or explain the part after the decision"
-    ),
-    ".numpy() is not supported": (
-        "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"
-    ),
-}
-
-
-def remedy_of(error: BaseException) -> str | None:
-    """Return what to do about an error, if we know."""
-    said = [f"{type(cause).__name__}: {cause}" for cause in chain(error)]
-    known = (text for mark, text in REMEDIES.items() if any(mark in line for line in said))
-    return next(known, None)
-
-
-def explain_failure(error: BaseException) -> str:
-    """Say which of the user's lines cannot be captured, why, and what to do."""
-    where = user_line(error.__traceback__)
-    remedy = remedy_of(error) or f"torch.export says: {first_line(error)}"
-    return f"the model cannot be captured as one graph: at {where}, {remedy}"
-
-
-def chain(error: BaseException | None) -> list[BaseException]:
-    """Return an exception and its causes."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an error."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
-
-
-def is_users(file: str) -> bool:
-    """Say whether a source file is the user's, and not of torch, fxshap or Python."""
-    path, stdlib = Path(file), Path(sysconfig.get_path("stdlib"))
-    ours = [Path(torch.__file__).parent, Path(__file__).parents[1]]
-    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    in_python = file.startswith("<") or (path.is_relative_to(stdlib) and not installed)
-    return not in_python and not any(path.is_relative_to(folder) for folder in ours)
-
-
-def user_line(trace: TracebackType | None) -> str:
-    """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
-    frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
-    if not frames:
-        return UNKNOWN_LINE
-    return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"

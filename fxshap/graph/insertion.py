@@ -12,19 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxshap.graph.dataflow import sources_of
+from fxshap.graph.provenance import origin_of
+
 aten = torch.ops.aten
-
-#: Operations that take only the shape of their arguments.
-SHAPE_ONLY = (
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
-    aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
-)  # fmt: skip
-
-#: Operations that take only the shape, or the type, of their second argument.
-SECOND_BY_SHAPE = (aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as)
-
-#: What says where in the user's model a node came from.
-ORIGIN = ("nn_module_stack", "stack_trace")
 
 
 def traced(
@@ -84,16 +75,3 @@ def call(
     with next(modes, nullcontext()):  # there is none for sizes alone
         node.meta = {**origin_of(like), "val": target(*given, **named)}
     return node
-
-
-def origin_of(node: fx.Node) -> dict[str, Any]:
-    """Return what says where in the user's model a node came from."""
-    return {key: node.meta[key] for key in ORIGIN if key in node.meta}
-
-
-def sources_of(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes on whose values, and not on their shapes alone, that of a node depends."""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet in SHAPE_ONLY:
-        return []
-    return node.all_input_nodes[: 1 if packet in SECOND_BY_SHAPE else None]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import RESCALES, rescale, rescale_activation
-from fxshap.capture.export import UNKNOWN_LINE, node_line, user_module
-from fxshap.ops.frozen import CONVOLUTIONS, lean_batch_norm, lean_convolution
-from fxshap.rules.core.operation import differentiable
-from fxshap.rules.core.registry import find_rule
+from fxshap.ops.dtypes import differentiable
 
 aten = torch.ops.aten
 
@@ -29,42 +25,6 @@ def packet(node: fx.Node) -> Any:
 def calls(graph: fx.Graph) -> Iterator[fx.Node]:
     """Iterate over the operations of a graph, which may change under way."""
     return (node for node in list(graph.nodes) if node.op == "call_function")
-
-
-def stands_for(node: fx.Node) -> Any:
-    """Return the operator that a node of the rewritten graphs is, or stands for."""
-    if node.target is rescale:
-        return node.args[4]
-    if node.target is rescale_activation:
-        return node.args[6]
-    if node.target is lean_batch_norm:
-        return aten.batch_norm.default
-    if node.target is lean_convolution:
-        return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
-    return node.target
-
-
-def is_rescaled(node: fx.Node) -> bool:
-    """Say whether a node of the rewritten graph has a multiplier for a derivative."""
-    return node.target is rescale or node.target in RESCALES.values()
-
-
-def needs_rule(node: fx.Node) -> bool:
-    """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
-    if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
-        return False
-    rule = find_rule(node.target)
-    varying = varying_arguments(node)
-    # What makes floats of nothing but integers or booleans has no derivative to be linear with.
-    jumps = not any(gives_floats(source) for _, source in varying)
-    return jumps or rule is None or not rule.is_linear({place for place, _ in varying})
-
-
-def whereabouts(node: fx.Node) -> str:
-    """Name a node and the user's module and line that it came from, for messages."""
-    module, line = user_module(node), node_line(node)
-    place = f"{node.name} in {module}" if module else node.name
-    return place if line == UNKNOWN_LINE else f"{place}, {line.partition(' (')[0]}"
 
 
 def gives_floats(node: fx.Node) -> bool:
@@ -109,3 +69,17 @@ def batch_dims(node: fx.Node) -> tuple[int, ...]:
         next((d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
         for value in tensors_of(node)
     )
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor:
+    """Return the parameter, buffer or other tensor at a dotted path below a model."""
+    tensor: Tensor = attrgetter(path)(model)
+    return tensor
+
+
+def has_tensor(model: nn.Module, path: str) -> bool:
+    """Say whether a model has a tensor, registered or not, at a dotted path."""
+    try:
+        return isinstance(tensor_at(model, path), Tensor)
+    except AttributeError:
+        return False

@@ -13,61 +13,11 @@ from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch import fx
+
+from fxshap.ops.library import BATCH_NORM
 
 aten = torch.ops.aten
-
-LIBRARY = torch.library.Library("fxshap", "FRAGMENT")
-LIBRARY.define(
-    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps)"
-    " -> Tensor"
-)
-
-
-def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
-    """Batch norm in evaluation mode."""
-    return functional.batch_norm(x, mean, var, weight, bias, eps=eps)
-
-
-LIBRARY.impl("batch_norm", batch_norm, "CompositeExplicitAutograd")
-LIBRARY.impl("batch_norm", lambda x, *rest: torch.empty_like(x), "Meta")
-
-
-def evaluated(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Stand in for ``torch.nn.functional.batch_norm``."""
-    if training:
-        return functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
-    out: Tensor = torch.ops.fxshap.batch_norm(input, weight, bias, running_mean, running_var, eps)
-    return out
-
-
-#: The one form, which :func:`fxshap.ops.frozen.lean_batch_norm` runs.
-BATCH_NORM = torch.ops.fxshap.batch_norm.default
-
-
-class OneBatchNorm(TorchFunctionMode):
-    """Record batch norms in evaluation mode as the operation above."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        stands_in = evaluated if func is functional.batch_norm else func
-        return stands_in(*args, **(kwargs or {}))
 
 
 def one_batch_norm(graph: fx.Graph, varying: Container[fx.Node], apart: bool = False) -> fx.Graph:

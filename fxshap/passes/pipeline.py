@@ -11,45 +11,30 @@ Each pass is a function from graph to graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import RESCALES, rescale
-from fxshap.capture.export import Captured, node_line, user_module
-from fxshap.errors import CaptureError
-from fxshap.graph.insertion import sources_of
-from fxshap.graph.nodes import (
-    batch_dims,
-    calls,
-    is_rescaled,
-    needs_rule,
-    packet,
-    stands_for,
-    varying_arguments,
-    varying_places,
-    whereabouts,
-)
-from fxshap.ops.frozen import CONVOLUTIONS, lean_batch_norm, lean_convolution
-from fxshap.passes.batch_norm import BATCH_NORM, one_batch_norm
-from fxshap.passes.densify_masks import READS, compute_everywhere
+from fxshap.capture.captured import Captured
+from fxshap.graph.dataflow import dependents, explained_inputs, mark_varying
+from fxshap.passes.batch_norm import one_batch_norm
+from fxshap.passes.canonicalize import drop_identities, reshape_views, sort_topk
+from fxshap.passes.densify_masks import compute_everywhere
 from fxshap.passes.duplicate_writes import assign_once
+from fxshap.passes.fold_constants import fold_constants
+from fxshap.passes.insert_rescale import (
+    insert_rescale,
+    make_lean,
+    return_taps,
+)
 from fxshap.passes.promote_float64 import narrowest, widen
 from fxshap.passes.propagate_variances import lead_variances, measure_variances, restore_activations
 from fxshap.passes.relax_booleans import booleans_to_floats
-from fxshap.rules.core.registry import find_rule
+from fxshap.passes.validate import refuse_choices, refuse_randomness
 
 aten = torch.ops.aten
-
-#: Identities in a functional graph.
-IDENTITIES = (aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.contiguous)
-#: Views need matching strides, and a rule may return others.
-RESHAPES = (aten.view, aten._unsafe_view)
 
 
 @dataclass(frozen=True)
@@ -160,213 +145,3 @@ def input_dtype(graph: fx.Graph) -> torch.dtype:
 
 
 # --- passes -------------------------------------------------------------------------------------
-
-
-def drop_identities(graph: fx.Graph) -> fx.Graph:
-    """Remove copies, detachments and assertions, which change nothing in a functional graph."""
-    for node in calls(graph):
-        if packet(node) is aten.copy:  # copy(old, new) is new in the shape and the type of old
-            old, new, *_ = node.args
-            node.target, node.args = aten.expand_as.default, (new, old)
-        if packet(node) in IDENTITIES:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
-        elif "assert" in str(node.target) and not node.users:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    return graph
-
-
-def sort_topk(graph: fx.Graph) -> fx.Graph:
-    """Ask every top-k for its values in order, which the rules count on, where it is left open."""
-    for node in calls(graph):
-        if packet(node) is aten.topk:
-            node.args, node.kwargs = (
-                node.args[:4],
-                {k: v for k, v in node.kwargs.items() if k != "sorted"},
-            )
-    return graph
-
-
-def reshape_views(graph: fx.Graph) -> fx.Graph:
-    """Turn ``view`` into ``reshape``."""
-    for node in calls(graph):
-        if packet(node) in RESHAPES and node.target is not aten.view.dtype:
-            node.target = aten.reshape.default
-    return graph
-
-
-def explained_inputs(graph: fx.Graph) -> list[fx.Node]:
-    """Return the inputs that differ between sample and reference."""
-    return [n for n in graph.nodes if n.op == "placeholder" and not n.meta.get("bound")]
-
-
-def mark_varying(graph: fx.Graph) -> fx.Graph:
-    """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
-    varying = dependents(graph, explained_inputs(graph))
-    for node in graph.nodes:
-        node.meta["varying"] = node in varying
-    return graph
-
-
-def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return the nodes whose values depend on the values of `roots`, these included."""
-    found = set(roots)
-    for node in graph.nodes:
-        if not found.isdisjoint(sources_of(node)):
-            found.add(node)
-    return found
-
-
-def refuse_choices(graph: fx.Graph) -> None:
-    """Raise if the input's values become Python numbers or sizes, or regroup the rows."""
-    fixed = sizes_of_constants(graph)
-    for node in calls(graph):
-        if not node.meta["varying"]:
-            continue
-        remedy = (
-            "stay in tensors of a fixed size, for example with torch.where or a product with a mask"
-        )
-        if packet(node) in (aten.item, aten._local_scalar_dense):
-            what = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
-        elif free_unbacked_symbols(node.meta.get("val")) - fixed:
-            what = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
-        elif "grouped_mm" in str(node.target):
-            what = "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)"
-            remedy = (
-                "multiply row by row; a mixture of experts of transformers does after "
-                'model.set_experts_implementation("batched_mm")'
-            )
-        else:
-            continue
-        raise CaptureError(
-            f"the model cannot be captured as one graph: at {node_line(node)}, {what}; {remedy}"
-        )
-
-
-def sizes_of_constants(graph: fx.Graph) -> set[Any]:
-    """Return the sizes that are unknown to torch but the same for every input.
-
-    How many places a constant mask holds, for one.
-    """
-    found: set[Any] = set()
-    for node in calls(graph):
-        by_place = packet(node) in (*READS, aten.masked_select)
-        sources = pytree.tree_leaves(node.args[1]) if by_place else node.all_input_nodes
-        if not any(source.meta["varying"] for source in sources if isinstance(source, fx.Node)):
-            found |= free_unbacked_symbols(node.meta.get("val"))
-    return found
-
-
-def refuse_randomness(graph: fx.Graph) -> None:
-    """Raise if what depends on the input is mixed with random numbers."""
-    for node in calls(graph):
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and find_rule(node.target) is None:
-            raise CaptureError(
-                f"the model draws random numbers in {user_module(node) or 'its forward'}, at "
-                f"{node_line(node)} ({node.target}), so it has no single output to explain; call "
-                "model.eval(), or turn the sampling off"
-            )
-
-
-def fold_constants(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...]]:
-    """Take what depends on weights alone out of a graph.
-
-    In place, the results that the rest of the graph uses become attributes; returned are a graph
-    that computes them and the names of the attributes.
-    """
-    constant: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr" or (
-            node.op == "call_function" and all(n in constant for n in node.all_input_nodes)
-        ):
-            constant[node] = None
-    used = [
-        node
-        for node in constant
-        if node.op == "call_function"
-        and isinstance(node.meta.get("val"), Tensor)
-        and any(user not in constant for user in node.users)
-    ]
-    constants = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in constant:
-        copies[node] = constants.node_copy(node, copies.__getitem__)
-    constants.output(tuple(copies[node] for node in used))
-    constants.eliminate_dead_code()
-    for node in used:
-        with graph.inserting_before(node):
-            held = graph.create_node("get_attr", f"folded_{node.name}")
-        held.meta = {**node.meta, "varying": False}
-        node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in constant)
-    graph.eliminate_dead_code()
-    return constants, tuple(f"folded_{node.name}" for node in used)
-
-
-def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...], tuple[str, ...]]:
-    """Copy a graph with every nonlinear node replaced by `rescale`.
-
-    Also return the taps, and apart from them those that are variances.
-    """
-    attribute = fx.Graph()
-    ends = attribute.placeholder("ends")
-    copies: dict[fx.Node, fx.Node] = {}
-    taps: dict[str, None] = {}
-    variances: dict[str, None] = {}
-    for node in graph.nodes:
-        if node.op == "output":
-            attribute.output(copies[node.args[0]])
-        elif node.op == "call_function" and needs_rule(node):
-            taken: Any = varying_places(node)
-            sources = [source for _, source in varying_arguments(node)]
-            for source in sources:
-                (variances if source.meta.get("variance") else taps)[source.name] = None
-            rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
-            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            operator = () if node.target in RESCALES else (node.target,)
-            args = (ends, whereabouts(node), taken, rows, *operator, *args)
-            call = RESCALES.get(node.target, rescale)
-            copies[node] = stand_in(node, attribute, call, args, kwargs)
-        else:
-            copies[node] = attribute.node_copy(node, copies.__getitem__)
-    return attribute, tuple(taps), tuple(variances)
-
-
-def stand_in(
-    node: fx.Node, graph: fx.Graph, target: Callable[..., Any], args: Any, kwargs: Any
-) -> fx.Node:
-    """Add a call to another graph, with the name and the origin of the node it stands for."""
-    call = graph.create_node("call_function", target, args, kwargs, name=node.name)
-    call.meta = dict(node.meta)
-    return call
-
-
-def make_lean(graph: fx.Graph) -> fx.Graph:
-    """Let batch norms, and convolutions with constant weights, keep nothing of what they get."""
-    for node in calls(graph):
-        if node.target is BATCH_NORM:
-            node.target = lean_batch_norm
-        elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
-            node.args = (CONVOLUTIONS[node.target], *node.args)
-            node.target = lean_convolution
-    return graph
-
-
-def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
-    """Copy a graph, returning the output and the tapped values."""
-    observe = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    output = observe.graph_copy(graph, copies)
-    named = {node.name: copy for node, copy in copies.items()}
-    observe.output((output, tuple(named[tap] for tap in taps)))
-    return observe
-
-
-def generic_operations(attribute: fx.GraphModule) -> list[str]:
-    """Return the names of the operations that take the generic rule in a rewritten graph."""
-    targets: set[Any] = {stands_for(node) for node in calls(attribute.graph) if is_rescaled(node)}
-    rules = {target: find_rule(target) for target in targets}
-    return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)

@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.insertion import call, sources_of
+from fxshap.graph.dataflow import sources_of
+from fxshap.graph.insertion import call
 from fxshap.graph.nodes import CASTS, calls, gives_floats, packet, tensors_of
-from fxshap.rules.core.operation import differentiable, has_other_types
+from fxshap.ops.dtypes import differentiable, has_other_types
 
 aten = torch.ops.aten
 

@@ -21,8 +21,8 @@ from torch import Tensor, fx
 
 from fxshap.graph.insertion import write
 from fxshap.graph.nodes import CASTS
+from fxshap.ops.dtypes import ACCUMULATE_IN
 from fxshap.passes import relax_indices as choices
-from fxshap.rules.core.operation import ACCUMULATE_IN
 from fxshap.rules.core.registry import find_rule
 
 aten = torch.ops.aten

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxshap.capture.export import Captured, node_line, tensor_at
+from fxshap.capture.captured import Captured
 from fxshap.errors import InputError
 from fxshap.frontend.hook_point import Place
-from fxshap.graph.nodes import packet
-from fxshap.passes.pipeline import IDENTITIES, dependents, mark_varying
-from fxshap.runtime.batching import probe_layout
+from fxshap.graph.dataflow import dependents, mark_varying, source_of
+from fxshap.graph.nodes import tensor_at
+from fxshap.graph.provenance import node_line
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,6 @@ class Trunk:
             if hasattr(self.module, name):
                 setattr(self.module, name, tensor_at(model, path).detach())
         return [*self.module(*inputs), *inputs]
-
-    def require_separate_rows(
-        self, model: nn.Module, inputs: Sequence[Tensor], head: Captured, explained: int
-    ) -> None:
-        """Raise if a row that passes depends on another row of the inputs."""
-
-        def observe(*rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            passing = self(model, rows)[: head.explained]
-            return torch.cat([x.flatten(1) for x in passing], 1), ()
-
-        probe_layout(observe, inputs, head.rows, explained)
 
 
 def split(captured: Captured, place: Place) -> tuple[Trunk, Captured]:
@@ -116,13 +105,6 @@ def split(captured: Captured, place: Place) -> tuple[Trunk, Captured]:
         Trunk(fx.GraphModule(root, trunk, "Trunk"), captured.weights),
         replace(captured, module=module, explained=len(sources)),
     )
-
-
-def source_of(node: fx.Node) -> fx.Node:
-    """Return the node that a copy of it was made from."""
-    while packet(node) in IDENTITIES:
-        (node,) = node.all_input_nodes
-    return node
 
 
 def require_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], place: Place) -> None:

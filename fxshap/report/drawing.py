@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from fxshap.capture.export import user_module
 from fxshap.errors import MissingExtraError, OptionError
 from fxshap.graph.nodes import gives_floats
+from fxshap.graph.provenance import user_module
 from fxshap.report.tables import shape_of
 
 if TYPE_CHECKING:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import fx
 
-from fxshap.autograd.rescale import choose_rule
-from fxshap.capture.export import user_module
-from fxshap.graph.nodes import calls, gives_floats, needs_rule, stands_for, varying_places
+from fxshap.graph.nodes import calls, gives_floats, varying_places
+from fxshap.graph.provenance import user_module
 from fxshap.ops.frozen import lean_convolution
+from fxshap.passes.insert_rescale import needs_rule, stands_for
 from fxshap.passes.pipeline import Rewritten
 from fxshap.report.drawing import draw_graph
 from fxshap.report.tables import count, html_table, name_of, shape_of, shorten, text_table
+from fxshap.rules.core.dispatch import choose_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Rule, Target
 

@@ -53,6 +53,7 @@ from fxshap.rules import (
     maximum,
     multivariate,
     normalization,
+    pooling,
     products,
     ranking,
     recurrent,
@@ -63,8 +64,8 @@ from fxshap.rules import (
 )
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import COMPOSITES, RULES, Rule, composite, find_rule, linear, rule
+from fxshap.rules.elementwise import elementwise
 from fxshap.rules.products import bilinear
-from fxshap.rules.univariate import elementwise
 
 __all__ = [
     "COMPOSITES",
@@ -83,6 +84,7 @@ __all__ = [
     "logic",
     "maximum",
     "normalization",
+    "pooling",
     "sorting",
     "products",
     "ranking",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fxshap.passes.batch_norm import BATCH_NORM
+from fxshap.ops.library import BATCH_NORM
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.registry import linear, rule
 

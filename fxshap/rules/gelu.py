@@ -15,8 +15,11 @@ import math
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.operation import Operation, keep
-from fxshap.rules.univariate import elementwise, relu_slope, replace_close
+from fxshap.rules.core.caching import keep
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.core.secants import replace_close
+from fxshap.rules.elementwise import elementwise
+from fxshap.rules.univariate import relu_slope
 
 aten = torch.ops.aten
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.cancellation import most_beside
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
-from fxshap.rules.products import most_beside
-from fxshap.rules.univariate import elementwise, steps
+from fxshap.rules.core.secants import steps
+from fxshap.rules.elementwise import elementwise
 
 LIBRARY = torch.library.Library("fxshap", "DEF")
 LIBRARY.define("step(Tensor d, str relation) -> Tensor")

@@ -18,10 +18,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.generic import correct, generic
-from fxshap.rules.core.operation import Operation, rarely_holds, vjp
+from fxshap.rules.core.cancellation import MIXED, extremes, most_beside
+from fxshap.rules.core.correction import correct
+from fxshap.rules.core.generic import generic
+from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Target, Tensors, rule
-from fxshap.rules.products import MIXED, extremes, most_beside
+from fxshap.rules.core.tracing import rarely_holds
 
 aten = torch.ops.aten
 

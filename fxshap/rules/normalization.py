@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.caching import keep, keep_between
 from fxshap.rules.core.generic import generic
-from fxshap.rules.core.operation import Operation, keep, keep_between
+from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.shapes import reduced_dims, restore_dims
 from fxshap.rules.maximum import over_dims

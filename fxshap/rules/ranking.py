@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fxshap.rules.core.generic import restore
+from fxshap.rules.core.correction import restore
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.order_statistics import Line, chances, line_up, tables_for
 from fxshap.rules.core.registry import Tensors, rule

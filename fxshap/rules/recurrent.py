@@ -26,10 +26,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxshap.rules.core.caching import keep, keep_between
+from fxshap.rules.core.cancellation import extremes, in_one_order
+from fxshap.rules.core.dispatch import one_by_one
 from fxshap.rules.core.generic import generic
-from fxshap.rules.core.operation import Operation, keep, keep_between, rarely_holds
-from fxshap.rules.core.registry import Multiply, Target, Tensors, composite, one_by_one, rule
-from fxshap.rules.products import extremes, in_one_order
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.core.registry import Multiply, Target, Tensors, composite, rule
+from fxshap.rules.core.tracing import rarely_holds
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten

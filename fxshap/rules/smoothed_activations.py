@@ -27,8 +27,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.core.operation import Operation, accumulating, keep_between, may_hold
+from fxshap.ops.dtypes import accumulating
+from fxshap.rules.core.caching import keep_between
+from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import RULES, Rule, Tensors, find_rule
+from fxshap.rules.core.tracing import may_hold
 
 aten = torch.ops.aten
 

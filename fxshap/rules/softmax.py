@@ -19,10 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.generic import by_lines, generic, lines_of, restore_along
-from fxshap.rules.core.operation import Operation, keep, keep_between, rarely_holds, times
+from fxshap.rules.core.caching import keep, keep_between, times
+from fxshap.rules.core.correction import restore_along
+from fxshap.rules.core.generic import generic
+from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
-from fxshap.rules.core.shapes import reduced_dims, restore_dims
+from fxshap.rules.core.shapes import by_lines, lines_of, reduced_dims, restore_dims
+from fxshap.rules.core.tracing import rarely_holds
 from fxshap.rules.univariate import mean_decay, sigmoid_slope
 
 aten = torch.ops.aten

@@ -16,134 +16,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.generic import GAUSS_LEGENDRE, generic
-from fxshap.rules.core.operation import (
-    Operation,
-    is_for_all_values,
-    keep,
-    keep_between,
-    may_hold,
-    rarely_holds,
-    times,
-    vjp,
+from fxshap.rules.core.caching import keep, keep_between, times
+from fxshap.rules.core.operation import Operation
+from fxshap.rules.core.registry import Slope, Tensors, rule
+from fxshap.rules.core.secants import (
+    kinked,
+    piecewise_linear,
+    replace_close,
+    scale,
+    smooth,
+    steps,
 )
-from fxshap.rules.core.registry import Slope, Target, Tensors, one_by_one, rule
+from fxshap.rules.core.tracing import may_hold
+from fxshap.rules.elementwise import elementwise
 
 aten = torch.ops.aten
 
 
-def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = False) -> None:
-    """Declare univariate functions of their first argument.
-
-    Parameters
-    ----------
-    *targets : operator
-        Operators that map every element by itself.
-    slope : callable, optional
-        ``slope(operation, r, x)`` returns (f(x) - f(r)) / (x - r), a new tensor. The default,
-        :func:`smooth`, serves any function that has a derivative (an operator of your own has one
-        after ``torch.library.register_autograd``).
-    bounded : bool
-        Whether the slope is finite at every pair of finite points.
-
-    Raises
-    ------
-    RuleError
-        If a target is not an operator.
-
-    Examples
-    --------
-    The cube is smooth, and has a divided difference in closed form.
-
-    >>> import torch, fxshap
-    >>> @torch.library.custom_op("example::cube", mutates_args=())
-    ... def cube(x: torch.Tensor) -> torch.Tensor:
-    ...     return x**3
-    >>> fxshap.rules.elementwise(cube, slope=lambda operation, r, x: x * x + x * r + r * r)
-    >>> fxshap.testing.check_rule(cube, [fxshap.testing.Varying((3,))])
-    """
-    used = slope or smooth
-
-    @rule(*targets, name=f"elementwise ({used.__name__})", stacked=True)
-    def secant_rule(
-        operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        arguments = (*reference, *operation.arguments)
-        stack = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
-        if operation.slots != (0,) or reference[0].is_complex():
-            ask = partial(one_by_one, generic) if stack else generic
-            return ask(operation, reference, sample, grad)
-        (r,), (x,) = reference, sample
-        multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
-        if not bounded and rarely_holds(~multiplier.isfinite()):
-            product = without_overflow(operation, r, x, grad, multiplier)
-        else:
-            product = times(multiplier, grad)
-        return (product.sum_to_size(stack + r.shape),)
-
-
-def scale(grad: Tensor, slope: Tensor) -> Tensor:
-    """Multiply, with 0 * inf = 0: an unbounded slope that nobody asks about stays silent."""
-    if may_hold(~slope.isfinite()):
-        return torch.where(grad == 0, 0.0, grad * slope)
-    return times(slope, grad)
-
-
-def without_overflow(
-    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, slope: Tensor
-) -> Tensor:
-    """Multiply a slope that no number holds by a cotangent that makes it one."""
-    f_x, f_r = operation(x), operation(r)
-    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
-    product = scale(grad, slope)
-    return torch.where(product.isfinite() | (x == r), product, grad * (f_x - f_r) / (x - r))
-
-
-def derivative(operation: Operation, point: Tensor) -> Tensor:
-    """f'(point) of a univariate operation, by autograd."""
-    (result,) = vjp(operation, (point,), torch.ones_like(point))
-    assert result is not None
-    return result
-
-
 # --- any function -----------------------------------------------------------------------------
-
-
-def smooth(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of any function, smooth or kinked, without the noise of the quotient.
-
-    The 3-point Gauss-Legendre mean of f' replaces the quotient wherever the two differ by less
-    than the quotient's own rounding error, so it can never cost more than that error; where the
-    mean is wrong (at a kink, or far apart) it differs by more and the quotient stays.
-    """
-    x, r = torch.broadcast_tensors(x, r)
-    d = x - r
-    f_x, f_r = operation(x), operation(r)
-    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
-    quotient = (f_x - f_r) / d
-    mean = sum(weight * derivative(operation, torch.lerp(r, x, t)) for t, weight in GAUSS_LEGENDRE)
-    assert isinstance(mean, Tensor)
-    # What the rounding of f alone can change: more would show in the sum of the attributions.
-    noise = 4 * torch.finfo(d.dtype).eps * (f_x.abs() + f_r.abs())
-    close = (mean * d - (f_x - f_r)).abs() <= noise
-    return torch.where(close | (d == 0), mean, quotient)
-
-
-def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant at every d != 0, for functions whose values are exact near their kinks."""
-    d = x - r
-    f_x, f_r = operation(x), operation(r)
-    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
-    same = d == 0
-    slope = (f_x - f_r) / d
-    if may_hold(same):
-        slope = torch.where(same, derivative(operation, r), slope)
-    return slope
 
 
 def relu_slope(r: Tensor, x: Tensor) -> Tensor:
@@ -154,28 +48,6 @@ def relu_slope(r: Tensor, x: Tensor) -> Tensor:
     positive = torch.maximum(x, r).clamp_(min=0)
     negative = torch.minimum(x, r).clamp_(max=-torch.finfo(r.dtype).tiny)
     return positive.div_(torch.sub(positive, negative, out=negative))
-
-
-def steps(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of a function that is constant between its jumps: 0 where nothing is crossed."""
-    f_x, f_r = operation(x), operation(r)
-    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
-    change = f_x - f_r
-    return torch.where(change == 0, 0.0, change / (x - r))
-
-
-def piecewise_linear(*kinks: Callable[[Operation], float]) -> Slope:
-    """Slope of a function with straight pieces between `kinks`: exact within one piece."""
-
-    def straight(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        slope = kinked(operation, r, x)
-        same_piece = torch.ones_like(slope, dtype=torch.bool)
-        for kink in kinks:
-            at = kink(operation)
-            same_piece &= (x > at) == (r > at)
-        return torch.where(same_piece, derivative(operation, r.expand_as(slope)), slope)
-
-    return straight
 
 
 # --- exponentials and logarithms --------------------------------------------------------------
@@ -247,24 +119,6 @@ def exponential(base: Callable[[Operation], float]) -> Slope:
         return log_base * exp_slope(log_base * r, log_base * x)
 
     return exp
-
-
-#: Ends are close where |d| (1 + |c|) is less. A larger bound is more precise around it and slower,
-#: for more places take the form that does not cancel; tests/rules/test_gelu.py holds the precision.
-CLOSE = 0.05
-
-
-def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
-    """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
-    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    if is_for_all_values():
-        return torch.where(size < CLOSE, close(r, x), slope)
-    places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
-    slope = slope.contiguous()
-    if len(places):
-        at_r, at_x = (end.expand_as(slope).reshape(-1)[places] for end in (r, x))
-        slope.view(-1)[places] = close(at_r, at_x)
-    return slope
 
 
 # --- activations ------------------------------------------------------------------------------

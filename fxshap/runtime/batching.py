@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fxshap.capture.captured import Captured
 from fxshap.errors import BatchMixingError, CaptureError
-from fxshap.rules.core.operation import ACCUMULATE_IN, accumulating
+from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating
+from fxshap.passes.split_at_layer import Trunk
 
 #: Another batch size takes other kernels, whose rounding a deep network with random weights
 #: magnifies (to 0.17 in EfficientNet-B6); a model that multiplies by the number of rows changes by
@@ -125,6 +127,31 @@ def probe_layout(
     beside = [tap.nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
     dims = tuple(None if dim == -1 else dim for dim in found)
     return Layout(dims, -1 in found, sum(sizes) + sum(beside), max(sizes, default=0))
+
+
+def check_prefix_rows(
+    prefix: Trunk, model: nn.Module, inputs: Sequence[Tensor], head: Captured, explained: int
+) -> None:
+    """Raise if a row that passes a layer depends on another row of the inputs.
+
+    Parameters
+    ----------
+    prefix : Trunk
+        Leads from the model's inputs to the layer.
+    model : nn.Module
+    inputs : sequence of Tensor
+        Rows to probe with.
+    head : Captured
+        Leads from the layer to the output.
+    explained : int
+        How many of the inputs, the first ones, may take other values.
+    """
+
+    def observe(*rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        passing = prefix(model, rows)[: head.explained]
+        return torch.cat([x.flatten(1) for x in passing], 1), ()
+
+    probe_layout(observe, inputs, head.rows, explained)
 
 
 def check_fixed_rows(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fxshap.autograd.compiled import Fused
 from fxshap.autograd.tape import Taps, Walk
-from fxshap.capture.export import Captured, tensor_at
+from fxshap.capture.captured import Captured
 from fxshap.frontend.inputs import require_finite, require_finite_weights
 from fxshap.frontend.outputs import require_finite_outputs
+from fxshap.graph.nodes import tensor_at
 from fxshap.passes.pipeline import Rewritten, rewrite
 from fxshap.passes.split_at_layer import Trunk
 from fxshap.rules.smoothed_activations import no_variance

@@ -15,7 +15,9 @@ from torch import nn
 from fxshap.errors import AdditivityError
 from fxshap.rules.core.registry import Target, operator_of
 from fxshap.testing.rule_check import EACH, Case, Varying, check
-from fxshap.verification.verify import Inputs, Verification, verify
+from fxshap.verification.metrics import Inputs
+from fxshap.verification.result import Verification
+from fxshap.verification.verify import verify
 
 __all__ = ["EACH", "Varying", "assert_explainable", "check_rule"]
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import multiply
 from fxshap.errors import AdditivityError
-from fxshap.rules.core.operation import Operation, differentiable, vjp
+from fxshap.ops.dtypes import differentiable
+from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import COMPOSITES, Rule, Tensors, find_rule
 
 #: Rows that are drawn for every argument that varies.

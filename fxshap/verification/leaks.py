@@ -22,9 +22,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.autograd.rescale import Ends
-from fxshap.capture.export import UNKNOWN_LINE, node_line, user_module
-from fxshap.graph.nodes import is_rescaled, stands_for
-from fxshap.rules.core.operation import differentiable
+from fxshap.graph.provenance import UNKNOWN_LINE, node_line, user_module
+from fxshap.ops.dtypes import differentiable
+from fxshap.passes.insert_rescale import is_rescaled, stands_for
 from fxshap.rules.core.registry import find_rule
 
 #: Leaks that are named, the largest first, and how small beside the largest.

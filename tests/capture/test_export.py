@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxshap
-from fxshap.capture.export import is_users, user_module
 from fxshap.errors import CaptureError
+from fxshap.graph.provenance import is_users, user_module
 from tests.helpers import (
     assert_exact,
     assert_same_state,

@@ -14,7 +14,7 @@ MODULES = (
     "fxshap.rules",
     "fxshap.rules.products",
     "fxshap.rules.core.registry",
-    "fxshap.rules.univariate",
+    "fxshap.rules.elementwise",
     "fxshap.verification.shapley",
     "fxshap.testing",
     "fxshap.verification.verify",

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.accuracy.narrow import DTYPES, LIMIT, WAYS, Halved, build, error
-from fxshap.autograd.rescale import multiply
 from fxshap.errors import InputError
+from fxshap.rules.core.dispatch import multiply
 from fxshap.rules.core.operation import Operation
-from fxshap.verification.verify import additivity_error, shap_values
+from fxshap.verification.metrics import additivity_error
+from fxshap.verification.verify import shap_values
 from tests.helpers import Between, sine_for
 from tests.networks import NETWORKS
 

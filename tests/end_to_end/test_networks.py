@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.capture.export import user_module
+from fxshap.graph.provenance import user_module
 from tests.helpers import assert_exact, explain, multipliers, rewritten
 from tests.networks import NETWORKS, Network
 

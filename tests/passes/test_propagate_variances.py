@@ -15,8 +15,8 @@ import fxshap
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
 from fxshap.testing.rule_check import TOLERANCE, Case
+from fxshap.verification.metrics import additivity_error
 from fxshap.verification.shapley import shapley_values
-from fxshap.verification.verify import additivity_error
 from tests.helpers import assert_exact, assert_same_state, assert_same_values, explain, state_of
 from tests.networks import NETWORKS
 from tests.rules.rule_cases import CURVES

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.core.operation import differentiable
+from fxshap.ops.dtypes import differentiable
 from fxshap.testing.rule_check import EACH, Case, Varying
 from tests.rules.rule_cases import ALL, RECURRENT
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fxshap
-from fxshap.graph.nodes import stands_for
+from fxshap.passes.insert_rescale import stands_for
 from fxshap.report.report import Report
 from tests.helpers import additivity_error, assert_no_shap_hooks, explain, rewritten
 from tests.property.conditioning import condition_number, is_too_steep

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import multiply
-from fxshap.rules.core.operation import Operation, differentiable, vjp
+from fxshap.ops.dtypes import differentiable
+from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.operation import Operation, vjp
 from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
 from tests.rules.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.autograd.rescale import multiply
+from fxshap.rules.core.dispatch import multiply
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE, Case

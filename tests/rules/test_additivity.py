@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxshap.autograd.rescale import multiply
+from fxshap.rules.core.dispatch import multiply
 from fxshap.rules.core.registry import RULES
 from fxshap.rules.smoothed_activations import activation, variance
 from fxshap.testing.rule_check import Case, check, cotangents

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
-from fxshap.autograd.rescale import multiply
+from fxshap.rules.core.dispatch import multiply
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import COMPOSITES
 from fxshap.rules.maximum import max_multiplier

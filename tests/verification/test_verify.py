@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import fxshap
 import fxshap.autograd.rescale
 from fxshap import InputError, OptionError, OutputError
-from fxshap.autograd.rescale import choose_rule
 from fxshap.rules import RULES, Rule
+from fxshap.rules.core.dispatch import choose_rule
 from fxshap.verification.leaks import local_errors
+from fxshap.verification.metrics import additivity_error
+from fxshap.verification.result import SHAP_TOLERANCE
 from fxshap.verification.shapley import shapley_values
-from fxshap.verification.verify import SHAP_TOLERANCE, additivity_error
 from tests.helpers import assert_no_shap_hooks, assert_same_state, explain, state_of
 from tests.networks import NETWORKS
 
@@ -169,7 +170,7 @@ def test_many_features_have_no_exact_values():
 
 
 def test_the_first_sample_has_exact_values_whatever_they_take(monkeypatch):
-    monkeypatch.setattr("fxshap.verification.verify.MOST_ROWS", 1)
+    monkeypatch.setattr("fxshap.verification.metrics.MOST_ROWS", 1)
     result = fxshap.verify(attention(), BACKGROUND, SAMPLES, feature_mask=TOKENS)
     assert [sample.distance is None for sample in result.samples] == [False, True]
 

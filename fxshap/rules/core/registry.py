@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils import _pytree as pytree
 
 from fxshap.errors import RuleError
-from fxshap.rules.core.operation import Operation, keeping_slopes
+from fxshap.rules.core.operation import Operation
 
 Target = OpOverload | OpOverloadPacket | CustomOpDef
 Tensors = Sequence[Tensor]
@@ -209,24 +206,6 @@ def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., 
         return decomposition
 
     return declare
-
-
-def one_by_one(
-    multiply: Multiply, operation: Operation, reference: Tensors, sample: Tensors, grad: Any
-) -> tuple[Tensor | None, ...]:
-    """Ask for each of several stacked cotangents alone, and stack what is found."""
-    stacks: Tensors = [grad] if isinstance(grad, Tensor) else [g for g in grad if g is not None]
-    with keeping_slopes(sample):
-        found = [
-            multiply(
-                operation, reference, sample, pytree.tree_map_only(Tensor, itemgetter(k), grad)
-            )
-            for k in range(len(stacks[0]))
-        ]
-    return tuple(
-        None if gs[0] is None else torch.stack([g.sum_to_size(r.shape) for g in gs])
-        for gs, r in zip(zip(*found, strict=True), reference, strict=True)
-    )
 
 
 def find_rule(target: Any) -> Rule | None:
