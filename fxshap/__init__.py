@@ -17,7 +17,7 @@ from fxshap.errors import (
     RuleError,
     WeightError,
 )
-from fxshap.integrations.detect import paired
+from fxshap.integrations.detect import multiplier_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report.report import Report
 from fxshap.verification.result import Verification
@@ -42,7 +42,7 @@ __all__ = [
     "WeightError",
     "__version__",
     "make_explainable",
-    "paired",
+    "multiplier_mode",
     "rules",
     "testing",
     "verify",

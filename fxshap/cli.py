@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import fxshap
-from fxshap.capture.diagnostics import user_line
+from fxshap.capture.diagnostics import innermost_user_line
 from fxshap.graph.provenance import UNKNOWN_LINE
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
@@ -231,7 +231,7 @@ def refusing(as_json: bool, verbose: bool) -> Iterator[None]:
     except Exception as error:  # the user's code may raise anything
         if verbose:
             traceback.print_exc()
-        line = user_line(error.__traceback__)
+        line = innermost_user_line(error.__traceback__)
         ours = isinstance(error, fxshap.FxshapError) or line == UNKNOWN_LINE
         where = "" if ours else f", at {line}"
         if as_json:

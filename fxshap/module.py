@@ -13,41 +13,54 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.tape import explained
+from fxshap.autograd.tape import with_multipliers
 from fxshap.capture.export import capture
 from fxshap.errors import CaptureError, InputError, ModelError, OptionError
 from fxshap.frontend.arguments import Arguments
 from fxshap.frontend.entry import (
-    Entry,
-    embedded,
+    EntryPoint,
+    check_parameters,
+    check_single_row,
+    expand_bound,
     has_rows,
-    require_one_row,
-    require_parameters,
-    spread,
+    record_layer,
 )
-from fxshap.frontend.hook_point import Place, Side, place_of
-from fxshap.frontend.inputs import is_floating, require_arrays, require_floats, require_types
-from fxshap.frontend.outputs import Selector, pick, require_columns, require_rows, select_output
+from fxshap.frontend.hook_point import HookPoint, Side, find_hook_point
+from fxshap.frontend.inputs import check_dtypes, check_floating, check_numpy_dtypes, is_floating
+from fxshap.frontend.outputs import (
+    Selector,
+    check_rows,
+    check_two_dimensional,
+    pick_output,
+    select_output,
+)
 from fxshap.frontend.signature import signature
-from fxshap.integrations.detect import Question, caller, layer_asked, mode, needs_gradient, question
-from fxshap.integrations.hooks import clear_stale, hooked_by, hooks_on, remove_hooks
-from fxshap.integrations.isolation import _Held, evaluating
-from fxshap.passes.split_at_layer import require_room, split
+from fxshap.integrations.detect import (
+    Request,
+    active_library,
+    calling_library,
+    find_request,
+    needs_gradient,
+    requested_layer,
+)
+from fxshap.integrations.hooks import clear_stale, hooking_libraries, hooks_on, remove_hooks
+from fxshap.integrations.isolation import IsolatedModel, evaluation_mode
+from fxshap.passes.split_at_layer import check_tensor_count, split_at_hook_point
 from fxshap.report.report import Report, make_report
 from fxshap.report.tables import count
 from fxshap.runtime.batching import check_prefix_rows
 from fxshap.runtime.coalitions import ONE_PASS, FeatureDims, Refinement
 from fxshap.runtime.engine import Engine
-from fxshap.runtime.locks import calling, capturing, taking_turns
-from fxshap.runtime.progress import telling
-from fxshap.runtime.references import ReferenceChunk
+from fxshap.runtime.locks import capture_lock, explanation_lock, model_call
+from fxshap.runtime.progress import progress_line
+from fxshap.runtime.references import ReferenceBatchSize
 
 logger = logging.getLogger("fxshap")
 
 #: Captures kept, one for each kind of inputs; the one not asked for longest goes first.
-MOST_ENGINES = 8
+MAX_CAPTURES = 8
 
-FIRST = Entry()
+FIRST = EntryPoint()
 
 
 def make_explainable(
@@ -62,7 +75,7 @@ def make_explainable(
     refine: int = 0,
     seed: int = 0,
     feature_dims: FeatureDims = None,
-    reference_chunk: ReferenceChunk = "auto",
+    reference_chunk: ReferenceBatchSize = "auto",
     compile: bool = False,
     progress: bool = True,
 ) -> ExplainableModule:
@@ -161,9 +174,9 @@ def make_explainable(
         raise OptionError(f"reference_chunk is a number of rows or 'auto', not {reference_chunk!r}")
     given = (inputs,) if isinstance(inputs, str) else inputs
     names = None if given is None else tuple(given)
-    require_parameters(model, names or ())
+    check_parameters(model, names or ())
     explainable = ExplainableModule(
-        model, output, refinement, Entry(names), reference_chunk, compile, progress
+        model, output, refinement, EntryPoint(names), reference_chunk, compile, progress
     ).bind(**bound or {})
     if from_layer is not None:
         _, explainable = explainable.from_layer(from_layer)
@@ -188,13 +201,13 @@ class ExplainableModule(nn.Module):
         model: nn.Module,
         output: Selector = None,
         refinement: Refinement = ONE_PASS,
-        entry: Entry = FIRST,
-        reference_chunk: ReferenceChunk = "auto",
+        entry: EntryPoint = FIRST,
+        reference_chunk: ReferenceBatchSize = "auto",
         compile: bool = False,
         progress: bool = True,
     ) -> None:
         super().__init__()
-        self.held = _Held(model)
+        self.held = IsolatedModel(model)
         self.output = output
         self.refinement = refinement
         self.reference_chunk = reference_chunk
@@ -252,7 +265,7 @@ class ExplainableModule(nn.Module):
     @property
     def mode(self) -> str:
         """Who has prepared this model to ask it: 'shap', 'captum', ... 'paired', or 'plain'."""
-        return mode(self.probe)
+        return active_library(self.probe)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -267,19 +280,19 @@ class ExplainableModule(nn.Module):
         """Return the model's own output; multipliers for gradients if a library asks for them."""
         probe = self.probe
         clear_stale(self, self.model)
-        with calling():
-            asked = question(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
+        with model_call():
+            asked = find_request(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
         if asked is not None:
-            with taking_turns(), self._cleaning(probe):
+            with explanation_lock(), self._cleaning(probe):
                 return self._explain(asked, probe, inputs, kwargs)
-        library = caller()
+        library = calling_library()
         if library in (None, "shap") and hooks_on(probe):
             self._remove_hooks(probe)  # left over from a call that failed: SHAP has not yet hooked
-        if caller(directly=True) == "shap":
-            with taking_turns(), self._cleaning(probe):
+        if calling_library(directly=True) == "shap":
+            with explanation_lock(), self._cleaning(probe):
                 return self._introduce(inputs)
-        with calling():
-            return pick(self._call(inputs, kwargs), self.output)
+        with model_call():
+            return pick_output(self._call(inputs, kwargs), self.output)
 
     def bind(self, **arguments: Any) -> ExplainableModule:
         """Bind arguments of the model that are not explained: the same for sample and reference.
@@ -317,7 +330,7 @@ class ExplainableModule(nn.Module):
         (1, 3, 3)
         (1, 3, 3)
         """
-        require_parameters(self.model, tuple(arguments))
+        check_parameters(self.model, tuple(arguments))
         bound = self._variant(self.entry)
         bound.bound.update(arguments)
         return bound
@@ -368,7 +381,7 @@ class ExplainableModule(nn.Module):
         >>> explainer.shap_values(embed(ids)).sum(2).shape  # tokens, outputs
         (1, 3, 4)
         """
-        head = self._variant(Entry(place=place_of(self.model, layer, side)))
+        head = self._variant(EntryPoint(place=find_hook_point(self.model, layer, side)))
         return head.embed, head
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
@@ -377,11 +390,11 @@ class ExplainableModule(nn.Module):
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
         clear_stale(self, self.model)
         given = signature(self.model).bind_partial(*args, **kwargs).arguments
-        with calling(), evaluating(self.model):
+        with model_call(), evaluation_mode(self.model):
             filled = self._filled(args, kwargs, taken=given)
-            return embedded(self.model, self.entry.place, *args, **filled)
+            return record_layer(self.model, self.entry.place, *args, **filled)
 
-    def _variant(self, entry: Entry) -> ExplainableModule:
+    def _variant(self, entry: EntryPoint) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
         variant = ExplainableModule(
             self.model,
@@ -406,14 +419,14 @@ class ExplainableModule(nn.Module):
         """Return the keyword arguments of a call with those that are bound and not taken."""
         bound = {k: v for k, v in self.bound.items() if k not in kwargs and k not in taken}
         like = next(filter(has_rows, pytree.tree_leaves((inputs, kwargs))), None)
-        return {**(bound if like is None else spread(bound, like, pairs)), **kwargs}
+        return {**(bound if like is None else expand_bound(bound, like, pairs)), **kwargs}
 
     def _call(self, inputs: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self.entry(self.model, *inputs, **self._filled(inputs, kwargs))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; not when SHAP does it, which is not about to train."""
-        if not hooked_by(self.probe):
+        if not hooking_libraries(self.probe):
             super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -430,9 +443,9 @@ class ExplainableModule(nn.Module):
         """
         if not inputs:
             raise InputError("prepare takes the inputs of the model, one tensor each")
-        require_floats(inputs)
+        check_floating(inputs)
         clear_stale(self, self.model)
-        with taking_turns(), evaluating(self.model):
+        with explanation_lock(), evaluation_mode(self.model):
             given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
         return self
@@ -483,32 +496,32 @@ class ExplainableModule(nn.Module):
 
     def _introduce(self, inputs: Sequence[Any]) -> Tensor:
         """Answer SHAP when it looks at the model that it is about to explain."""
-        require_floats(inputs)
-        require_one_row(self.bound)
-        layer = layer_asked(self.model, "shap")
+        check_floating(inputs)
+        check_single_row(self.bound)
+        layer = requested_layer(self.model, "shap")
         with layer.set_aside() if layer else nullcontext():
-            require_types(inputs, self.model, lambda: self._call(inputs, {}))
+            check_dtypes(inputs, self.model, lambda: self._call(inputs, {}))
             result = select_output(self._call(inputs, {}), self.output)
-            require_arrays(inputs, result)
-            require_columns(result)
-            require_rows(result, inputs)
+            check_numpy_dtypes(inputs, result)
+            check_two_dimensional(result)
+            check_rows(result, inputs)
             if layer:
                 given = self._given(inputs, {}, is_floating)
                 engine = self._engine(given, given.tensors, layer.place)
                 passing = engine.enter(given.tensors)[: engine.captured.explained]
-                require_room(layer.place, passing, inputs)
+                check_tensor_count(layer.place, passing, inputs)
         if layer:
             layer.hand_over(passing)
         return result
 
     def _explain(
-        self, asked: Question, probe: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]
+        self, asked: Request, probe: nn.Module, inputs: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
         """Return the output for rows of samples and references, with multipliers to be had."""
         layer = asked.layer
         explains = is_floating if layer else needs_gradient
         given = self._given(inputs, kwargs, explains, pairs=True)
-        require_floats(given.tensors[: given.explained])
+        check_floating(given.tensors[: given.explained])
         samples, references = given.halves()
         with layer.set_aside() if layer else nullcontext():
             engine = self._engine(given, references, layer.place if layer else None)
@@ -516,17 +529,19 @@ class ExplainableModule(nn.Module):
             # The libraries hook anew for every explanation.
             explanation = hooks_on(probe) or object()
             walk, output = engine.explain(samples, references, explanation)
-        require_rows(output, given.tensors)
+        check_rows(output, given.tensors)
 
         def guarded(grad: Tensor) -> list[Tensor]:
-            with taking_turns(), self._cleaning(probe):
+            with explanation_lock(), self._cleaning(probe):
                 return walk(grad)
 
         if layer is None:
-            return explained(guarded, output, given.tensors[: given.explained])
+            return with_multipliers(guarded, output, given.tensors[: given.explained])
         pairs = zip(samples, references, strict=True)
         rows = [torch.cat(pair) for pair in pairs][: engine.captured.explained]
-        return explained(guarded, output, layer.hand_over([x.requires_grad_() for x in rows]))
+        return with_multipliers(
+            guarded, output, layer.hand_over([x.requires_grad_() for x in rows])
+        )
 
     @contextmanager
     def _cleaning(self, probe: nn.Module) -> Iterator[None]:
@@ -553,7 +568,7 @@ class ExplainableModule(nn.Module):
         return Arguments.of(inputs, filled, lambda x: explains(x) and id(x) not in bound)
 
     def _engine(
-        self, given: Arguments, inputs: Sequence[Tensor], place: Place | None = None
+        self, given: Arguments, inputs: Sequence[Tensor], place: HookPoint | None = None
     ) -> Engine:
         """Return the capture for arguments of this kind, made with these inputs if it is new."""
         modes = tuple((module, module.training) for module in self.model.modules())
@@ -566,25 +581,27 @@ class ExplainableModule(nn.Module):
             key = (kind, engine.captured.rows)
             self._engines[key] = engine
         self._engines[key] = self._engines.pop(key)  # the latest last
-        while len(self._engines) > MOST_ENGINES:
+        while len(self._engines) > MAX_CAPTURES:
             del self._engines[next(iter(self._engines))]
             logger.debug("dropped the capture that was not asked for longest")
         return self._engines[key]
 
-    def _captured(self, given: Arguments, inputs: Sequence[Tensor], place: Place | None) -> Engine:
+    def _captured(
+        self, given: Arguments, inputs: Sequence[Tensor], place: HookPoint | None
+    ) -> Engine:
         form = given.form
 
         def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
             return form.call(partial(self.entry, model), tensors)
 
         what = f"fxshap captures {type(self.model).__name__}, once for all inputs of this kind"
-        with capturing(), telling(what, self.progress):
+        with capture_lock(), progress_line(what, self.progress):
             # The tensors of a tracer do not mind types: it would capture what cannot run.
-            require_types(inputs, self.model, lambda: call(self.model, inputs))
+            check_dtypes(inputs, self.model, lambda: call(self.model, inputs))
             captured = capture(self.model, inputs, self.output, given.explained, call, place)
         trunk, head = None, captured
         if place is not None:
-            trunk, head = split(captured, place)
+            trunk, head = split_at_hook_point(captured, place)
             check_prefix_rows(trunk, self.model, inputs, head, given.explained)
         return Engine(self.model, head, self.refinement, self.reference_chunk, trunk, self.compiled)
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxshap
 from fxshap.autograd.rescale import rescale, rescale_activation
-from fxshap.integrations.libraries import works_for
+from fxshap.integrations.libraries import belongs_to_library
 from fxshap.verification.metrics import additivity_error
 
 Arrays = list[np.ndarray]
@@ -123,7 +123,7 @@ def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
 def assert_no_shap_hooks(explainable: nn.Module) -> None:
     """Check that SHAP has left no hook on any module."""
     modules = list(explainable.modules())
-    assert not [hook for module in modules for hook in hooks(module) if works_for(hook)]
+    assert not [hook for module in modules for hook in hooks(module) if belongs_to_library(hook)]
 
 
 def rewritten(explainable: nn.Module) -> list[fx.Node]:
@@ -137,7 +137,7 @@ def multipliers(
 ) -> tuple[Tensor, list[Tensor]]:
     """Ask as SHAP does, for rows of samples that differ; return outputs and multipliers."""
     joint = [torch.cat(pair).requires_grad_() for pair in zip(samples, references, strict=True)]
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         outputs = explainable(*joint)
     grads = torch.autograd.grad(list(outputs[:, output]), joint)
     return outputs.detach(), [grad.chunk(2)[1] for grad in grads]

@@ -32,9 +32,9 @@ from benchmarks.accuracy.fidelity import join, split
 from benchmarks.page import replace_section
 from fxshap.autograd.tape import Tape
 from fxshap.runtime.coalitions import (
-    Chains,
+    CoalitionChains,
+    CoalitionPasses,
     Refinement,
-    Walker,
     balanced_scores,
     draw_blocks,
     refined_multipliers,
@@ -53,7 +53,7 @@ MEDIAN, FARTHEST = 0.55, 1.05
 Random = np.random.Generator
 #: The scores of the features for one reference after another.
 Scores = Callable[[int, Random], "list[NDArray[np.float64]]"]
-Scheme = Callable[[int], Chains]
+Scheme = Callable[[int], CoalitionChains]
 #: For every network and scheme the distance.
 Results = dict[str, dict[str, float]]
 
@@ -95,7 +95,7 @@ class Game:
         """Average over the references."""
         return values.unflatten(0, (self.samples, REFERENCES)).mean(1)
 
-    def distance(self, chains: Chains, variances: bool = False) -> float:
+    def distance(self, chains: CoalitionChains, variances: bool = False) -> float:
         """Return the distance of what the chains give to the exact values."""
         engine = self.engines[variances]
         shapes, count = self.network.shapes, max(len(chains.drawn), 1)
@@ -104,7 +104,7 @@ class Game:
         tape = Tape(engine.rewritten.attribute, start, len(start))
         units = torch.eye(self.network.outputs, dtype=torch.float64)
         grads = [unit.repeat(len(x), 1) for unit in units]
-        walker = Walker(
+        walker = CoalitionPasses(
             lambda points: [engine.observe(point)[1] for point in points],
             lambda a, b: tape.walks(*engine.complete(a, b, start), grads),
             end,
@@ -115,13 +115,13 @@ class Game:
         drawn = [join(tuple(chain)).repeat(self.samples, 1) for chain in chains.drawn]
         batch = [list(split(torch.cat(drawn), shapes))] if drawn else []
         weight = chains.weight.repeat(self.samples * count)
-        found = refined_multipliers(walker, Chains(chains.blocks, batch, weight))
+        found = refined_multipliers(walker, CoalitionChains(chains.blocks, batch, weight))
         values = torch.stack([join(tuple(m)) * (x - r) for m in found], -1)
         mean = self.mean(values.unflatten(0, (count, -1)).mean(0))
         return float((mean - self.exact).abs().sum() / self.exact.abs().sum())
 
 
-def library(pairs: int, features: int = 10) -> Chains:
+def library(pairs: int, features: int = 10) -> CoalitionChains:
     """Draw what ``make_explainable(model, refine=pairs)`` draws for 16 references."""
     ends = torch.ones(1, features), torch.zeros(REFERENCES, features)
     return Refinement(pairs).draw(*([end] for end in ends))
@@ -151,7 +151,7 @@ def chains(
     trust: float = 0.0,
     uneven: bool = False,
     features: int = 10,
-) -> Chains:
+) -> CoalitionChains:
     """Draw chains for 16 references by another scheme.
 
     Parameters
@@ -179,7 +179,7 @@ def chains(
     if uneven:
         drawn = [uneven_halves(rng, features) for _ in drawn]
     together = share_together(differ.sum(1), blocks)
-    return Chains(blocks, [[block] for block in drawn], trust * together / (1 - together))
+    return CoalitionChains(blocks, [[block] for block in drawn], trust * together / (1 - together))
 
 
 def uneven_halves(rng: Random, features: int) -> Tensor:

@@ -26,7 +26,12 @@ import fxshap
 from benchmarks.accuracy.refinement import Problem, digits
 from benchmarks.page import replace_section
 from fxshap.autograd.tape import Tape, Taps
-from fxshap.runtime.coalitions import Chains, Walker, draw_blocks, refined_multipliers
+from fxshap.runtime.coalitions import (
+    CoalitionChains,
+    CoalitionPasses,
+    draw_blocks,
+    refined_multipliers,
+)
 
 PAGE = Path("docs/refinement.md")
 SIDE = 8
@@ -90,11 +95,11 @@ class Digits:
             )
             return self.tape.walks(start, stop, self.grads)
 
-        walker = Walker(
+        walker = CoalitionPasses(
             lambda points: [self.engine.observe(point)[1] for point in points],
             walks, [end], [self.references], self.engine.observe([end])[1], self.tape.references,
         )  # fmt: skip
-        found = refined_multipliers(walker, Chains(2, blocks, torch.zeros(len(end))))
+        found = refined_multipliers(walker, CoalitionChains(2, blocks, torch.zeros(len(end))))
         values = [(m * (end - self.references)).mean(0).flatten() for (m,) in found]
         return torch.stack(values, -1).detach(), float(np.mean(idle))
 

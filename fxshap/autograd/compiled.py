@@ -18,19 +18,19 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import Ends
-from fxshap.autograd.tape import Recording, Taps, by_cotangent
+from fxshap.autograd.rescale import Endpoints
+from fxshap.autograd.tape import Recording, Taps, split_by_cotangent
 from fxshap.errors import CompileError
 from fxshap.graph.nodes import tensor_at
-from fxshap.rules.core.caching import kept_of, with_kept
-from fxshap.rules.core.tracing import for_all_values
+from fxshap.rules.core.caching import cached_values, with_cached_values
+from fxshap.rules.core.tracing import tracing_rules
 
 logger = logging.getLogger("fxshap")
 
 Compiled = Callable[..., Sequence[Tensor]]
 
 
-class Fused:
+class CompiledBackward:
     """The compiled walks of one capture, one for each kind of arguments.
 
     Parameters
@@ -47,7 +47,7 @@ class Fused:
         self.weights = sorted({n.target for n in attribute.graph.nodes if n.op == "get_attr"})
         self.compiled: dict[Any, Compiled] = {}
 
-    def record(self, references: Sequence[Tensor], ends: Ends) -> FusedRecording:
+    def record(self, references: Sequence[Tensor], ends: Endpoints) -> CompiledRecording:
         """Return what walks between these references, copied for several cotangents, and samples.
 
         Parameters
@@ -57,7 +57,7 @@ class Fused:
         ends : Ends
             Whose `copies` says how many cotangents are walked side by side.
         """
-        return FusedRecording(self, references, ends)
+        return CompiledRecording(self, references, ends)
 
     def __call__(self, copies: int, *arguments: Any) -> Sequence[Tensor] | None:
         """Walk, with arguments of :func:`walk`; trace and compile the first of each kind.
@@ -70,16 +70,20 @@ class Fused:
         with torch.no_grad():
             if kind not in self.compiled:
                 logger.debug("compiles the walk of %d cotangents", copies)
-                function = partial(walk, self.attribute, self.explained, copies, structure)
-                self.compiled[kind] = compiled(function, leaves)
+                function = partial(
+                    record_and_backward, self.attribute, self.explained, copies, structure
+                )
+                self.compiled[kind] = compile_function(function, leaves)
             *found, unlike = self.compiled[kind](*leaves)
         return None if unlike else found
 
 
-class FusedRecording:
+class CompiledRecording:
     """Walks like :class:`fxshap.autograd.tape.Recording`, by a compiled function."""
 
-    def __init__(self, fused: Fused, references: Sequence[Tensor], ends: Ends) -> None:
+    def __init__(
+        self, fused: CompiledBackward, references: Sequence[Tensor], ends: Endpoints
+    ) -> None:
         self.fused = fused
         self.references = references
         self.ends = ends
@@ -87,12 +91,12 @@ class FusedRecording:
     def walk(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
         """Walk between two ends, with as many cotangents as there are copies."""
         copies = len(grads)
-        kept = {name: kept_of(tap) for name, tap in reference.items()}
+        kept = {name: cached_values(tap) for name, tap in reference.items()}
         self.ends.refuse_jumps(reference, sample)
         found = self.fused(copies, self.references, reference, kept, sample, torch.cat(list(grads)))
         if found is None:
             return self.careful.walk(reference, sample, grads)
-        return by_cotangent(found, copies)
+        return split_by_cotangent(found, copies)
 
     @cached_property
     def careful(self) -> Recording:
@@ -100,7 +104,7 @@ class FusedRecording:
         return Recording(self.fused.attribute, self.references, self.fused.explained, self.ends)
 
 
-def walk(
+def record_and_backward(
     attribute: fx.GraphModule,
     explained: int,
     copies: int,
@@ -114,14 +118,14 @@ def walk(
     """
     weights, references, reference, kept, sample, grad = pytree.tree_unflatten(leaves, structure)
     run = _WithWeights(attribute, weights).run
-    reference = {name: with_kept(tap, kept[name]) for name, tap in reference.items()}
-    first = Recording(run, references, explained, Ends())
+    reference = {name: with_cached_values(tap, kept[name]) for name, tap in reference.items()}
+    first = Recording(run, references, explained, Endpoints())
     several = (
         first if copies == 1 else Recording(run, references, explained, first.ends.copied(copies))
     )
     several.ends.reference, several.ends.sample = reference, sample
     # On this thread, as is what the rules are told of tracing.
-    with for_all_values() as taken, torch.autograd.set_multithreading_enabled(False):
+    with tracing_rules() as taken, torch.autograd.set_multithreading_enabled(False):
         found = several.backward(grad)
     return [*found, torch.stack([grad.new_zeros((), dtype=torch.bool), *taken]).any()]
 
@@ -138,7 +142,7 @@ class _WithWeights(fx.Interpreter):
         return self.weights[target]
 
 
-def write_by_copies(graph: fx.Graph) -> None:
+def replace_out_arguments(graph: fx.Graph) -> None:
     """Turn ``op(..., out=place)`` into a copy: ``torch.compile`` wants such places contiguous."""
     for node in list(graph.nodes):
         if node.op == "call_function" and "out" in node.kwargs:
@@ -151,11 +155,11 @@ def write_by_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def compiled(function: Callable[..., Any], leaves: Sequence[Tensor]) -> Compiled:
+def compile_function(function: Callable[..., Any], leaves: Sequence[Tensor]) -> Compiled:
     """Trace a function of tensors and compile the graph."""
     # Other tensors than the taps themselves: a tracer must not find what is kept on them.
     traced = make_fx(function)(*[x.detach().clone() for x in leaves])
-    write_by_copies(traced.graph)
+    replace_out_arguments(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     fast: Compiled = torch.compile(traced, fullgraph=True, dynamic=False)

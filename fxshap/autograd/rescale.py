@@ -16,16 +16,16 @@ from torch import Tensor
 from fxshap.errors import RuleError
 from fxshap.ops.dtypes import differentiable
 from fxshap.rules.core.dispatch import (
+    apply_rule,
+    apply_rule_batched,
+    check_differentiable,
     choose_rule,
-    multiply,
-    multiply_copies,
-    require_derivative,
 )
 from fxshap.rules.core.operation import Operation, Output
 from fxshap.rules.smoothed_activations import activation, no_variance, variance
 
 
-class Ends:
+class Endpoints:
     """The two ends of a walk: what every nonlinear operation receives at each of them.
 
     Attributes
@@ -48,9 +48,9 @@ class Ends:
         self.jumps: list[tuple[Operation, tuple[str, ...]]] = []
         self.copies = 1
 
-    def copied(self, copies: int) -> Ends:
+    def copied(self, copies: int) -> Endpoints:
         """Return ends to record `copies` copies of the same references on."""
-        ends = Ends()
+        ends = Endpoints()
         ends.operations, ends.jumps, ends.copies = self.operations, self.jumps, copies
         return ends
 
@@ -67,7 +67,7 @@ class Ends:
 
 
 def rescale(
-    ends: Ends,
+    ends: Endpoints,
     name: str,
     taps: dict[int, str],
     rows: tuple[int, ...],
@@ -99,14 +99,14 @@ def rescale(
 
 
 def rescale_variance(
-    ends: Ends, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
+    ends: Endpoints, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
 ) -> Output:
     """Rescale :func:`fxshap.rules.smoothed_activations.variance`, which is no operator."""
     return rescale(ends, name, taps, rows, variance, x)
 
 
 def rescale_activation(
-    ends: Ends,
+    ends: Endpoints,
     name: str,
     taps: dict[int, str],
     rows: tuple[int, ...],
@@ -133,7 +133,7 @@ RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
 class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, ends: Ends, operation: Operation, taps: tuple[str, ...], *varying: Tensor
+        ctx: Any, ends: Endpoints, operation: Operation, taps: tuple[str, ...], *varying: Tensor
     ) -> Output:
         if ends.copies == 1:
             # Detached: with their history they would hold on to the graph that holds on to `ends`.
@@ -142,7 +142,7 @@ class _Rescale(torch.autograd.Function):
             if not any(map(differentiable, varying)):
                 ends.jumps.append((operation, taps))
             elif not choose_rule(operation, varying).closed:
-                require_derivative(operation, varying)
+                check_differentiable(operation, varying)
         ctx.ends, ctx.operation, ctx.taps = ends, ends.operations[operation.name], taps
         ctx.set_materialize_grads(False)
         output = operation(*varying)
@@ -159,7 +159,7 @@ class _Rescale(torch.autograd.Function):
         sample = [ctx.ends.sample[tap] for tap in ctx.taps]
         cotangent = grad[0] if len(grad) == 1 else grad
         if ctx.ends.copies > 1:
-            found = multiply_copies(operation, reference, sample, cotangent, ctx.ends.copies)
+            found = apply_rule_batched(operation, reference, sample, cotangent, ctx.ends.copies)
         else:
-            found = multiply(operation, reference, sample, cotangent)
+            found = apply_rule(operation, reference, sample, cotangent)
         return (None, None, None, *found)

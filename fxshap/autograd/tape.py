@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from fxshap.autograd.rescale import Ends
-from fxshap.rules.core.caching import keeping_slopes
-from fxshap.rules.core.tracing import for_all_values
+from fxshap.autograd.rescale import Endpoints
+from fxshap.rules.core.caching import caching_slopes
+from fxshap.rules.core.tracing import tracing_rules
 
 Taps = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ class Tape:
         fused: Fused | None = None,
     ) -> None:
         self.abreast = abreast
-        first = Recording(attribute, references, explained, Ends())
+        first = Recording(attribute, references, explained, Endpoints())
         self.output = first.output
         self.ends, self.references = first.ends, first.ends.reference
         self.recordings: dict[int, Recorded] = {}
@@ -58,7 +58,7 @@ class Tape:
         else:
             self.record = partial(fused.record, references)
             # From the references to themselves: what rules keep of one end is there after it.
-            with for_all_values(), torch.autograd.set_multithreading_enabled(False):
+            with tracing_rules(), torch.autograd.set_multithreading_enabled(False):
                 first.walk(self.references, self.references, [torch.ones_like(self.output)])
 
     def walks(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -72,7 +72,7 @@ class Tape:
             Cotangents of the output, of shape (references, outputs).
         """
         groups = even_groups(grads, self.abreast)
-        several = keeping_slopes(sample.values()) if len(groups) > 1 else nullcontext()
+        several = caching_slopes(sample.values()) if len(groups) > 1 else nullcontext()
         with several:
             return [
                 multipliers
@@ -95,13 +95,13 @@ class Recorded(Protocol):
         ...
 
 
-Record = Callable[[Ends], Recorded]
+Record = Callable[[Endpoints], Recorded]
 
 
 class Fused(Protocol):
     """Compiled walks; see :mod:`fxshap.autograd.compiled`."""
 
-    def record(self, references: Sequence[Tensor], ends: Ends) -> Recorded:
+    def record(self, references: Sequence[Tensor], ends: Endpoints) -> Recorded:
         """Return what walks between these references and samples."""
         ...
 
@@ -118,7 +118,7 @@ class Recording:
         attribute: Callable[..., Tensor],
         references: Sequence[Tensor],
         explained: int,
-        ends: Ends,
+        ends: Endpoints,
     ) -> None:
         self.ends = ends
         inputs = [torch.cat([x.detach()] * ends.copies) for x in references]
@@ -135,7 +135,7 @@ class Recording:
             found = self.backward(torch.cat(list(grads)))
         finally:
             ends.reference, ends.sample = own, {}
-        return by_cotangent(found, copies)
+        return split_by_cotangent(found, copies)
 
     def backward(self, grad: Tensor) -> Sequence[Tensor]:
         """Return the cotangents of the inputs for that of the output."""
@@ -146,7 +146,7 @@ class Recording:
         )
 
 
-def by_cotangent(found: Sequence[Tensor], copies: int) -> list[list[Tensor]]:
+def split_by_cotangent(found: Sequence[Tensor], copies: int) -> list[list[Tensor]]:
     """Take the multipliers of every input apart, by the copies that each cotangent had."""
     return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in found), strict=True)]
 
@@ -157,14 +157,14 @@ def even_groups(grads: Sequence[Tensor], most: int) -> list[Sequence[Tensor]]:
     return [grads[start : start + size] for start in range(0, len(grads), size)]
 
 
-Walk = Callable[[Tensor], list[Tensor]]
+BackwardFn = Callable[[Tensor], list[Tensor]]
 
 
-class _Explained(torch.autograd.Function):
+class _WithMultipliers(torch.autograd.Function):
     """Return a known output for rows of samples and references, with a walk for a derivative."""
 
     @staticmethod
-    def forward(ctx: Any, walk: Walk, output: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, walk: BackwardFn, output: Tensor, *inputs: Tensor) -> Tensor:
         ctx.walk = walk
         return output
 
@@ -178,7 +178,7 @@ class _Explained(torch.autograd.Function):
         return (None, None, *[torch.cat(pair) for pair in zip(*walks, strict=True)])
 
 
-def explained(walk: Walk, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+def with_multipliers(walk: BackwardFn, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """Return `output` as a function of `inputs` whose derivative is `walk`."""
-    apply: Callable[..., Tensor] = _Explained.apply
+    apply: Callable[..., Tensor] = _WithMultipliers.apply
     return apply(walk, output, *inputs)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from fxshap.graph.provenance import UNKNOWN_LINE, is_users
+from fxshap.graph.provenance import UNKNOWN_LINE, is_user_file
 
 #: The error of torch.export against which no other way to export helps.
 DECISION = "GuardOnDataDependentSymNode"
@@ -26,21 +26,21 @@ REMEDIES = {
 }
 
 
-def remedy_of(error: BaseException) -> str | None:
+def find_remedy(error: BaseException) -> str | None:
     """Return what to do about an error, if we know."""
-    said = [f"{type(cause).__name__}: {cause}" for cause in chain(error)]
+    said = [f"{type(cause).__name__}: {cause}" for cause in exception_chain(error)]
     known = (text for mark, text in REMEDIES.items() if any(mark in line for line in said))
     return next(known, None)
 
 
 def explain_failure(error: BaseException) -> str:
     """Say which of the user's lines cannot be captured, why, and what to do."""
-    where = user_line(error.__traceback__)
-    remedy = remedy_of(error) or f"torch.export says: {first_line(error)}"
+    where = innermost_user_line(error.__traceback__)
+    remedy = find_remedy(error) or f"torch.export says: {first_line(error)}"
     return f"the model cannot be captured as one graph: at {where}, {remedy}"
 
 
-def chain(error: BaseException | None) -> list[BaseException]:
+def exception_chain(error: BaseException | None) -> list[BaseException]:
     """Return an exception and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
@@ -55,24 +55,24 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def user_line(trace: TracebackType | None) -> str:
+def innermost_user_line(trace: TracebackType | None) -> str:
     """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
-    frames = [frame for frame in traceback.extract_tb(trace) if is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(trace) if is_user_file(frame.filename)]
     if not frames:
         return UNKNOWN_LINE
     return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"
 
 
-class Undecided(Exception):
+class DataDependentError(Exception):
     """A decision by the value of a tensor; torch.export prints its graph with a RuntimeError."""
 
 
 @contextmanager
-def undecided() -> Iterator[None]:
+def convert_data_dependent_errors() -> Iterator[None]:
     """Raise what torch.export says of a decision as :class:`Undecided`, from the user's line."""
     try:
         yield
     except RuntimeError as error:
         if "data-dependent" not in str(error):
             raise
-        raise Undecided(str(error)).with_traceback(error.__traceback__) from error
+        raise DataDependentError(str(error)).with_traceback(error.__traceback__) from error

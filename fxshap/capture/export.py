@@ -26,35 +26,37 @@ from torch.export.graph_signature import InputKind, OutputKind
 from fxshap.capture.captured import Captured
 from fxshap.capture.diagnostics import (
     DECISION,
-    chain,
+    convert_data_dependent_errors,
+    exception_chain,
     explain_failure,
     first_line,
-    undecided,
 )
-from fxshap.capture.functionalize import functional
-from fxshap.capture.tracing import OneBatchNorm, running_scripts
+from fxshap.capture.functionalize import functionalize
+from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
 from fxshap.errors import CaptureError, FxshapError
-from fxshap.frontend.hook_point import Place, only_call, watching
+from fxshap.frontend.hook_point import HookPoint, record_tensors, single_call
 from fxshap.frontend.outputs import Selector, select_output
 from fxshap.graph.nodes import has_tensor
-from fxshap.graph.provenance import node_line
+from fxshap.graph.provenance import source_line
 
 logger = logging.getLogger("fxshap")
 
 
 #: How tensors are given to a model.
-Call = Callable[[nn.Module, Sequence[Tensor]], Any]
+ModelCall = Callable[[nn.Module, Sequence[Tensor]], Any]
 
 
-def positionally(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+def call_positionally(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """Call a model with tensors and nothing else."""
     return model(*inputs)
 
 
-class _Selected(nn.Module):
+class _SelectedOutput(nn.Module):
     """The user's model, returning only the tensor to explain, and what passes a place in it."""
 
-    def __init__(self, model: nn.Module, output: Selector, call: Call, place: Place | None) -> None:
+    def __init__(
+        self, model: nn.Module, output: Selector, call: ModelCall, place: HookPoint | None
+    ) -> None:
         super().__init__()
         self.model = model
         self.output = output
@@ -62,12 +64,16 @@ class _Selected(nn.Module):
         self.place = place
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        with OneBatchNorm(), running_scripts(self.model), undecided():
+        with (
+            RecordBatchNorms(),
+            trace_scripted_modules(self.model),
+            convert_data_dependent_errors(),
+        ):
             if self.place is None:
                 return select_output(self.call(self.model, inputs), self.output)
-            with watching(self.model, self.place) as seen:
+            with record_tensors(self.model, self.place) as seen:
                 result = select_output(self.call(self.model, inputs), self.output)
-            return result, only_call(self.place, seen)
+            return result, single_call(self.place, seen)
 
 
 def capture(
@@ -75,8 +81,8 @@ def capture(
     inputs: Sequence[Tensor],
     output: Selector = None,
     explained: int | None = None,
-    call: Call = positionally,
-    place: Place | None = None,
+    call: ModelCall = call_positionally,
+    place: HookPoint | None = None,
 ) -> Captured:
     """Capture `model` as a functional ATen graph.
 
@@ -108,11 +114,11 @@ def capture(
     OutputError
         If the output is not a floating-point tensor.
     """
-    require_no_quantized(model)
+    check_not_quantized(model)
     start = time.perf_counter()
-    selected = _Selected(model, output, call, place)
+    selected = _SelectedOutput(model, output, call, place)
     count = len(inputs) if explained is None else explained
-    captured = unlift(export(selected, [two_rows(x.detach()) for x in inputs]), model, count)
+    captured = unlift(export(selected, [with_two_rows(x.detach()) for x in inputs]), model, count)
     if captured.rows not in (None, len(inputs[0])):
         captured = unlift(export(selected, [x.detach() for x in inputs]), model, count)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
@@ -123,7 +129,7 @@ def capture(
     return captured
 
 
-def require_no_quantized(model: nn.Module) -> None:
+def check_not_quantized(model: nn.Module) -> None:
     """Raise if a module keeps its weights quantized, in a form that has no derivative."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.") and hasattr(module, "_packed_params"):
@@ -134,13 +140,13 @@ def require_no_quantized(model: nn.Module) -> None:
             )
 
 
-def two_rows(x: Tensor) -> Tensor:
+def with_two_rows(x: Tensor) -> Tensor:
     """Return the first two rows, or the only row twice: a single row would be specialised on."""
     return x[:2] if len(x) > 1 else torch.cat([x, x])
 
 
 @dataclass(frozen=True)
-class Try:
+class ExportStrategy:
     """A way to export.
 
     Attributes
@@ -166,17 +172,22 @@ TORCH_LOGGER = "torch._subclasses.fake_tensor"
 export_cast = partial(_trace._export, pre_dispatch=False)
 
 #: In this order. Running the model's Python is quickest and takes the most models.
-TRIES = (Try(), Try(cast=True), Try(strict=True), Try(symbolic=False))
+EXPORT_STRATEGIES = (
+    ExportStrategy(),
+    ExportStrategy(cast=True),
+    ExportStrategy(strict=True),
+    ExportStrategy(symbolic=False),
+)
 
 
-def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
+def export(model: _SelectedOutput, inputs: Sequence[Tensor]) -> ExportedProgram:
     """Export in the first way that works and decompose the composite operations."""
     # Contiguous clones: other strides would be specialised on.
     examples = tuple(x.contiguous().clone() for x in inputs)
     failures: list[Exception] = []
-    for attempt in TRIES:
+    for attempt in EXPORT_STRATEGIES:
         try:
-            return exported(model, examples, attempt)
+            return export_with_strategies(model, examples, attempt)
         except FxshapError:
             raise
         except Exception as error:
@@ -186,13 +197,13 @@ def export(model: _Selected, inputs: Sequence[Tensor]) -> ExportedProgram:
             # Where the model itself fails on these inputs, its own error says more than ours.
             with torch.no_grad():
                 model(*examples)
-        if any(type(cause).__name__ == DECISION for cause in chain(failures[-1])):
+        if any(type(cause).__name__ == DECISION for cause in exception_chain(failures[-1])):
             break
     raise CaptureError(explain_failure(failures[0])) from failures[0]
 
 
 @contextmanager
-def unlogged(name: str) -> Iterator[None]:
+def silence_torch_log(name: str) -> Iterator[None]:
     """Let a logger say nothing of what we raise ourselves or try in another way."""
     log = logging.getLogger(name)
     before, log.disabled = log.disabled, True
@@ -202,27 +213,29 @@ def unlogged(name: str) -> Iterator[None]:
         log.disabled = before
 
 
-def exported(model: _Selected, examples: tuple[Tensor, ...], how: Try) -> ExportedProgram:
+def export_with_strategies(
+    model: _SelectedOutput, examples: tuple[Tensor, ...], how: ExportStrategy
+) -> ExportedProgram:
     """Export and decompose."""
     # A single row has nothing symbolic about it.
     rows = tuple({0: Dim.AUTO} if how.symbolic and len(x) > 1 else None for x in examples)
-    with warnings.catch_warnings(), unlogged(TORCH_LOGGER), torch.no_grad():
+    with warnings.catch_warnings(), silence_torch_log(TORCH_LOGGER), torch.no_grad():
         warnings.simplefilter("ignore")
         program = (export_cast if how.cast else torch.export.export)(
             model, examples, dynamic_shapes=(rows,), strict=how.strict
         )
-        program = functional(program)
+        program = functionalize(program)
     # What export leaves behind in cycles holds on to the model and to our callers' tensors.
     gc.collect()
     return program
 
 
-def refuse_functions(graph: fx.Graph) -> None:
+def check_no_higher_order_ops(graph: fx.Graph) -> None:
     """Raise at an operator that takes functions, as `torch.cond` does, which are no operations."""
     for node in graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
             raise CaptureError(
-                f"the model cannot be captured as one graph: at {node_line(node)}, it gives "
+                f"the model cannot be captured as one graph: at {source_line(node)}, it gives "
                 f"functions to {node.target.name()}; compute all branches and choose with "
                 "torch.where, and attention with F.scaled_dot_product_attention and a mask"
             )
@@ -230,7 +243,7 @@ def refuse_functions(graph: fx.Graph) -> None:
 
 def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
     """Turn an exported program's weight inputs into attributes and keep what was returned."""
-    refuse_functions(program.graph)
+    check_no_higher_order_ops(program.graph)
     signature = program.graph_signature
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}

@@ -19,8 +19,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.insertion import put_in, traced
-from fxshap.rules.core.registry import COMPOSITES, find_rule
+from fxshap.graph.insertion import inline_graph, trace_function
+from fxshap.rules.core.registry import DECOMPOSITIONS, find_rule
 
 aten = torch.ops.aten
 KEYS = torch._C.DispatchKey
@@ -35,7 +35,7 @@ DROPOUTS = (
 TRAIN = 2
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
+def functionalize(program: ExportedProgram) -> ExportedProgram:
     """Return a functional form of an exported program, with composite operations taken apart.
 
     Parameters
@@ -45,16 +45,16 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     """
     forms = functional_forms(program.graph)
     if forms is None:
-        decomposed: ExportedProgram = program.run_decompositions(dict(COMPOSITES))
+        decomposed: ExportedProgram = program.run_decompositions(dict(DECOMPOSITIONS))
         return decomposed
-    put_in_place(program.graph, forms)
+    apply_functional_ops(program.graph, forms)
     for node in program.graph.nodes:
         if node.target in DROPOUTS:
             node.target, node.args = aten.alias.default, node.args[:1]
     known: dict[Any, fx.Graph] = {}
     for node in list(program.graph.nodes):
-        if node.target in COMPOSITES:
-            take_apart(node, COMPOSITES[node.target], known)
+        if node.target in DECOMPOSITIONS:
+            decompose(node, DECOMPOSITIONS[node.target], known)
     return program
 
 
@@ -71,14 +71,18 @@ def functional_forms(graph: fx.Graph) -> dict[fx.Node, OpOverload] | None:
     for node in graph.nodes:
         if node.op == "get_attr":
             return None
-        if node.op == "call_function" and not is_in_place(node) and not is_kept(node, node.target):
+        if (
+            node.op == "call_function"
+            and not is_in_place(node)
+            and not is_preserved(node, node.target)
+        ):
             return None
         if is_in_place(node):
             changed = node.args[0]
             form = functional_form(node, known)
             others = [n for s in storages(changed) for n in sharing[s] if same[n] != same[changed]]
             seen_later = any(order[user] > order[node] for n in others for user in n.users)
-            if form is None or seen_later or not is_kept(node, form):
+            if form is None or seen_later or not is_preserved(node, form):
                 return None
             forms[node] = form
         for storage in storages(node):
@@ -94,7 +98,7 @@ def same_tensors(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return same
 
 
-def put_in_place(graph: fx.Graph, forms: dict[fx.Node, OpOverload]) -> None:
+def apply_functional_ops(graph: fx.Graph, forms: dict[fx.Node, OpOverload]) -> None:
     """Give in-place operations their ordinary form, and later users of the tensor the result."""
     same = same_tensors(graph)
     latest: dict[fx.Node, fx.Node] = {}
@@ -135,13 +139,13 @@ def functional_form(node: fx.Node, known: dict[Any, OpOverload | None]) -> OpOve
     return known[key]
 
 
-def is_kept(node: fx.Node, target: Any) -> bool:
+def is_preserved(node: fx.Node, target: Any) -> bool:
     """Say whether an operation can stay as a node calls it; torch takes others apart."""
     if not isinstance(target, OpOverload):  # arithmetic of sizes; the rest are of higher order
         return getattr(target, "__module__", "") in ("_operator", "math", "torch")
     if target in DROPOUTS:
         return not node.args[TRAIN]
-    if target in COMPOSITES or find_rule(target) is not None:
+    if target in DECOMPOSITIONS or find_rule(target) is not None:
         return True
     apart = target.has_kernel_for_dispatch_key(KEYS.CompositeImplicitAutograd)
     return not (target._schema.is_mutable or apart or KEYS.Autograd in target.py_kernels)
@@ -156,9 +160,7 @@ def storages(node: fx.Node) -> set[int]:
 # --- composites ---------------------------------------------------------------------------------
 
 
-def take_apart(
-    node: fx.Node, decomposition: Callable[..., Any], known: dict[Any, fx.Graph]
-) -> None:
+def decompose(node: fx.Node, decomposition: Callable[..., Any], known: dict[Any, fx.Graph]) -> None:
     """Replace a composite operation by its parts; those of equal ones are traced once."""
     leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
@@ -176,9 +178,9 @@ def take_apart(
     sizes = ((str(v.shape), str(v.stride()), v.dtype) for v in values)
     key = (node.target, str(rest), *same, *sizes)
     if key not in known:
-        known[key] = traced(run, values)
+        known[key] = trace_function(run, values)
     with node.graph.inserting_before(node):
-        whole = put_in(node.graph, known[key], [leaves[place] for place in places], node)
+        whole = inline_graph(node.graph, known[key], [leaves[place] for place in places], node)
     if isinstance(whole, fx.Node):
         node.replace_all_uses_with(whole)
     else:

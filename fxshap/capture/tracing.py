@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def running_scripts(model: nn.Module) -> Iterator[None]:
+def trace_scripted_modules(model: nn.Module) -> Iterator[None]:
     """Let the operations of TorchScript modules be traced, not their Python sources.
 
     A script method that finds itself exported calls the method that it was made of instead, and
@@ -23,7 +23,7 @@ def running_scripts(model: nn.Module) -> Iterator[None]:
     found = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     methods = [module.forward for module in found]
     for module, method in zip(found, methods, strict=True):
-        module.__dict__["forward"] = partial(not_exporting, method)
+        module.__dict__["forward"] = partial(call_as_not_exporting, method)
     try:
         yield
     finally:
@@ -31,7 +31,7 @@ def running_scripts(model: nn.Module) -> Iterator[None]:
             module.__dict__["forward"] = method
 
 
-def not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_as_not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a method while ``torch.compiler.is_exporting()`` denies it."""
     exporting = torch.compiler._is_exporting_flag
     torch.compiler._is_exporting_flag = False
@@ -41,17 +41,17 @@ def not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         torch.compiler._is_exporting_flag = exporting
 
 
-class OneBatchNorm(TorchFunctionMode):
+class RecordBatchNorms(TorchFunctionMode):
     """Record batch norms in evaluation mode as the operation above."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        stands_in = evaluated if func is functional.batch_norm else func
+        stands_in = batch_norm_as_operator if func is functional.batch_norm else func
         return stands_in(*args, **(kwargs or {}))
 
 
-def evaluated(
+def batch_norm_as_operator(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,

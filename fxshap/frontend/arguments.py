@@ -47,7 +47,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Form:
+class CallTemplate:
     """The arguments of a call without their tensors.
 
     Attributes
@@ -84,7 +84,7 @@ class Arguments:
 
     tensors: list[Tensor]
     explained: int
-    form: Form
+    form: CallTemplate
 
     @classmethod
     def of(
@@ -107,13 +107,13 @@ class Arguments:
             if place not in chosen and isinstance(value, Tensor)
         ]
         rows = len(tree[chosen[0]][1]) if chosen else 0
-        tensors, slots = [], [Slot(name_of(path), constant=value) for path, value in tree]
+        tensors, slots = [], [Slot(argument_name(path), constant=value) for path, value in tree]
         for index, place in enumerate([*chosen, *along]):
             value = tree[place][1]
             whole = index >= len(chosen) and (value.dim() == 0 or len(value) != rows)
             tensors.append(value.expand(rows, *value.shape) if whole else value)
-            slots[place] = Slot(name_of(tree[place][0]), index, whole)
-        return cls(tensors, len(chosen), Form(tuple(slots), spec))
+            slots[place] = Slot(argument_name(tree[place][0]), index, whole)
+        return cls(tensors, len(chosen), CallTemplate(tuple(slots), spec))
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ class Arguments:
         return [sample for sample, _ in pairs], [reference for _, reference in pairs]
 
 
-def name_of(path: pytree.KeyPath) -> str:
+def argument_name(path: pytree.KeyPath) -> str:
     """Name an argument: 'input 0' for the first, "'mask'" for a keyword."""
     _, first, *rest = path
     inner = pytree.keystr(tuple(rest))

@@ -18,14 +18,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxshap.errors import InputError
-from fxshap.frontend.hook_point import Place, hooked, only_call, tensors_in, watching
+from fxshap.frontend.hook_point import (
+    HookPoint,
+    floating_tensors,
+    record_tensors,
+    register_hook,
+    single_call,
+)
 from fxshap.frontend.signature import signature
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
-class Entry:
+class EntryPoint:
     """Where the inputs of an explainable model enter.
 
     Attributes
@@ -37,12 +43,12 @@ class Entry:
     """
 
     names: tuple[str, ...] | None = None
-    place: Place | None = None
+    place: HookPoint | None = None
 
     def __call__(self, model: nn.Module, *inputs: Any, **rest: Any) -> Any:
         """Call the user's model."""
         if self.place is not None:
-            with standing_in(model, self.place, inputs):
+            with substitute_tensors(model, self.place, inputs):
                 return model(**rest)
         names = free_parameters(model, rest) if self.names is None and rest else self.names
         if not names:
@@ -61,7 +67,7 @@ def free_parameters(model: nn.Module, taken: Mapping[str, Any]) -> tuple[str, ..
     return tuple(p.name for p in parameters if p.kind in POSITIONAL and p.name not in taken)
 
 
-def require_parameters(model: nn.Module, names: Sequence[str]) -> None:
+def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
     """Raise unless the model's ``forward`` has parameters of these names."""
     parameters = signature(model).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
@@ -74,7 +80,7 @@ def require_parameters(model: nn.Module, names: Sequence[str]) -> None:
             )
 
 
-def spread(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[str, Any]:
+def expand_bound(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[str, Any]:
     """Give every tensor that is bound as many rows as a call has.
 
     Parameters
@@ -93,7 +99,9 @@ def spread(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[str, Any
         If a tensor has another number of rows.
     """
     return {
-        name: fitted(name, value.to(like.device), len(like), pairs) if has_rows(value) else value
+        name: match_rows(name, value.to(like.device), len(like), pairs)
+        if has_rows(value)
+        else value
         for name, value in bound.items()
     }
 
@@ -103,7 +111,7 @@ def has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def fitted(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
+def match_rows(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
     """Repeat one row for all, or the samples' rows for their references."""
     if len(value) == 1:
         return value.expand(rows, *value.shape[1:])
@@ -118,7 +126,7 @@ def fitted(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
     )
 
 
-def require_one_row(bound: Mapping[str, Any]) -> None:
+def check_single_row(bound: Mapping[str, Any]) -> None:
     """Raise if a tensor is bound that has a row for every sample, which SHAP cannot tell apart."""
     for name, value in bound.items():
         if has_rows(value) and len(value) != 1:
@@ -130,12 +138,14 @@ def require_one_row(bound: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def standing_in(model: nn.Module, place: Place, tensors: Sequence[Tensor]) -> Iterator[None]:
+def substitute_tensors(
+    model: nn.Module, place: HookPoint, tensors: Sequence[Tensor]
+) -> Iterator[None]:
     """Let tensors stand in for what passes a place, which must be passed once."""
     seen: list[tuple[Tensor, ...]] = []
 
     def replaced(values: Any) -> Any:
-        found = tensors_in(values)
+        found = floating_tensors(values)
         seen.append(tuple(found))
         shapes, given = ([tuple(x.shape) for x in xs] for xs in (found, tensors))
         if shapes != given:
@@ -152,15 +162,15 @@ def standing_in(model: nn.Module, place: Place, tensors: Sequence[Tensor]) -> It
     def leaving(module: nn.Module, args: Any, output: Any) -> Any:
         return replaced(output)
 
-    with hooked(model, place, entering, leaving):
+    with register_hook(model, place, entering, leaving):
         yield
-    only_call(place, seen)
+    single_call(place, seen)
 
 
 @torch.no_grad()
-def embedded(model: nn.Module, place: Place, *args: Any, **kwargs: Any) -> Any:
+def record_layer(model: nn.Module, place: HookPoint, *args: Any, **kwargs: Any) -> Any:
     """Return what passes a place when the model is called: a tensor, or a tuple of several."""
-    with watching(model, place) as seen:
+    with record_tensors(model, place) as seen:
         model(*args, **kwargs)
-    found = only_call(place, seen)
+    found = single_call(place, seen)
     return found[0] if len(found) == 1 else found

@@ -18,7 +18,7 @@ Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """What enters or leaves one of the user's modules.
 
     Attributes
@@ -36,12 +36,12 @@ class Place:
 
 
 @contextmanager
-def watching(model: nn.Module, place: Place) -> Iterator[list[tuple[Tensor, ...]]]:
+def record_tensors(model: nn.Module, place: HookPoint) -> Iterator[list[tuple[Tensor, ...]]]:
     """Note what passes a place: a copy of its tensors for every time that the module is called."""
     seen: list[tuple[Tensor, ...]] = []
 
     def note(values: Any) -> None:
-        seen.append(tuple(x.clone() for x in tensors_in(values)))  # before anything in place
+        seen.append(tuple(x.clone() for x in floating_tensors(values)))  # before anything in place
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
         note((args, kwargs))
@@ -49,12 +49,12 @@ def watching(model: nn.Module, place: Place) -> Iterator[list[tuple[Tensor, ...]
     def leaving(module: nn.Module, args: Any, output: Any) -> None:
         note(output)
 
-    with hooked(model, place, entering, leaving):
+    with register_hook(model, place, entering, leaving):
         yield seen
 
 
-def hooked(
-    model: nn.Module, place: Place, entering: Callable[..., Any], leaving: Callable[..., Any]
+def register_hook(
+    model: nn.Module, place: HookPoint, entering: Callable[..., Any], leaving: Callable[..., Any]
 ) -> RemovableHandle:
     """Hook a place with one of two functions: of arguments and keywords, or of the output."""
     module = model.get_submodule(place.name)
@@ -63,7 +63,7 @@ def hooked(
     return module.register_forward_hook(leaving)
 
 
-def place_of(model: nn.Module, layer: str | nn.Module, side: Side) -> Place:
+def find_hook_point(model: nn.Module, layer: str | nn.Module, side: Side) -> HookPoint:
     """Return the place at a layer, given by name or itself.
 
     Raises
@@ -73,20 +73,20 @@ def place_of(model: nn.Module, layer: str | nn.Module, side: Side) -> Place:
     """
     for name, module in model.named_modules():
         if layer == name or layer is module:
-            return Place(name, side)
+            return HookPoint(name, side)
     near = get_close_matches(str(layer), dict(model.named_modules()), n=3, cutoff=0.3)
     hint = f"; is it one of {', '.join(near)}?" if near else ""
     raise InputError(f"{type(model).__name__} has no module {str(layer)!r}{hint}")
 
 
-def tensors_in(values: Any) -> list[Tensor]:
+def floating_tensors(values: Any) -> list[Tensor]:
     """Return the floating-point tensors among values, those given twice once."""
     leaves = pytree.tree_leaves(values)
     found = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.dim()]
     return list({id(x): x for x in found}.values())
 
 
-def only_call(place: Place, seen: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def single_call(place: HookPoint, seen: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Return what passed a place, which must have been passed once.
 
     Raises

@@ -16,7 +16,7 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def require_floats(inputs: Sequence[Tensor]) -> None:
+def check_floating(inputs: Sequence[Tensor]) -> None:
     """Raise unless all inputs are floating-point tensors."""
     for position, x in enumerate(inputs):
         if not isinstance(x, Tensor):
@@ -30,7 +30,7 @@ def require_floats(inputs: Sequence[Tensor]) -> None:
             )
 
 
-def require_pairs(references: Sequence[Any], samples: Sequence[Any]) -> None:
+def check_matching_rows(references: Sequence[Any], samples: Sequence[Any]) -> None:
     """Raise unless references and samples are tensors with rows of the same shapes."""
     for what, inputs in (("background", references), ("samples", samples)):
         for position, x in enumerate(inputs):
@@ -54,7 +54,7 @@ def require_pairs(references: Sequence[Any], samples: Sequence[Any]) -> None:
 
 
 @torch.no_grad()
-def require_types(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
+def check_dtypes(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
     """Raise if inputs are not of the type of the model's weights and the model fails on them."""
     wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
     found = {x.dtype for x in inputs}
@@ -69,7 +69,7 @@ def require_types(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[],
         ) from error
 
 
-def require_arrays(inputs: Sequence[Tensor], output: Tensor) -> None:
+def check_numpy_dtypes(inputs: Sequence[Tensor], output: Tensor) -> None:
     """Raise if SHAP cannot make NumPy arrays of the inputs or the output."""
     if any(x.dtype is torch.bfloat16 for x in (*inputs, output)):
         raise InputError(
@@ -79,7 +79,7 @@ def require_arrays(inputs: Sequence[Tensor], output: Tensor) -> None:
         )
 
 
-def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
+def check_finite(what: str, inputs: Sequence[Tensor]) -> None:
     """Raise if samples or references contain NaN or infinity."""
     for position, x in enumerate(inputs):
         if not x.isfinite().all():
@@ -90,7 +90,7 @@ def require_finite(what: str, inputs: Sequence[Tensor]) -> None:
             )
 
 
-def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor]) -> None:
     """Raise if a weight contains NaN, or infinity where it is a parameter.
 
     Parameters

@@ -27,11 +27,11 @@ def select_output(result: Any, output: Selector) -> Tensor:
     OutputError
         If there is no such output, or it is not a floating-point tensor with rows.
     """
-    picked = pick(result, output)
+    picked = pick_output(result, output)
     if not isinstance(picked, Tensor):
         raise OutputError(
-            f"the model returns {describe(picked)}, not one tensor; choose the tensor to explain "
-            "with make_explainable(model, output=...), a key, an index or a function"
+            f"the model returns {describe_result(picked)}, not one tensor; choose the tensor to "
+            "explain with make_explainable(model, output=...), a key, an index or a function"
         )
     if not picked.is_floating_point():
         raise OutputError(
@@ -39,11 +39,11 @@ def select_output(result: Any, output: Selector) -> Tensor:
             "floating-point output, such as the logits, with make_explainable(model, output=...)"
         )
     if picked.dim() == 0:
-        require_columns(picked)
+        check_two_dimensional(picked)
     return picked
 
 
-def require_columns(result: Tensor) -> None:
+def check_two_dimensional(result: Tensor) -> None:
     """Raise unless an output is of shape (rows, outputs), the only one that SHAP explains."""
     if result.dim() != 2:
         raise OutputError(
@@ -53,7 +53,7 @@ def require_columns(result: Tensor) -> None:
         )
 
 
-def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
+def check_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
     """Raise if the output has not one row for every row of the inputs."""
     rows = [len(x) for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
     if any(len(result) != count for count in rows):
@@ -63,7 +63,7 @@ def require_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
         )
 
 
-def require_finite_outputs(output: Tensor, grad: Tensor) -> None:
+def check_finite_outputs(output: Tensor, grad: Tensor) -> None:
     """Raise if an output is NaN or infinite whose multipliers are asked for.
 
     Parameters
@@ -84,7 +84,7 @@ def require_finite_outputs(output: Tensor, grad: Tensor) -> None:
             )
 
 
-def pick(result: Any, output: Selector) -> Any:
+def pick_output(result: Any, output: Selector) -> Any:
     """Apply a key, an attribute name, an index or a function.
 
     An index of a tensor is a column, as a class or a time step is, never a row.
@@ -102,11 +102,11 @@ def pick(result: Any, output: Selector) -> Any:
         return result[output]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise OutputError(
-            f"output={output!r} is not in the model's result, {describe(result)}"
+            f"output={output!r} is not in the model's result, {describe_result(result)}"
         ) from error
 
 
-def describe(result: Any) -> str:
+def describe_result(result: Any) -> str:
     """Say what a result is, with its keys if it has any."""
     kind = type(result).__name__
     if isinstance(result, dict):

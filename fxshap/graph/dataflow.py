@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from fxshap.graph.nodes import packet
+from fxshap.graph.nodes import op_packet
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ SHAPE_ONLY = (
 SECOND_BY_SHAPE = (aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as)
 
 
-def sources_of(node: fx.Node) -> list[fx.Node]:
+def value_sources(node: fx.Node) -> list[fx.Node]:
     """Return the nodes on whose values, and not on their shapes alone, that of a node depends."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet in SHAPE_ONLY:
@@ -38,17 +38,17 @@ def explained_inputs(graph: fx.Graph) -> list[fx.Node]:
 
 def mark_varying(graph: fx.Graph) -> fx.Graph:
     """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
-    varying = dependents(graph, explained_inputs(graph))
+    varying = value_dependents(graph, explained_inputs(graph))
     for node in graph.nodes:
         node.meta["varying"] = node in varying
     return graph
 
 
-def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
+def value_dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values depend on the values of `roots`, these included."""
     found = set(roots)
     for node in graph.nodes:
-        if not found.isdisjoint(sources_of(node)):
+        if not found.isdisjoint(value_sources(node)):
             found.add(node)
     return found
 
@@ -57,8 +57,8 @@ def dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
 IDENTITIES = (aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.contiguous)
 
 
-def source_of(node: fx.Node) -> fx.Node:
+def skip_identities(node: fx.Node) -> fx.Node:
     """Return the node that a copy of it was made from."""
-    while packet(node) in IDENTITIES:
+    while op_packet(node) in IDENTITIES:
         (node,) = node.all_input_nodes
     return node

@@ -17,22 +17,22 @@ aten = torch.ops.aten
 CASTS = (aten._to_copy, aten.to, aten.type_as)
 
 
-def packet(node: fx.Node) -> Any:
+def op_packet(node: fx.Node) -> Any:
     """Return the operator packet of a node, such as ``aten.relu`` of ``aten.relu.default``."""
     return getattr(node.target, "overloadpacket", node.target)
 
 
-def calls(graph: fx.Graph) -> Iterator[fx.Node]:
+def call_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
     """Iterate over the operations of a graph, which may change under way."""
     return (node for node in list(graph.nodes) if node.op == "call_function")
 
 
-def gives_floats(node: fx.Node) -> bool:
+def has_floating_output(node: fx.Node) -> bool:
     """Say whether any output of a node is floating point."""
-    return any(map(differentiable, tensors_of(node)))
+    return any(map(differentiable, output_tensors(node)))
 
 
-def tensors_of(node: fx.Node) -> list[Tensor]:
+def output_tensors(node: fx.Node) -> list[Tensor]:
     """Return the tensors among what a node gives."""
     return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
 
@@ -53,7 +53,7 @@ def nodes_in(argument: Any) -> list[fx.Node]:
     return [leaf for leaf in pytree.tree_leaves(argument) if isinstance(leaf, fx.Node)]
 
 
-def varying_places(node: fx.Node) -> dict[int, str]:
+def varying_slots(node: fx.Node) -> dict[int, str]:
     """Return {place among the flattened arguments: tap} of what depends on the input."""
     flat = pytree.tree_leaves((node.args, dict(node.kwargs)))
     return {
@@ -67,7 +67,7 @@ def batch_dims(node: fx.Node) -> tuple[int, ...]:
     """Return the dimension of each output of a node that grows with the batch; 0 if unknown."""
     return tuple(
         next((d for d, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
-        for value in tensors_of(node)
+        for value in output_tensors(node)
     )
 
 

@@ -36,14 +36,14 @@ def whole_list(path: str) -> str:
     return re.sub(part, place, path)
 
 
-def node_line(node: fx.Node) -> str:
+def source_line(node: fx.Node) -> str:
     """Return the user's line that a node came from: ``file:line (`code`)``."""
     lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    found = [(file, int(line), code) for file, line, code in lines if is_users(file)]
+    found = [(file, int(line), code) for file, line, code in lines if is_user_file(file)]
     return "{}:{} (`{}`)".format(*found[-1]) if found else UNKNOWN_LINE
 
 
-def is_users(file: str) -> bool:
+def is_user_file(file: str) -> bool:
     """Say whether a source file is the user's, and not of torch, fxshap or Python."""
     path, stdlib = Path(file), Path(sysconfig.get_path("stdlib"))
     ours = [Path(torch.__file__).parent, Path(__file__).parents[1]]
@@ -53,16 +53,16 @@ def is_users(file: str) -> bool:
 
 
 #: What says where in the user's model a node came from.
-ORIGIN = ("nn_module_stack", "stack_trace")
+PROVENANCE_KEYS = ("nn_module_stack", "stack_trace")
 
 
-def origin_of(node: fx.Node) -> dict[str, Any]:
+def provenance_of(node: fx.Node) -> dict[str, Any]:
     """Return what says where in the user's model a node came from."""
-    return {key: node.meta[key] for key in ORIGIN if key in node.meta}
+    return {key: node.meta[key] for key in PROVENANCE_KEYS if key in node.meta}
 
 
-def whereabouts(node: fx.Node) -> str:
+def describe_location(node: fx.Node) -> str:
     """Name a node and the user's module and line that it came from, for messages."""
-    module, line = user_module(node), node_line(node)
+    module, line = user_module(node), source_line(node)
     place = f"{node.name} in {module}" if module else node.name
     return place if line == UNKNOWN_LINE else f"{place}, {line.partition(' (')[0]}"

@@ -21,23 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.errors import RecognitionError
-from fxshap.frontend.hook_point import Place
-from fxshap.integrations.hooks import Layer, hooked_by, live_hooks
+from fxshap.frontend.hook_point import HookPoint
+from fxshap.integrations.hooks import LayerHook, hooking_libraries, live_hooks
 from fxshap.integrations.libraries import (
     LIBRARIES,
     is_from,
     module_of,
-    strange,
+    unknown_release,
 )
 
 #: What the mode is called while :func:`paired` is on.
-PAIRED = "paired"
+MULTIPLIER_MODE = "paired"
 
-_paired: ContextVar[bool] = ContextVar("fxshap.paired", default=False)
+_multiplier_mode: ContextVar[bool] = ContextVar("fxshap.multiplier_mode", default=False)
 
 
 @contextmanager
-def paired() -> Iterator[None]:
+def multiplier_mode() -> Iterator[None]:
     """Have explainable models take rows as ``[samples; references]``, whoever calls.
 
     SHAP, Captum and tangermeme are recognised without it; this is for code of your own, or for a
@@ -52,22 +52,22 @@ def paired() -> Iterator[None]:
     ...     torch.nn.GELU()))
     >>> samples, references = torch.randn(3, 4), torch.zeros(3, 4)
     >>> rows = torch.cat([samples, references]).requires_grad_()
-    >>> with fxshap.paired():
+    >>> with fxshap.multiplier_mode():
     ...     outputs = explainable(rows)
     >>> multipliers, _ = torch.autograd.grad(outputs.sum(), rows)[0].chunk(2)
     >>> f_x, f_r = outputs.detach().chunk(2)
     >>> torch.allclose((multipliers * (samples - references)).sum(1), (f_x - f_r)[:, 0], atol=1e-6)
     True
     """
-    token = _paired.set(True)
+    token = _multiplier_mode.set(True)
     try:
         yield
     finally:
-        _paired.reset(token)
+        _multiplier_mode.reset(token)
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """A request for multipliers.
 
     Attributes
@@ -76,10 +76,10 @@ class Question:
         The layer that is asked about; ``None`` for the model's own inputs.
     """
 
-    layer: Layer | None = None
+    layer: LayerHook | None = None
 
 
-def question(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> Question | None:
+def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> Request | None:
     """Return what is asked by calling an explainable model; ``None`` for an ordinary call.
 
     Parameters
@@ -99,18 +99,18 @@ def question(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> Quest
     """
     if not torch.is_grad_enabled():
         return None
-    recorded, calling = any(map(needs_gradient, inputs)), caller()
-    layer = layer_asked(model, calling) if calling else None
+    recorded, calling = any(map(needs_gradient, inputs)), calling_library()
+    layer = requested_layer(model, calling) if calling else None
     if not recorded and layer is None:
         return None
-    if _paired.get():
-        return Question(layer)
-    marked = hooked_by(probe)
+    if _multiplier_mode.get():
+        return Request(layer)
+    marked = hooking_libraries(probe)
     if calling is None:
         return None  # the marks are left over from a call that failed
     if calling not in marked:
-        raise RecognitionError(strange(calling, "calls this model without the hooks"))
-    return Question(layer)
+        raise RecognitionError(unknown_release(calling, "calls this model without the hooks"))
+    return Request(layer)
 
 
 def needs_gradient(value: Any) -> bool:
@@ -118,12 +118,14 @@ def needs_gradient(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def mode(probe: nn.Module) -> str:
+def active_library(probe: nn.Module) -> str:
     """Return who has prepared a model to ask it: a library's name, 'paired' or 'plain'."""
-    return PAIRED if _paired.get() else next(iter(hooked_by(probe)), "plain")
+    return (
+        MULTIPLIER_MODE if _multiplier_mode.get() else next(iter(hooking_libraries(probe)), "plain")
+    )
 
 
-def caller(directly: bool = False) -> str | None:
+def calling_library(directly: bool = False) -> str | None:
     """Return the library that is calling us for an explanation by differences, if one is.
 
     Parameters
@@ -145,7 +147,7 @@ def caller(directly: bool = False) -> str | None:
     return None
 
 
-def layer_asked(model: nn.Module, library: str) -> Layer | None:
+def requested_layer(model: nn.Module, library: str) -> LayerHook | None:
     """Return the layer of the user's model that a library asks about, if it does.
 
     Only a hook that the running call itself has registered counts: one that an earlier call left
@@ -159,5 +161,7 @@ def layer_asked(model: nn.Module, library: str) -> Layer | None:
                 theirs = is_from(module_of(hook), (LIBRARIES[library].layers,))
                 if theirs and (id(hooks), key) in live:
                     output = library == "captum" and table == "_forward_hooks"
-                    return Layer(Place(name, "output" if output else "input"), module, table, key)
+                    return LayerHook(
+                        HookPoint(name, "output" if output else "input"), module, table, key
+                    )
     return None

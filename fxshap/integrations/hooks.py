@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fxshap.errors import InputError, RecognitionError
-from fxshap.frontend.hook_point import Place
+from fxshap.frontend.hook_point import HookPoint
 from fxshap.integrations.libraries import (
-    ASKING,
+    EXPLAINING,
     LIBRARIES,
     TEMPORARY,
     Hook,
     is_from,
     module_of,
-    strange,
+    unknown_release,
 )
 
 #: A hook, by the identity of its table and its number there.
@@ -33,7 +33,7 @@ TABLES = ("_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks", "_forw
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerHook:
     """A library's hook on one of the user's modules: a question about what passes there.
 
     Attributes
@@ -46,7 +46,7 @@ class Layer:
         Its number there.
     """
 
-    place: Place
+    place: HookPoint
     module: nn.Module
     table: str
     key: int
@@ -167,7 +167,7 @@ def hooks_on(module: nn.Module) -> tuple[int, ...]:
     return tuple(key for table in TABLES for key in getattr(module, table))
 
 
-def hooked_by(probe: nn.Module) -> list[str]:
+def hooking_libraries(probe: nn.Module) -> list[str]:
     """Return the libraries that have hooked the probe to ask for multipliers.
 
     Raises
@@ -184,11 +184,11 @@ def hooked_by(probe: nn.Module) -> list[str]:
         elif strangers := [m for m in theirs if not is_from(m, library.gradients)]:
             remove_hooks([probe], (name,))
             does = f"has hooked this model from {strangers[0]}, which is not among the modules"
-            raise RecognitionError(strange(name, does))
+            raise RecognitionError(unknown_release(name, does))
     return found
 
 
-def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = ASKING) -> None:
+def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = EXPLAINING) -> None:
     """Remove hooks of libraries that ask; SHAP leaves its own behind when a call of it fails."""
     for module in modules:
         for table in TABLES:

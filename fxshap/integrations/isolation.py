@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from torch import nn
 
-from fxshap.integrations.libraries import works_for
+from fxshap.integrations.libraries import belongs_to_library
 
 
-class _Held(nn.Module):
+class IsolatedModel(nn.Module):
     """The user's model, out of reach of those who hook every leaf they find among the children.
 
     SHAP hooks leaves, and deletes attributes `x` and `y` of modules afterwards. It stops here,
@@ -24,14 +24,17 @@ class _Held(nn.Module):
         self.training = model.training
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return no children."""
         return iter(())
 
     def train(self, mode: bool = True) -> Self:
+        """Set the mode of the user's model too."""
         self.model.train(mode)
         return super().train(mode)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        if not works_for(fn):
+        """Apply a function to the user's model too, unless an attribution library asks."""
+        if not belongs_to_library(fn):
             self.model.apply(fn)
         return super().apply(fn)
 
@@ -41,7 +44,7 @@ class _Held(nn.Module):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and back; no method of the model is called."""
     modes = [(module, module.training) for module in model.modules()]
     try:

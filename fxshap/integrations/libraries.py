@@ -50,11 +50,11 @@ LIBRARIES = {
 
 
 #: The modules of all libraries that ask for multipliers.
-ASKING = tuple(module for library in LIBRARIES.values() for module in library.asks)
+EXPLAINING = tuple(module for library in LIBRARIES.values() for module in library.asks)
 
 
 #: The modules of all libraries whose hooks on the user's own modules serve one call and no longer.
-TEMPORARY = (*ASKING, *{library.layers for library in LIBRARIES.values()})
+TEMPORARY = (*EXPLAINING, *{library.layers for library in LIBRARIES.values()})
 
 
 def module_of(function: Hook) -> str:
@@ -68,13 +68,13 @@ def is_from(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def strange(library: str, does: str) -> str:
+def unknown_release(library: str, does: str) -> str:
     """Say that a library does what the release we know does not."""
     return (
         f"{library} {installed(library)} {does} that fxshap {__version__} knows, and would "
         "get ordinary gradients instead of attributions that add up; use a release of "
         f"{library} that fxshap supports, or, if it passes rows [samples; references], ask inside "
-        "`with fxshap.paired():`"
+        "`with fxshap.multiplier_mode():`"
     )
 
 
@@ -86,9 +86,9 @@ def installed(package: str) -> str:
         return "(of unknown version)"
 
 
-def works_for(function: Hook) -> bool:
+def belongs_to_library(function: Hook) -> bool:
     """Say whether a function belongs to a library that explains by differences."""
-    return is_from(module_of(function), ASKING)
+    return is_from(module_of(function), EXPLAINING)
 
 
 Hook = Callable[..., Any]

@@ -15,7 +15,7 @@ ACCUMULATE_IN = {
 }
 
 
-def has_other_types(target: Any) -> bool:
+def runs_in_every_dtype(target: Any) -> bool:
     """Say whether an operator runs in all floating-point types, as a user's own may not."""
     return getattr(target, "namespace", "aten") in ("aten", "prims", "fxshap")
 

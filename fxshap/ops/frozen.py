@@ -27,7 +27,7 @@ CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.defa
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-def lean_convolution(
+def frozen_convolution(
     dims: int,
     x: Tensor,
     weight: Tensor,
@@ -39,7 +39,7 @@ def lean_convolution(
 ) -> Tensor:
     """Convolve over `dims` dimensions; arguments as of ``aten.conv1d``, ``conv2d``, ``conv3d``."""
     window = [list(v) * (dims // len(v)) for v in (stride, padding, dilation)]
-    apply: Callable[..., Tensor] = _LeanConvolution.apply
+    apply: Callable[..., Tensor] = _FrozenConvolution.apply
     if dims > 1:
         return apply(x, weight, bias, *window, groups)
     window = [[still, *v] for still, v in zip((1, 0, 1), window, strict=True)]
@@ -51,7 +51,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=CHANNELS_LAST[x.dim() - 2]) if x.is_cpu else x
 
 
-class _LeanConvolution(torch.autograd.Function):
+class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -84,15 +84,15 @@ class _LeanConvolution(torch.autograd.Function):
         return (grad_x, *[None] * 6)
 
 
-def lean_batch_norm(
+def frozen_batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
     """Normalise with constant statistics; the kernel is the model's own, and so is its rounding."""
-    apply: Callable[..., Tensor] = _LeanBatchNorm.apply
+    apply: Callable[..., Tensor] = _FrozenBatchNorm.apply
     return apply(x, weight, bias, mean, var, eps)
 
 
-class _LeanBatchNorm(torch.autograd.Function):
+class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

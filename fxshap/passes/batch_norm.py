@@ -20,7 +20,9 @@ from fxshap.ops.library import BATCH_NORM
 aten = torch.ops.aten
 
 
-def one_batch_norm(graph: fx.Graph, varying: Container[fx.Node], apart: bool = False) -> fx.Graph:
+def unify_batch_norms(
+    graph: fx.Graph, varying: Container[fx.Node], apart: bool = False
+) -> fx.Graph:
     """Give every batch norm that does not look at the batch one form, in place.
 
     Parameters
@@ -75,7 +77,7 @@ def replace(output: fx.Node, norm: fx.Node, eps: float, apart: bool) -> None:
     x, weight, bias, mean, variance, *_ = norm.args
     with output.graph.inserting_before(output):
         if apart:
-            result = taken_apart(output, norm, eps)
+            result = decomposed_batch_norm(output, norm, eps)
         else:
             args = (x, weight, bias, mean, variance, eps)
             result = output.graph.call_function(BATCH_NORM, args)
@@ -84,7 +86,7 @@ def replace(output: fx.Node, norm: fx.Node, eps: float, apart: bool) -> None:
     output.graph.erase_node(output)
 
 
-def taken_apart(output: fx.Node, norm: fx.Node, eps: float) -> fx.Node:
+def decomposed_batch_norm(output: fx.Node, norm: fx.Node, eps: float) -> fx.Node:
     """Write a batch norm as x scale + shift, with constants a channel."""
     x, weight, bias, mean, variance, *_ = norm.args
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fxshap.graph.dataflow import IDENTITIES
-from fxshap.graph.nodes import calls, packet
+from fxshap.graph.nodes import call_nodes, op_packet
 
 aten = torch.ops.aten
 
@@ -17,11 +17,11 @@ RESHAPES = (aten.view, aten._unsafe_view)
 
 def drop_identities(graph: fx.Graph) -> fx.Graph:
     """Remove copies, detachments and assertions, which change nothing in a functional graph."""
-    for node in calls(graph):
-        if packet(node) is aten.copy:  # copy(old, new) is new in the shape and the type of old
+    for node in call_nodes(graph):
+        if op_packet(node) is aten.copy:  # copy(old, new) is new in the shape and the type of old
             old, new, *_ = node.args
             node.target, node.args = aten.expand_as.default, (new, old)
-        if packet(node) in IDENTITIES:
+        if op_packet(node) in IDENTITIES:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             node.replace_all_uses_with(source)
@@ -34,8 +34,8 @@ def drop_identities(graph: fx.Graph) -> fx.Graph:
 
 def sort_topk(graph: fx.Graph) -> fx.Graph:
     """Ask every top-k for its values in order, which the rules count on, where it is left open."""
-    for node in calls(graph):
-        if packet(node) is aten.topk:
+    for node in call_nodes(graph):
+        if op_packet(node) is aten.topk:
             node.args, node.kwargs = (
                 node.args[:4],
                 {k: v for k, v in node.kwargs.items() if k != "sorted"},
@@ -45,7 +45,7 @@ def sort_topk(graph: fx.Graph) -> fx.Graph:
 
 def reshape_views(graph: fx.Graph) -> fx.Graph:
     """Turn ``view`` into ``reshape``."""
-    for node in calls(graph):
-        if packet(node) in RESHAPES and node.target is not aten.view.dtype:
+    for node in call_nodes(graph):
+        if op_packet(node) in RESHAPES and node.target is not aten.view.dtype:
             node.target = aten.reshape.default
     return graph

@@ -11,7 +11,7 @@ nothing is added.
 
 A node is *packed* if one of its dimensions holds the places of a mask, in order. What stands for it
 has all places there. Whether a function does look at each place by itself is found out at the first
-explanation, by the numbers (:func:`fxshap.runtime.batching.require_same`).
+explanation, by the numbers (:func:`fxshap.runtime.batching.check_densified`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.insertion import call, write
-from fxshap.graph.nodes import calls, packet
+from fxshap.graph.insertion import insert_call, insert_function
+from fxshap.graph.nodes import call_nodes, op_packet
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ ALL_INDICES = aten.nonzero.default
 SAME_NUMBERS = (aten.squeeze, aten.view, aten.reshape, aten.flatten)
 
 
-class Places(NamedTuple):
+class MaskPositions(NamedTuple):
     """Where something is read or written: the places of a mask, in dimensions from `start` on."""
 
     mask: fx.Node
@@ -61,7 +61,7 @@ class Write(NamedTuple):
     factor: float = 1.0
 
 
-def compute_everywhere(graph: fx.Graph, varying: set[fx.Node]) -> bool:
+def densify_masked_ops(graph: fx.Graph, varying: set[fx.Node]) -> bool:
     """Compute what masks that depend on the input pack at all places, and say if there are any.
 
     Parameters
@@ -71,8 +71,8 @@ def compute_everywhere(graph: fx.Graph, varying: set[fx.Node]) -> bool:
     varying : set of fx.Node
         The nodes whose values depend on those of the input.
     """
-    unpacked = Unpacked(graph, varying)
-    for node in calls(graph):
+    unpacked = MaskDensifier(graph, varying)
+    for node in call_nodes(graph):
         if node in varying:
             with graph.inserting_before(node):
                 unpacked.visit(node)
@@ -80,7 +80,7 @@ def compute_everywhere(graph: fx.Graph, varying: set[fx.Node]) -> bool:
     return bool(unpacked.full)
 
 
-class Unpacked:
+class MaskDensifier:
     """What stands for packed nodes, at all places, and the masks that packed them."""
 
     def __init__(self, graph: fx.Graph, varying: set[fx.Node]) -> None:
@@ -94,12 +94,12 @@ class Unpacked:
         """Compute a packed node everywhere; let what is written at places be chosen there."""
         if node.target in EACH_INDEX or node.target is ALL_INDICES:
             self.keep(node, self.mask_in(node), self.indices(node))
-        elif packet(node) is aten.masked_select and node.args[1] in self.varying:
+        elif op_packet(node) is aten.masked_select and node.args[1] in self.varying:
             self.keep(node, *self.selected(node))
-        elif packet(node) in READS and (places := self.places(list[Any](node.args)[1])):
+        elif op_packet(node) in READS and (places := self.places(list[Any](node.args)[1])):
             self.keep(node, places.mask, self.all_at(node, places))
-        elif packet(node) in WRITES:
-            new = written(node)
+        elif op_packet(node) in WRITES:
+            new = parse_write(node)
             if places := self.places(new.indices):
                 self.choose(node, new, places)
             elif new.adds:
@@ -135,7 +135,7 @@ class Unpacked:
         assert isinstance(mask, fx.Node)
         return self.same(mask)
 
-    def places(self, indices: Any) -> Places | None:
+    def places(self, indices: Any) -> MaskPositions | None:
         """Return the places that indices stand for: a mask, or all of its indices in order."""
         given = [place for place, index in enumerate(indices) if index is not None]
         start = given[0]
@@ -143,12 +143,12 @@ class Unpacked:
         if given != list(range(start, start + len(given))):
             return None
         if len(nodes) == 1 and nodes[0].meta["val"].dtype == torch.bool:
-            return Places(self.same(nodes[0]), start) if nodes[0] in self.varying else None
+            return MaskPositions(self.same(nodes[0]), start) if nodes[0] in self.varying else None
         found = [self.index_of(node) for node in nodes]
         mask = found[0] and found[0][0]
         if mask not in self.varying or found != [(mask, k) for k in range(mask.meta["val"].dim())]:
             return None
-        return Places(mask, start)
+        return MaskPositions(mask, start)
 
     def index_of(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """Say of which mask, and of which of its dimensions, a node is the index."""
@@ -157,11 +157,11 @@ class Unpacked:
             return None
         if node.target is operator.getitem and source.target in EACH_INDEX:
             return self.mask_in(source), rest[0]
-        if packet(node) is aten.select and rest[0] == 1:
-            if packet(source) is aten.slice:  # all of the other dimension
+        if op_packet(node) is aten.select and rest[0] == 1:
+            if op_packet(source) is aten.slice:  # all of the other dimension
                 source = list[Any](source.args)[0]
             return (self.mask_in(source), rest[1]) if source.target is ALL_INDICES else None
-        if packet(node) in SAME_NUMBERS and source.target is ALL_INDICES:
+        if op_packet(node) in SAME_NUMBERS and source.target is ALL_INDICES:
             mask = self.mask_in(source)
             return (mask, 0) if mask.meta["val"].dim() == 1 else None
         return None
@@ -170,7 +170,7 @@ class Unpacked:
 
     def run(self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node) -> Any:
         """Add the nodes of a function of tensors."""
-        return write(self.graph, like, function, *inputs)
+        return insert_function(self.graph, like, function, *inputs)
 
     def indices(self, node: fx.Node) -> Any:
         """Write the indices of all places."""
@@ -182,7 +182,7 @@ class Unpacked:
 
         return self.run(node, all_of_them, self.now(node.args[0]))
 
-    def all_at(self, node: fx.Node, places: Places) -> fx.Node:
+    def all_at(self, node: fx.Node, places: MaskPositions) -> fx.Node:
         """Return the numbers at all places of what is read."""
         found: fx.Node = self.run(node, lambda x: places.in_one(x), self.now(node.args[0]))
         return found
@@ -201,17 +201,17 @@ class Unpacked:
         """Do at all places what is done to packed nodes, unless it takes the places together."""
         packed = [source for source in node.all_input_nodes if source in self.full]
         masks = {self.mask[source] for source in packed}
-        if len(masks) != 1 or not is_packed(node.meta["val"]):
+        if len(masks) != 1 or not is_masked(node.meta["val"]):
             return
         if node.target is operator.getitem and isinstance(self.full[packed[0]], tuple):
             full = self.full[packed[0]][node.args[1]]
         else:
             args, kwargs = self.now(node.args), self.now(node.kwargs)
             target: Any = node.target
-            full = call(self.graph, node, target, *args, **kwargs)
+            full = insert_call(self.graph, node, target, *args, **kwargs)
         self.keep(node, masks.pop(), full)
 
-    def choose(self, node: fx.Node, write: Write, places: Places) -> None:
+    def choose(self, node: fx.Node, write: Write, places: MaskPositions) -> None:
         """Choose between the new and the old at every place."""
         if self.mask.get(write.values, places.mask) is not places.mask:
             return
@@ -253,13 +253,13 @@ class Unpacked:
             self.varying.add(found)
 
 
-def written(node: fx.Node) -> Write:
+def parse_write(node: fx.Node) -> Write:
     """Read what an operation writes."""
-    if packet(node) in (aten.index_copy, aten.index_add):
+    if op_packet(node) in (aten.index_copy, aten.index_add):
         base, dim, index, values = list[Any](node.args)
         indices = [None] * (dim % base.meta["val"].dim()) + [index]
         factor: Any = node.kwargs.get("alpha", 1.0)
-        return Write(base, indices, values, packet(node) is aten.index_add, factor)
+        return Write(base, indices, values, op_packet(node) is aten.index_add, factor)
     base, indices, values, *adds = list[Any](node.args)
     return Write(base, indices, values, any(adds))
 
@@ -269,6 +269,6 @@ def in_dimension(mask: Tensor, count: int) -> Tensor:
     return mask.bool().flatten().reshape(-1, *[1] * (count - 1))
 
 
-def is_packed(value: Any) -> bool:
+def is_masked(value: Any) -> bool:
     """Say whether a size, or one of a tensor's, is the number of places of a mask."""
     return bool(free_unbacked_symbols(value))

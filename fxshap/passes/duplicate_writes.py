@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxshap.graph.insertion import write
-from fxshap.graph.nodes import calls, packet
+from fxshap.graph.insertion import insert_function
+from fxshap.graph.nodes import call_nodes, op_packet
 
 aten = torch.ops.aten
 
 
-def assign_once(graph: fx.Graph) -> fx.Graph:
+def resolve_duplicate_writes(graph: fx.Graph) -> fx.Graph:
     """Write what depends on the input at constant indices as a sum of what stays.
 
     Indices that depend on the input have forms of their own (:mod:`fxshap.passes.relax_indices`).
     """
-    for node in calls(graph):
-        form = FORMS.get(packet(node))
+    for node in call_nodes(graph):
+        form = FORMS.get(op_packet(node))
         found = form(*node.args) if form is not None and not node.kwargs else None
         if found is None:
             continue
@@ -33,7 +33,7 @@ def assign_once(graph: fx.Graph) -> fx.Graph:
         if not values.meta["varying"] or not constant:
             continue
         with graph.inserting_before(node):
-            whole = write(graph, node, formula, base, values, *indices)
+            whole = insert_function(graph, node, formula, base, values, *indices)
         node.replace_all_uses_with(whole)
         graph.erase_node(node)
     return graph

@@ -12,26 +12,26 @@ from fxshap.autograd.rescale import RESCALES, rescale, rescale_activation
 from fxshap.graph.nodes import (
     aten,
     batch_dims,
-    calls,
-    gives_floats,
+    call_nodes,
+    has_floating_output,
     varying_arguments,
-    varying_places,
+    varying_slots,
 )
-from fxshap.graph.provenance import whereabouts
-from fxshap.ops.frozen import CONVOLUTIONS, lean_batch_norm, lean_convolution
+from fxshap.graph.provenance import describe_location
+from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolution
 from fxshap.ops.library import BATCH_NORM
 from fxshap.rules.core.registry import find_rule
 
 
-def stands_for(node: fx.Node) -> Any:
+def original_operator(node: fx.Node) -> Any:
     """Return the operator that a node of the rewritten graphs is, or stands for."""
     if node.target is rescale:
         return node.args[4]
     if node.target is rescale_activation:
         return node.args[6]
-    if node.target is lean_batch_norm:
+    if node.target is frozen_batch_norm:
         return aten.batch_norm.default
-    if node.target is lean_convolution:
+    if node.target is frozen_convolution:
         return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
     return node.target
 
@@ -43,12 +43,12 @@ def is_rescaled(node: fx.Node) -> bool:
 
 def needs_rule(node: fx.Node) -> bool:
     """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
-    if not node.meta["varying"] or node.target is operator.getitem or not gives_floats(node):
+    if not node.meta["varying"] or node.target is operator.getitem or not has_floating_output(node):
         return False
     rule = find_rule(node.target)
     varying = varying_arguments(node)
     # What makes floats of nothing but integers or booleans has no derivative to be linear with.
-    jumps = not any(gives_floats(source) for _, source in varying)
+    jumps = not any(has_floating_output(source) for _, source in varying)
     return jumps or rule is None or not rule.is_linear({place for place, _ in varying})
 
 
@@ -66,22 +66,22 @@ def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...], tuple[st
         if node.op == "output":
             attribute.output(copies[node.args[0]])
         elif node.op == "call_function" and needs_rule(node):
-            taken: Any = varying_places(node)
+            taken: Any = varying_slots(node)
             sources = [source for _, source in varying_arguments(node)]
             for source in sources:
                 (variances if source.meta.get("variance") else taps)[source.name] = None
             rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             operator = () if node.target in RESCALES else (node.target,)
-            args = (ends, whereabouts(node), taken, rows, *operator, *args)
+            args = (ends, describe_location(node), taken, rows, *operator, *args)
             call = RESCALES.get(node.target, rescale)
-            copies[node] = stand_in(node, attribute, call, args, kwargs)
+            copies[node] = add_replacement(node, attribute, call, args, kwargs)
         else:
             copies[node] = attribute.node_copy(node, copies.__getitem__)
     return attribute, tuple(taps), tuple(variances)
 
 
-def stand_in(
+def add_replacement(
     node: fx.Node, graph: fx.Graph, target: Callable[..., Any], args: Any, kwargs: Any
 ) -> fx.Node:
     """Add a call to another graph, with the name and the origin of the node it stands for."""
@@ -90,14 +90,14 @@ def stand_in(
     return call
 
 
-def make_lean(graph: fx.Graph) -> fx.Graph:
+def use_frozen_kernels(graph: fx.Graph) -> fx.Graph:
     """Let batch norms, and convolutions with constant weights, keep nothing of what they get."""
-    for node in calls(graph):
+    for node in call_nodes(graph):
         if node.target is BATCH_NORM:
-            node.target = lean_batch_norm
+            node.target = frozen_batch_norm
         elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
             node.args = (CONVOLUTIONS[node.target], *node.args)
-            node.target = lean_convolution
+            node.target = frozen_convolution
     return graph
 
 
@@ -113,6 +113,8 @@ def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
 
 def generic_operations(attribute: fx.GraphModule) -> list[str]:
     """Return the names of the operations that take the generic rule in a rewritten graph."""
-    targets: set[Any] = {stands_for(node) for node in calls(attribute.graph) if is_rescaled(node)}
+    targets: set[Any] = {
+        original_operator(node) for node in call_nodes(attribute.graph) if is_rescaled(node)
+    }
     rules = {target: find_rule(target) for target in targets}
     return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)

@@ -18,27 +18,31 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.capture.captured import Captured
-from fxshap.graph.dataflow import dependents, explained_inputs, mark_varying
-from fxshap.passes.batch_norm import one_batch_norm
+from fxshap.graph.dataflow import explained_inputs, mark_varying, value_dependents
+from fxshap.passes.batch_norm import unify_batch_norms
 from fxshap.passes.canonicalize import drop_identities, reshape_views, sort_topk
-from fxshap.passes.densify_masks import compute_everywhere
-from fxshap.passes.duplicate_writes import assign_once
+from fxshap.passes.densify_masks import densify_masked_ops
+from fxshap.passes.duplicate_writes import resolve_duplicate_writes
 from fxshap.passes.fold_constants import fold_constants
 from fxshap.passes.insert_rescale import (
     insert_rescale,
-    make_lean,
     return_taps,
+    use_frozen_kernels,
 )
-from fxshap.passes.promote_float64 import narrowest, widen
-from fxshap.passes.propagate_variances import lead_variances, measure_variances, restore_activations
-from fxshap.passes.relax_booleans import booleans_to_floats
-from fxshap.passes.validate import refuse_choices, refuse_randomness
+from fxshap.passes.promote_float64 import lowest_precision, promote_to_float64
+from fxshap.passes.propagate_variances import (
+    measure_variances,
+    propagate_variances,
+    restore_activations,
+)
+from fxshap.passes.relax_booleans import relax_booleans
+from fxshap.passes.validate import check_deterministic, check_static
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class RewrittenModel:
     """The two rewritten graphs and what passes between and into them.
 
     Attributes
@@ -86,7 +90,7 @@ class Rewritten:
                 setattr(module, name, value)
 
 
-def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
+def rewrite(captured: Captured, variances: bool = False) -> RewrittenModel:
     """Build the two graphs of a captured model.
 
     Parameters
@@ -99,23 +103,23 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     output = graph.graph_copy(captured.module.graph, {})
     graph.output(output)
     graph = drop_identities(graph)
-    varying = dependents(graph, explained_inputs(graph))
-    computed_in = narrowest(varying, input_dtype(graph))
-    graph = widen(graph, varying)
-    varying = dependents(graph, explained_inputs(graph))
-    masked = compute_everywhere(graph, varying)
-    graph = one_batch_norm(graph, varying, apart=variances)
+    varying = value_dependents(graph, explained_inputs(graph))
+    computed_in = lowest_precision(varying, input_dtype(graph))
+    graph = promote_to_float64(graph, varying)
+    varying = value_dependents(graph, explained_inputs(graph))
+    masked = densify_masked_ops(graph, varying)
+    graph = unify_batch_norms(graph, varying, apart=variances)
     graph = mark_varying(sort_topk(graph))
-    refuse_choices(graph)
-    graph = assign_once(graph)
-    graph = reshape_views(booleans_to_floats(graph, input_dtype(graph)))
-    refuse_randomness(graph)
+    check_static(graph)
+    graph = resolve_duplicate_writes(graph)
+    graph = reshape_views(relax_booleans(graph, input_dtype(graph)))
+    check_deterministic(graph)
     if variances:
-        graph = lead_variances(graph)
+        graph = propagate_variances(graph)
 
     constants, folded = fold_constants(graph)
     attribute, taps, variance_taps = insert_rescale(graph)
-    observe, attribute = return_taps(graph, taps), make_lean(attribute)
+    observe, attribute = return_taps(graph, taps), use_frozen_kernels(attribute)
     measure = None
     if variance_taps:
         observe = restore_activations(observe)
@@ -123,8 +127,8 @@ def rewrite(captured: Captured, variances: bool = False) -> Rewritten:
     root = captured.module
     for name in folded:  # a place for what `bind` computes
         setattr(root, name, torch.empty(0))
-    rewritten = Rewritten(
-        fx.GraphModule(root, make_lean(observe), "Observe"),
+    rewritten = RewrittenModel(
+        fx.GraphModule(root, use_frozen_kernels(observe), "Observe"),
         fx.GraphModule(root, attribute, "Attribute"),
         taps,
         fx.GraphModule(root, constants, "Constants"),

@@ -20,14 +20,14 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.dataflow import sources_of
-from fxshap.graph.insertion import call
-from fxshap.graph.nodes import CASTS, calls, gives_floats, packet, tensors_of
-from fxshap.ops.dtypes import differentiable, has_other_types
+from fxshap.graph.dataflow import value_sources
+from fxshap.graph.insertion import insert_call
+from fxshap.graph.nodes import CASTS, call_nodes, has_floating_output, op_packet, output_tensors
+from fxshap.ops.dtypes import differentiable, runs_in_every_dtype
 
 aten = torch.ops.aten
 
-WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+PROMOTED = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 #: Functions of floating-point numbers that jump, beside those that give no such numbers.
 JUMPS = (
     aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.frac,
@@ -37,7 +37,7 @@ JUMPS = (
 )  # fmt: skip
 
 
-def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
+def promote_to_float64(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
     """Compute what depends on the input of a float64 model in float64 throughout, in place.
 
     Parameters
@@ -59,16 +59,16 @@ def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
         source
         for node in reached
         for source in node.all_input_nodes
-        if source not in reached and is_narrow(source)
+        if source not in reached and is_low_precision(source)
     )
-    if not is_double(graph, met) or not all(map(has_wide_form, reached)):
+    if not is_double(graph, met) or not all(map(has_float64_form, reached)):
         return graph
     output = next(node for node in graph.nodes if node.op == "output")
     dtype = output.args[0].meta["val"].dtype
-    wide = {source: cast(graph, source, WIDER[source.meta["val"].dtype]) for source in met}
+    wide = {source: cast(graph, source, PROMOTED[source.meta["val"].dtype]) for source in met}
     for node in reached:
         if node.op == "call_function":
-            widen_node(graph, node, wide)
+            promote_node(graph, node, wide)
     result = output.args[0]
     if result.meta["val"].dtype != dtype:
         output.args = (cast(graph, result, dtype),)
@@ -76,7 +76,7 @@ def widen(graph: fx.Graph, varying: Collection[fx.Node]) -> fx.Graph:
     return graph
 
 
-def narrowest(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
+def lowest_precision(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
     """Return the type with the fewest digits in which a model computes what depends on its input.
 
     Parameters
@@ -87,7 +87,7 @@ def narrowest(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
         Of the input.
     """
     nodes = [node for node in varying if node.op == "call_function" and not casts_whole(node)]
-    types = {v.dtype for node in nodes for v in tensors_of(node) if v.is_floating_point()}
+    types = {v.dtype for node in nodes for v in output_tensors(node) if v.is_floating_point()}
     return max({dtype, *types}, key=lambda found: torch.finfo(found).eps)
 
 
@@ -97,8 +97,8 @@ def narrowest(varying: Collection[fx.Node], dtype: torch.dtype) -> torch.dtype:
 def descendants(graph: fx.Graph, roots: Collection[fx.Node]) -> dict[fx.Node, None]:
     """Return `roots` and all that takes a tensor made of them, be it for its shape, in order."""
     found = set(roots)
-    for node in calls(graph):
-        if any(source in found and tensors_of(source) for source in node.all_input_nodes):
+    for node in call_nodes(graph):
+        if any(source in found and output_tensors(source) for source in node.all_input_nodes):
             found.add(node)
     return dict.fromkeys(node for node in graph.nodes if node in found)
 
@@ -113,78 +113,80 @@ def is_double(graph: fx.Graph, met: Collection[fx.Node]) -> bool:
 
 def is_rounded(node: fx.Node) -> bool:
     """Say whether an operation gives float32 that may have lost digits."""
-    return node.op == "call_function" and is_narrow(node) and not casts_whole(node)
+    return node.op == "call_function" and is_low_precision(node) and not casts_whole(node)
 
 
 def casts_whole(node: fx.Node) -> bool:
     """Say whether a node casts whole numbers or booleans, which lose nothing."""
-    return packet(node) in CASTS and not gives_floats(node.all_input_nodes[0])
+    return op_packet(node) in CASTS and not has_floating_output(node.all_input_nodes[0])
 
 
 def decides(node: fx.Node) -> bool:
     """Say whether an operation jumps: gives integers or booleans, or is one of those that do."""
-    whole = not all(map(differentiable, tensors_of(node)))
-    jumps = packet(node) in JUMPS or node.kwargs.get("rounding_mode") is not None
-    return jumps or (whole and bool(sources_of(node)))
+    whole = not all(map(differentiable, output_tensors(node)))
+    jumps = op_packet(node) in JUMPS or node.kwargs.get("rounding_mode") is not None
+    return jumps or (whole and bool(value_sources(node)))
 
 
-def has_wide_form(node: fx.Node) -> bool:
+def has_float64_form(node: fx.Node) -> bool:
     """Say whether an operation is the same in float64, but for its digits."""
-    values = [v for part in (node, *node.all_input_nodes) for v in tensors_of(part)]
+    values = [v for part in (node, *node.all_input_nodes) for v in output_tensors(part)]
     floats = {value.dtype for value in values if differentiable(value)}
-    if floats - set(WIDER) - set(WIDER.values()):
+    if floats - set(PROMOTED) - set(PROMOTED.values()):
         return False  # half precision, on purpose
-    return floats.isdisjoint(WIDER) or has_other_types(node.target)
+    return floats.isdisjoint(PROMOTED) or runs_in_every_dtype(node.target)
 
 
 # --- how -----------------------------------------------------------------------------------------
 
 
-def widen_node(graph: fx.Graph, node: fx.Node, wide: dict[fx.Node, fx.Node]) -> None:
+def promote_node(graph: fx.Graph, node: fx.Node, wide: dict[fx.Node, fx.Node]) -> None:
     """Give an operation wide arguments and a wide result, or leave it out if it is a cast."""
     for source in node.all_input_nodes:
         if source in wide:
             node.replace_input_with(source, wide[source])
     source = node.all_input_nodes[0]
-    if packet(node) in CASTS and is_same(node, source):
+    if op_packet(node) in CASTS and is_same(node, source):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         return
-    if not is_narrow(node):
+    if not is_low_precision(node):
         return
     given = (node.args, dict(node.kwargs))
-    node.args, node.kwargs = map_aggregate(given, wider)
-    if given == (node.args, node.kwargs) and not any(map(gives_floats, node.all_input_nodes)):
+    node.args, node.kwargs = map_aggregate(given, promoted)
+    if given == (node.args, node.kwargs) and not any(
+        map(has_floating_output, node.all_input_nodes)
+    ):
         # Of whole numbers, in the default type.
-        after = cast(graph, node, WIDER[node.meta["val"].dtype])
+        after = cast(graph, node, PROMOTED[node.meta["val"].dtype])
         node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
     else:
-        node.meta["val"] = pytree.tree_map(in_wider, node.meta["val"])
+        node.meta["val"] = pytree.tree_map(in_promoted, node.meta["val"])
 
 
 def cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     """Add a cast behind a node."""
     with graph.inserting_before(node.next):
-        found: fx.Node = call(graph, node, aten._to_copy.default, node, dtype=dtype)
+        found: fx.Node = insert_call(graph, node, aten._to_copy.default, node, dtype=dtype)
     return found
 
 
 def is_same(node: fx.Node, source: fx.Node) -> bool:
     """Say whether a cast to the wider type leaves its source as it is."""
     a, b = node.meta["val"], source.meta["val"]
-    return bool(a.device == b.device and wider(a.dtype) == b.dtype)
+    return bool(a.device == b.device and promoted(a.dtype) == b.dtype)
 
 
-def wider(argument: Any) -> Any:
+def promoted(argument: Any) -> Any:
     """Return the wider type for a narrow one, and anything else as it is."""
-    return WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+    return PROMOTED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
 
-def in_wider(value: Any) -> Any:
+def in_promoted(value: Any) -> Any:
     """Return a fake value in the wider type, and anything that is not narrow as it is."""
-    return value.to(wider(value.dtype)) if isinstance(value, Tensor) else value
+    return value.to(promoted(value.dtype)) if isinstance(value, Tensor) else value
 
 
-def is_narrow(node: fx.Node) -> bool:
+def is_low_precision(node: fx.Node) -> bool:
     """Say whether a node gives float32, or complex numbers of it."""
-    return any(value.dtype in WIDER for value in tensors_of(node))
+    return any(value.dtype in PROMOTED for value in output_tensors(node))

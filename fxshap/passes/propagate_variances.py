@@ -19,19 +19,19 @@ from torch import Tensor, fx
 
 from fxshap.autograd.rescale import rescale_variance
 from fxshap.autograd.tape import Taps
-from fxshap.graph.nodes import calls, packet, varying_arguments
+from fxshap.graph.nodes import call_nodes, op_packet, varying_arguments
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, finite_change, variance
 
 aten = torch.ops.aten
 
 
-def lead_variances(graph: fx.Graph) -> fx.Graph:
+def propagate_variances(graph: fx.Graph) -> fx.Graph:
     """Let every activation after a sum receive the variance of the sum, in place."""
-    variances = Variances(graph)
+    variances = VariancePropagation(graph)
     for node in list(graph.nodes):
         if node.op == "output" or not node.meta["varying"] or not gives_reals(node):
             continue
-        if packet(node) in SMOOTHED and [place for place, _ in varying_arguments(node)] == [0]:
+        if op_packet(node) in SMOOTHED and [place for place, _ in varying_arguments(node)] == [0]:
             source, *rest = arguments(node)
             if source in variances.sums:
                 node.args = (source, variances.of[source], node.target, *rest)
@@ -43,7 +43,7 @@ def lead_variances(graph: fx.Graph) -> fx.Graph:
 
 def restore_activations(graph: fx.Graph) -> fx.Graph:
     """Take the variances out of a graph again, in place."""
-    for node in calls(graph):
+    for node in call_nodes(graph):
         if node.target is activation:
             source, _, target, *rest = arguments(node)
             node.target = target
@@ -91,7 +91,7 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
-class Variances:
+class VariancePropagation:
     """The variance of every node, and which nodes are sums.
 
     Parameters
@@ -115,7 +115,7 @@ class Variances:
         """Add the variance of a node behind it."""
         sources = [source for _, source in varying_arguments(node)]
         known = node.op == "call_function" and all(source in self.of for source in sources)
-        form = FORMS.get(packet(node)) if known else None
+        form = FORMS.get(op_packet(node)) if known else None
         with self.graph.inserting_before(node.next):
             found = form(self, node, sources) if form else None
             if found is not None:
@@ -151,16 +151,16 @@ class Variances:
 # --- the forms: how a linear operation makes its variance of those of its arguments --------------
 
 #: A form returns the variance of a node, or ``None`` if it is not known.
-Form = Callable[[Variances, fx.Node, list[fx.Node]], fx.Node | None]
+Form = Callable[[VariancePropagation, fx.Node, list[fx.Node]], fx.Node | None]
 
 
-def moved(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+def moved(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
     """The same operation."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), variances.now)
     return variances.call(node, node.target, *args, **kwargs)
 
 
-def joined(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+def joined(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
     """The same operation, where what is constant has no variance."""
     parts, *rest = arguments(node)
     found = [
@@ -170,16 +170,16 @@ def joined(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.No
     return variances.call(node, node.target, found, *rest, **node.kwargs)
 
 
-def signed(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+def signed(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
     """That of the argument."""
     return variances.of[sources[0]]
 
 
-def summed(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+def summed(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
     """The sum of the variances of two terms, of which one has a factor."""
     plain, scaled, *rest = arguments(node)
     factor: Any = node.kwargs.get("alpha", *rest or (1,))
-    if packet(node) is aten.rsub:
+    if op_packet(node) is aten.rsub:
         plain, scaled = scaled, plain
     if len(sources) == 2:
         terms = variances.of[plain], variances.of[scaled]
@@ -189,10 +189,12 @@ def summed(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.No
     return variances.of[term] if same_shape and factor == 1 else None
 
 
-def product(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+def product(
+    variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
+) -> fx.Node | None:
     """The same operation with the square of the constant factor, and without the bias."""
     first, second, *rest = arguments(node)
-    quotient = packet(node) is aten.div
+    quotient = op_packet(node) is aten.div
     if len(sources) > 1 or node.kwargs or (quotient and sources[0] is not first):
         return None
     factors = [variances.of.get(arg) or variances.squared(arg) for arg in (first, second)]
@@ -200,7 +202,9 @@ def product(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.N
     return None if None in factors else variances.call(node, node.target, *factors, *rest)
 
 
-def matrix_product(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+def matrix_product(
+    variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
+) -> fx.Node | None:
     """That of ``addmm``, whose bias comes first."""
     _, x, weight = arguments(node)
     if node.kwargs or sources != [x]:
@@ -208,7 +212,7 @@ def matrix_product(variances: Variances, node: fx.Node, sources: list[fx.Node]) 
     return variances.call(node, aten.mm.default, variances.of[x], variances.squared(weight))
 
 
-def mean(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
+def mean(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
     """The mean of n variances over n."""
     count = averaged(node, sources[0].meta["val"].shape)
     same = moved(variances, node, sources)
@@ -217,7 +221,7 @@ def mean(variances: Variances, node: fx.Node, sources: list[fx.Node]) -> fx.Node
 
 def averaged(node: fx.Node, shape: torch.Size) -> int | None:
     """Return of how many elements a mean is; ``None`` if that depends on the batch."""
-    args, name = arguments(node), packet(node).__name__
+    args, name = arguments(node), op_packet(node).__name__
     if name == "mean":
         sizes = [shape[dim] for dim in (args[1] if len(args) > 1 else range(len(shape)))]
     elif name.startswith("adaptive"):
@@ -266,4 +270,4 @@ ADDING = (*PRODUCTS, aten.addmm, *MEANS, aten.sum)
 
 def adds(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Say whether an operation adds terms that vary."""
-    return packet(node) in ADDING or (packet(node) in SUMS and len(sources) > 1)
+    return op_packet(node) in ADDING or (op_packet(node) in SUMS and len(sources) > 1)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxshap.graph.insertion import write
+from fxshap.graph.insertion import insert_function
 from fxshap.graph.nodes import CASTS
 from fxshap.ops.dtypes import ACCUMULATE_IN
 from fxshap.passes import relax_indices as choices
@@ -58,7 +58,7 @@ def is_floating(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-class Twins:
+class Relaxation:
     """The floating-point twins of boolean and integer nodes, built in graph order."""
 
     def __init__(self, graph: fx.Graph, dtype: torch.dtype) -> None:
@@ -80,7 +80,7 @@ class Twins:
         self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node, **tracing: bool
     ) -> fx.Node:
         """Add the nodes of a function of tensors."""
-        result: fx.Node = write(self.graph, like, function, *inputs, **tracing)
+        result: fx.Node = insert_function(self.graph, like, function, *inputs, **tracing)
         return result
 
     def index(self, node: fx.Node, hot: fx.Node) -> fx.Node:
@@ -114,7 +114,7 @@ class Twins:
         return self.call(value, aten._to_copy.default, value, dtype=self.dtype)
 
 
-def booleans_to_floats(graph: fx.Graph, dtype: torch.dtype) -> fx.Graph:
+def relax_booleans(graph: fx.Graph, dtype: torch.dtype) -> fx.Graph:
     """Give every boolean that depends on the input a floating-point twin, and use it.
 
     Parameters
@@ -125,7 +125,7 @@ def booleans_to_floats(graph: fx.Graph, dtype: torch.dtype) -> fx.Graph:
     dtype : torch.dtype
         Floating-point type of the twins.
     """
-    twins = Twins(graph, dtype)
+    twins = Relaxation(graph, dtype)
     for node in list(graph.nodes):
         if node.op != "call_function" or not node.meta.get("varying", False):
             continue
@@ -143,7 +143,7 @@ def booleans_to_floats(graph: fx.Graph, dtype: torch.dtype) -> fx.Graph:
     return graph
 
 
-def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
+def floating_form(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """Return the floating-point form of one node, or ``None`` where it needs or has none."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet in COMPARISONS:
@@ -173,7 +173,7 @@ def floating_form(twins: Twins, node: fx.Node) -> fx.Node | None:
     return twins.call(node, target, *args, **kwargs)
 
 
-def cast(twins: Twins, node: fx.Node) -> fx.Node | None:
+def cast(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """Cast a twin to no narrower a type than its own, which would round its gradients."""
     source = twins.as_float(node.args[0], node)
     if source is None:
@@ -189,7 +189,7 @@ def cast(twins: Twins, node: fx.Node) -> fx.Node | None:
     return twins.call(node, aten._to_copy.default, source, dtype=dtype)
 
 
-def truncate(twins: Twins, node: fx.Node) -> fx.Node | None:
+def truncate(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """Cast to integers is a truncation; a cast to booleans says what is not zero."""
     if is_floating(node) or node.meta["val"].is_complex():
         return None
@@ -198,7 +198,7 @@ def truncate(twins: Twins, node: fx.Node) -> fx.Node | None:
     return twins.call(node, aten.trunc.default, node.args[0])
 
 
-def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
+def compare(twins: Relaxation, node: fx.Node, relation: str) -> fx.Node | None:
     """U > v is a step of u - v."""
     if choices.is_one_number(twins, node):
         return choices.is_candidate(twins, node, equal=relation == "eq")
@@ -208,7 +208,7 @@ def compare(twins: Twins, node: fx.Node, relation: str) -> fx.Node | None:
     return twins.call(node, ours.step.default, twins.call(node, aten.sub.Tensor, u, v), relation)
 
 
-def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.Node | None:
+def choose(twins: Relaxation, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.Node | None:
     """Select between two branches by a twin."""
     parts = [twins.as_float(value, node) for value in (condition, a, b)]
     if condition not in twins.twin or None in parts:
@@ -216,7 +216,7 @@ def choose(twins: Twins, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.No
     return twins.call(node, ours.select.default, *parts)
 
 
-def count_passed(twins: Twins, node: fx.Node, u: Any, boundaries: Any) -> fx.Node | None:
+def count_passed(twins: Relaxation, node: fx.Node, u: Any, boundaries: Any) -> fx.Node | None:
     """Count the constant boundaries that are passed: `bucketize` and `searchsorted`."""
     if not all(isinstance(end, fx.Node) and is_floating(end) for end in (u, boundaries)):
         return None
@@ -231,21 +231,21 @@ def count_passed(twins: Twins, node: fx.Node, u: Any, boundaries: Any) -> fx.Nod
     return twins.call(node, aten.sum.dim_IntList, passed, [-1])
 
 
-def where(twins: Twins, node: fx.Node) -> fx.Node | None:
+def where(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """where(c, a, b)."""
     return choose(twins, node, *node.args[:3]) if len(node.args) >= 3 else None
 
 
-def masked_fill(twins: Twins, node: fx.Node) -> fx.Node | None:
+def masked_fill(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """masked_fill(x, mask, value)."""
     x, mask, value = node.args
     return choose(twins, node, mask, value, x)
 
 
-def logic(formula: Callable[..., fx.Node]) -> Callable[[Twins, fx.Node], fx.Node | None]:
+def logic(formula: Callable[..., fx.Node]) -> Callable[[Relaxation, fx.Node], fx.Node | None]:
     """Turn a formula on 0/1 floats into the form of a logical operation."""
 
-    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+    def form(twins: Relaxation, node: fx.Node) -> fx.Node | None:
         parts = [twins.as_float(value, node) for value in node.args]
         if None in parts or node.meta["val"].dtype != torch.bool:
             return None
@@ -281,10 +281,10 @@ def negation(call: Call, a: fx.Node) -> fx.Node:
     return call(aten.rsub.Scalar, a, 1.0)
 
 
-def reduction(target: Callable[..., Any]) -> Callable[[Twins, fx.Node], fx.Node | None]:
+def reduction(target: Callable[..., Any]) -> Callable[[Relaxation, fx.Node], fx.Node | None]:
     """`any` is a maximum of 0/1 floats, `all` a minimum."""
 
-    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+    def form(twins: Relaxation, node: fx.Node) -> fx.Node | None:
         source, *rest = list[Any](node.args)
         dims = rest[:1] or [[]]
         dims = [[dims[0]] if isinstance(dims[0], int) else dims[0]]
@@ -293,7 +293,7 @@ def reduction(target: Callable[..., Any]) -> Callable[[Twins, fx.Node], fx.Node 
     return form
 
 
-FORMS: dict[Any, Callable[[Twins, fx.Node], fx.Node | None]] = {
+FORMS: dict[Any, Callable[[Relaxation, fx.Node], fx.Node | None]] = {
     aten.where: where,
     aten.masked_fill: masked_fill,
     aten.logical_and: logic(both),

@@ -19,15 +19,15 @@ from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from fxshap.passes.relax_booleans import Twins
+    from fxshap.passes.relax_booleans import Relaxation
 
 aten = torch.ops.aten
 ours = torch.ops.fxshap
 
 #: The largest number of ranks times candidates: an index of a large sort stays an integer.
-MOST_CANDIDATES = 1 << 16
+MAX_CANDIDATES = 1 << 16
 
-Form = Callable[["Twins", fx.Node], fx.Node | None]
+Form = Callable[["Relaxation", fx.Node], fx.Node | None]
 
 
 # --- where indices come from --------------------------------------------------------------------
@@ -68,7 +68,7 @@ def gives_index(node: fx.Node) -> bool:
     return is_aten(node) and packet_of(node) in (aten.argmax, aten.argmin)
 
 
-def index_of(twins: Twins, node: fx.Node) -> fx.Node | None:
+def index_of(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """Write the indices that an operation gives as one-hot floats; return their number."""
     source: Any = node.args[0] if node.target is operator.getitem else node
     order, found = order_of(source), named_arguments(source)
@@ -82,7 +82,7 @@ def index_of(twins: Twins, node: fx.Node) -> fx.Node | None:
     count = found.get("k", n) if several else 1
     lowest = found["k"] - 1 if order == "kth" else 0
     keep = several or (found["keepdim"] and not whole)
-    if floats is None or not isinstance(n, int) or n * count > MOST_CANDIDATES:
+    if floats is None or not isinstance(n, int) or n * count > MAX_CANDIDATES:
         return None
 
     def chosen(values: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ SHAPES = (
 )  # fmt: skip
 
 
-def reshaped(twins: Twins, node: fx.Node) -> fx.Node | None:
+def reshaped(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """Do to all candidates what is done to the index."""
     index, *rest = node.args
     target: Any = node.target
@@ -121,13 +121,13 @@ def reshaped(twins: Twins, node: fx.Node) -> fx.Node | None:
     return twins.index(node, twins.run(node, each, hot, *nodes, pre_dispatch=False))
 
 
-def one_hot(twins: Twins, index: fx.Node, table: fx.Node, dim: int) -> fx.Node | None:
+def one_hot(twins: Relaxation, index: fx.Node, table: fx.Node, dim: int) -> fx.Node | None:
     """Return the one-hot floats of an index into dimension `dim` of a table."""
     size, dtype = table.meta["val"].shape[dim], table.meta["val"].dtype
     return one_hot_of_size(twins, index, size, dtype) if isinstance(size, int) else None
 
 
-def one_hot_of_size(twins: Twins, index: fx.Node, size: int, dtype: torch.dtype) -> fx.Node:
+def one_hot_of_size(twins: Relaxation, index: fx.Node, size: int, dtype: torch.dtype) -> fx.Node:
     """Return the one-hot floats of an index over so many candidates."""
     if index not in twins.hot:
         return twins.run(index, lambda u: ours.places(u, size).to(dtype), twins.twin[index])
@@ -139,7 +139,7 @@ def one_hot_of_size(twins: Twins, index: fx.Node, size: int, dtype: torch.dtype)
 def lookup(dim_at: int | None, index_at: int, formula: Callable[..., Any]) -> Form:
     """Turn a formula of one-hot floats, a table and a dimension into the form of an operation."""
 
-    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+    def form(twins: Relaxation, node: fx.Node) -> fx.Node | None:
         arguments: list[Any] = list(node.args)
         table = twins.as_float(arguments[0], node)
         if table is None:
@@ -170,14 +170,14 @@ def gathered(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     return (ones * table.movedim(dim, -1).unsqueeze(dim)).sum(-1)
 
 
-def is_one_number(twins: Twins, node: fx.Node) -> bool:
+def is_one_number(twins: Relaxation, node: fx.Node) -> bool:
     """Say whether a comparison is that of an index with one number, for being it or not."""
     index, number = node.args[:2]
     equality = packet_of(node) in (aten.eq, aten.ne)
     return equality and index in twins.hot and not isinstance(number, fx.Node)
 
 
-def is_candidate(twins: Twins, node: fx.Node, *, equal: bool) -> fx.Node:
+def is_candidate(twins: Relaxation, node: fx.Node, *, equal: bool) -> fx.Node:
     """index == number: one of its one-hot floats."""
     index, number = list[Any](node.args)
 
@@ -189,13 +189,13 @@ def is_candidate(twins: Twins, node: fx.Node, *, equal: bool) -> fx.Node:
     return twins.run(node, one, twins.hot[index])
 
 
-def written_out(twins: Twins, node: fx.Node) -> fx.Node | None:
+def written_out(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """torch.nn.functional.one_hot."""
     index, size = list[Any](node.args)
     return one_hot_of_size(twins, index, size, twins.dtype)
 
 
-def indexed(twins: Twins, node: fx.Node) -> fx.Node | None:
+def indexed(twins: Relaxation, node: fx.Node) -> fx.Node | None:
     """table[:, index] and table[rows, index] with one index that depends on the input."""
     source, places = list[Any](node.args)
     table = twins.as_float(source, node)
@@ -235,7 +235,7 @@ def scattering(*, adds: bool) -> Form:
     PyTorch leaves it open which of them stays; on a CPU it is the last.
     """
 
-    def form(twins: Twins, node: fx.Node) -> fx.Node | None:
+    def form(twins: Relaxation, node: fx.Node) -> fx.Node | None:
         base, dim, index, source, *rest = list[Any](node.args)
         before, values = (twins.as_float(value, node) for value in (base, source))
         if before is None or values is None or rest or node.kwargs:
@@ -291,7 +291,7 @@ INDEX_AT = {
 }  # fmt: skip
 
 
-def is_choice(twins: Twins, node: fx.Node) -> bool:
+def is_choice(twins: Relaxation, node: fx.Node) -> bool:
     """Say whether something is done by, or to, an index that depends on the input."""
     packet = packet_of(node)
     if packet in SHAPES:

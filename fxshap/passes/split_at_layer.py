@@ -22,14 +22,14 @@ from torch import Tensor, fx, nn
 
 from fxshap.capture.captured import Captured
 from fxshap.errors import InputError
-from fxshap.frontend.hook_point import Place
-from fxshap.graph.dataflow import dependents, mark_varying, source_of
+from fxshap.frontend.hook_point import HookPoint
+from fxshap.graph.dataflow import mark_varying, skip_identities, value_dependents
 from fxshap.graph.nodes import tensor_at
-from fxshap.graph.provenance import node_line
+from fxshap.graph.provenance import source_line
 
 
 @dataclass(frozen=True)
-class Trunk:
+class ModelPrefix:
     """From the model's inputs to what the head takes.
 
     Attributes
@@ -52,7 +52,7 @@ class Trunk:
         return [*self.module(*inputs), *inputs]
 
 
-def split(captured: Captured, place: Place) -> tuple[Trunk, Captured]:
+def split_at_hook_point(captured: Captured, place: HookPoint) -> tuple[ModelPrefix, Captured]:
     """Cut a captured graph at the tensors that pass a place.
 
     Parameters
@@ -75,8 +75,10 @@ def split(captured: Captured, place: Place) -> tuple[Trunk, Captured]:
     graph = mark_varying(captured.module.graph)
     returned: Any = graph.output_node().args[0]
     result, passing = returned
-    sources = {source: None for node in passing if (source := source_of(node)).meta["varying"]}
-    require_rows_first(graph, list(sources), place)
+    sources = {
+        source: None for node in passing if (source := skip_identities(node)).meta["varying"]
+    }
+    check_rows_first(graph, list(sources), place)
 
     trunk = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -97,17 +99,17 @@ def split(captured: Captured, place: Place) -> tuple[Trunk, Captured]:
         elif node not in sources:
             values[node] = head.node_copy(node, values.__getitem__)
     head.eliminate_dead_code()
-    warn_of_detours(head, len(sources), place)
+    warn_about_bypasses(head, len(sources), place)
 
     root = captured.module
     module = fx.GraphModule(root, head, "Head")
     return (
-        Trunk(fx.GraphModule(root, trunk, "Trunk"), captured.weights),
+        ModelPrefix(fx.GraphModule(root, trunk, "Trunk"), captured.weights),
         replace(captured, module=module, explained=len(sources)),
     )
 
 
-def require_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], place: Place) -> None:
+def check_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], place: HookPoint) -> None:
     """Raise unless every tensor has as many rows as the model's inputs."""
     if not sources:
         raise InputError(f"{place} cannot be explained: it does not depend on the model's input")
@@ -129,14 +131,14 @@ def size_key(size: int | torch.SymInt) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
-def warn_of_detours(head: fx.Graph, passing: int, place: Place) -> None:
+def warn_about_bypasses(head: fx.Graph, passing: int, place: HookPoint) -> None:
     """Warn if the output depends on the model's inputs on a way around the place."""
     placeholders = [node for node in head.nodes if node.op == "placeholder"]
-    around = dependents(head, [p for p in placeholders[passing:] if not p.meta.get("bound")])
-    through = dependents(head, placeholders[:passing])
+    around = value_dependents(head, [p for p in placeholders[passing:] if not p.meta.get("bound")])
+    through = value_dependents(head, placeholders[:passing])
     if head.output_node().args[0] in around:
         meet = next((node for node in head.nodes if node in around and node in through), None)
-        where = f", to meet it at {node_line(meet)}" if meet is not None else ""
+        where = f", to meet it at {source_line(meet)}" if meet is not None else ""
         warnings.warn(
             f"the model goes around {place}{where}: what goes around gets no attribution, so the "
             "attributions do not add up to the whole difference of the outputs",
@@ -144,7 +146,9 @@ def warn_of_detours(head: fx.Graph, passing: int, place: Place) -> None:
         )
 
 
-def require_room(place: Place, passing: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+def check_tensor_count(
+    place: HookPoint, passing: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
     """Raise if more tensors pass than SHAP has room for: as many as the model has inputs."""
     if len(passing) > len(inputs):
         raise InputError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx
 
 from fxshap.errors import MissingExtraError, OptionError
-from fxshap.graph.nodes import gives_floats
+from fxshap.graph.nodes import has_floating_output
 from fxshap.graph.provenance import user_module
 from fxshap.report.tables import shape_of
 
@@ -137,7 +137,7 @@ def kind_of(node: fx.Node, treatments: Mapping[fx.Node, str | None]) -> str | No
         return "folded" if str(node.target).startswith("folded_") else None
     if not node.meta.get("varying", False):
         return None
-    picks = node.target is operator.getitem and gives_floats(node)  # one of several outputs
+    picks = node.target is operator.getitem and has_floating_output(node)  # one of several outputs
     return treatments.get(node) or ("linear" if picks else "other")
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import fx
 
-from fxshap.graph.nodes import calls, gives_floats, varying_places
+from fxshap.graph.nodes import call_nodes, has_floating_output, varying_slots
 from fxshap.graph.provenance import user_module
-from fxshap.ops.frozen import lean_convolution
-from fxshap.passes.insert_rescale import needs_rule, stands_for
-from fxshap.passes.pipeline import Rewritten
+from fxshap.ops.frozen import frozen_convolution
+from fxshap.passes.insert_rescale import needs_rule, original_operator
+from fxshap.passes.pipeline import RewrittenModel
 from fxshap.report.drawing import draw_graph
 from fxshap.report.tables import count, html_table, name_of, shape_of, shorten, text_table
 from fxshap.rules.core.dispatch import choose_rule
@@ -36,7 +36,7 @@ NARROWEST = 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReportEntry:
     """What was done to the operations of one type.
 
     Attributes
@@ -79,7 +79,7 @@ class Report:
 
     model: str
     inputs: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[ReportEntry, ...]
     graph: fx.Graph = field(repr=False, compare=False)
 
     def nodes(self, *treatments: Treatment) -> int:
@@ -168,14 +168,14 @@ class Report:
         ]
 
 
-def make_report(model: str, rewritten: Rewritten) -> Report:
+def make_report(model: str, rewritten: RewrittenModel) -> Report:
     """Report on a rewritten model of a class of this name."""
     groups: dict[tuple[Treatment, str, str], list[str]] = defaultdict(list)
     for node, treatment in treated(rewritten):
         name = "" if treatment in ("linear", "folded") else rule_of(node).name
-        groups[treatment, str(stands_for(node)), name].append(user_module(node) or "forward")
+        groups[treatment, str(original_operator(node)), name].append(user_module(node) or "forward")
     entries = [
-        Entry(operation, len(modules), treatment, rule, tuple(dict.fromkeys(modules)))
+        ReportEntry(operation, len(modules), treatment, rule, tuple(dict.fromkeys(modules)))
         for (treatment, operation, rule), modules in groups.items()
     ]
     entries.sort(key=lambda e: (TREATMENTS.index(e.treatment), -e.nodes, e.operation))
@@ -184,12 +184,12 @@ def make_report(model: str, rewritten: Rewritten) -> Report:
     return Report(model, inputs, tuple(entries), graph)
 
 
-def treated(rewritten: Rewritten) -> Iterator[tuple[fx.Node, Treatment]]:
+def treated(rewritten: RewrittenModel) -> Iterator[tuple[fx.Node, Treatment]]:
     """Iterate over the operations that were treated in some way."""
-    for node in calls(rewritten.observe.graph):
+    for node in call_nodes(rewritten.observe.graph):
         if (treatment := treatment_of(node)) is not None:
             yield node, treatment
-    for node in calls(rewritten.constants.graph):
+    for node in call_nodes(rewritten.constants.graph):
         if node.target is not operator.getitem and not node.meta.get("variance"):
             yield node, "folded"
 
@@ -198,9 +198,9 @@ def treatment_of(node: fx.Node) -> Treatment | None:
     """Say what was done to a node; ``None`` if it is no operation on what depends on the input."""
     if node.op != "call_function" or not node.meta["varying"] or node.target is operator.getitem:
         return None
-    if not gives_floats(node):
+    if not has_floating_output(node):
         return None
-    if node.target is lean_convolution or not needs_rule(node):
+    if node.target is frozen_convolution or not needs_rule(node):
         return "linear"
     return "closed" if rule_of(node).closed else "generic"
 
@@ -208,7 +208,7 @@ def treatment_of(node: fx.Node) -> Treatment | None:
 def rule_of(node: fx.Node) -> Rule:
     """Return the rule that a nonlinear node takes."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta.get("val"))
-    slots, target = tuple(varying_places(node)), cast(Target, node.target)
+    slots, target = tuple(varying_slots(node)), cast(Target, node.target)
     return choose_rule(*Operation.bind(target, args, kwargs, slots=slots))
 
 

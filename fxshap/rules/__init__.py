@@ -63,18 +63,26 @@ from fxshap.rules import (
     univariate,
 )
 from fxshap.rules.core.operation import Operation, vjp
-from fxshap.rules.core.registry import COMPOSITES, RULES, Rule, composite, find_rule, linear, rule
+from fxshap.rules.core.registry import (
+    DECOMPOSITIONS,
+    RULES,
+    Rule,
+    decomposition,
+    find_rule,
+    linear,
+    rule,
+)
 from fxshap.rules.elementwise import elementwise
 from fxshap.rules.products import bilinear
 
 __all__ = [
-    "COMPOSITES",
+    "DECOMPOSITIONS",
     "RULES",
     "Operation",
     "Rule",
     "affine",
     "bilinear",
-    "composite",
+    "decomposition",
     "decompositions",
     "multivariate",
     "elementwise",

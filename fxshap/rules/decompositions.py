@@ -10,12 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.registry import composite
+from fxshap.rules.core.registry import decomposition
 
 aten = torch.ops.aten
 
 
-@composite(aten.scaled_dot_product_attention.default)
+@decomposition(aten.scaled_dot_product_attention.default)
 def attention(
     query: Tensor,
     key: Tensor,
@@ -44,14 +44,14 @@ def attention(
     return torch.matmul(aten._safe_softmax(scores, -1), value)
 
 
-@composite(aten.glu.default)
+@decomposition(aten.glu.default)
 def glu(x: Tensor, dim: int = -1) -> Tensor:
     """A sigmoid(B) of the two halves (Dauphin et al. 2017)."""
     a, b = x.chunk(2, dim)
     return a * torch.sigmoid(b)
 
 
-@composite(aten.cosine_similarity.default)
+@decomposition(aten.cosine_similarity.default)
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Sum of the product of the normalised vectors."""
     lengths = (torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
@@ -60,7 +60,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return product
 
 
-@composite(aten.cdist.default, aten._cdist_forward.default)
+@decomposition(aten.cdist.default, aten._cdist_forward.default)
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Norms of all differences of two sets of points."""
     difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
@@ -68,32 +68,32 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
     return distance
 
 
-@composite(aten.floor_divide.default)
+@decomposition(aten.floor_divide.default)
 def floor_divide(self: Tensor, other: Tensor) -> Tensor:
     """The quotient rounded down, which autograd knows under this other name."""
     quotient: Tensor = self.div(other, rounding_mode="floor")
     return quotient
 
 
-@composite(aten.addcdiv.default)
+@decomposition(aten.addcdiv.default)
 def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """Self + value * tensor1 / tensor2."""
     return self + value * (tensor1 / tensor2)
 
 
-@composite(aten.logaddexp.default)
+@decomposition(aten.logaddexp.default)
 def logaddexp(self: Tensor, other: Tensor) -> Tensor:
     """Logsumexp of two."""
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
 
 
-@composite(aten.argsort.default)
+@decomposition(aten.argsort.default)
 def argsort(self: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
     """The indices of a sort, whose ranks have a form (:mod:`.ranking`)."""
     return self.sort(dim, descending).indices
 
 
-@composite(aten.argsort.stable)
+@decomposition(aten.argsort.stable)
 def stable_argsort(
     self: Tensor, *, stable: bool, dim: int = -1, descending: bool = False
 ) -> Tensor:
@@ -101,7 +101,7 @@ def stable_argsort(
     return self.sort(dim=dim, descending=descending, stable=stable).indices
 
 
-@composite(aten.angle.default)
+@decomposition(aten.angle.default)
 def angle(self: Tensor) -> Tensor:
     """Of a complex number, atan2 of its parts; of a real one, pi below 0."""
     if self.is_complex():
@@ -111,7 +111,7 @@ def angle(self: Tensor) -> Tensor:
     return below
 
 
-@composite(aten.linalg_norm.default)
+@decomposition(aten.linalg_norm.default)
 def norm(
     self: Tensor,
     ord: float | None = None,
@@ -130,7 +130,7 @@ def norm(
     return found
 
 
-@composite(aten.linalg_norm.ord_str)
+@decomposition(aten.linalg_norm.ord_str)
 def named_norm(
     self: Tensor,
     ord: str,
@@ -144,7 +144,7 @@ def named_norm(
     return found
 
 
-@composite(aten.linalg_matrix_norm.default)
+@decomposition(aten.linalg_matrix_norm.default)
 def matrix_norm(
     self: Tensor,
     ord: float,
@@ -163,7 +163,7 @@ def matrix_norm(
     return with_dims(found, dim, self.dim()) if keepdim else found
 
 
-@composite(aten.linalg_matrix_norm.str_ord)
+@decomposition(aten.linalg_matrix_norm.str_ord)
 def named_matrix_norm(
     self: Tensor,
     ord: str = "fro",
@@ -192,7 +192,7 @@ def with_dims(value: Tensor, dims: list[int] | tuple[int, ...], count: int) -> T
 NEUTRAL = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
 
 
-@composite(aten.scatter_reduce.two)
+@decomposition(aten.scatter_reduce.two)
 def scatter_reduce(
     self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
@@ -230,7 +230,7 @@ def scatter_reduce(
     return found.movedim(-1, dim)
 
 
-@composite(aten.scatter.reduce)
+@decomposition(aten.scatter.reduce)
 def scatter_with(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
     """A ``scatter_reduce`` by its older names."""
     if reduce == "add":
@@ -239,7 +239,7 @@ def scatter_with(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: 
     return product
 
 
-@composite(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
+@decomposition(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 def embedding_bag(
     weight: Tensor,
     indices: Tensor,
@@ -284,7 +284,7 @@ def grown(value: Tensor, dim: int, more: int, fill: float) -> Tensor:
     return torch.cat([value, value.new_full(size, fill)], dim)
 
 
-@composite(aten.quantile.default, aten.quantile.scalar)
+@decomposition(aten.quantile.default, aten.quantile.scalar)
 def quantile(
     self: Tensor,
     q: Tensor | float,

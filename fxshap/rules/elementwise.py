@@ -6,16 +6,16 @@ from functools import partial
 
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep_between, times
-from fxshap.rules.core.dispatch import one_by_one
+from fxshap.rules.core.caching import cached_between, multiply_in_place
+from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Slope, Target, Tensors, rule
-from fxshap.rules.core.secants import smooth, without_overflow
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.registry import SecantFn, Target, Tensors, rule
+from fxshap.rules.core.secants import smooth_secant, without_overflow
+from fxshap.rules.core.tracing import any_unless_tracing
 
 
-def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = False) -> None:
+def elementwise(*targets: Target, slope: SecantFn | None = None, bounded: bool = False) -> None:
     """Declare univariate functions of their first argument.
 
     Parameters
@@ -45,7 +45,7 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
     >>> fxshap.rules.elementwise(cube, slope=lambda operation, r, x: x * x + x * r + r * r)
     >>> fxshap.testing.check_rule(cube, [fxshap.testing.Varying((3,))])
     """
-    used = slope or smooth
+    used = slope or smooth_secant
 
     @rule(*targets, name=f"elementwise ({used.__name__})", stacked=True)
     def secant_rule(
@@ -54,12 +54,12 @@ def elementwise(*targets: Target, slope: Slope | None = None, bounded: bool = Fa
         arguments = (*reference, *operation.arguments)
         stack = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
         if operation.slots != (0,) or reference[0].is_complex():
-            ask = partial(one_by_one, generic) if stack else generic
+            ask = partial(for_each_cotangent, generic) if stack else generic
             return ask(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
-        multiplier = keep_between(operation, r, x, lambda: used(operation, r, x))
-        if not bounded and rarely_holds(~multiplier.isfinite()):
+        multiplier = cached_between(operation, r, x, lambda: used(operation, r, x))
+        if not bounded and any_unless_tracing(~multiplier.isfinite()):
             product = without_overflow(operation, r, x, grad, multiplier)
         else:
-            product = times(multiplier, grad)
+            product = multiply_in_place(multiplier, grad)
         return (product.sum_to_size(stack + r.shape),)

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep
+from fxshap.rules.core.caching import cached
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.secants import replace_close
 from fxshap.rules.elementwise import elementwise
@@ -78,7 +78,7 @@ def mean_density(r: Tensor, x: Tensor) -> Tensor:
     sixth = u * (u * (u - 15 * v) + 45 * v.square()) - 15 * v.square() * v
     fourth = u * (u - 6 * v) + 3 * v.square()
     total = (1 + (u - v) / 6 + fourth / 120 + sixth / 5040) * torch.exp(v / 2)
-    roots = keep(x, "root density", root_density) * keep(r, "root density", root_density)
+    roots = cached(x, "root density", root_density) * cached(r, "root density", root_density)
     return roots * total / math.sqrt(2 * math.pi)
 
 
@@ -98,10 +98,10 @@ def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
     """
 
     def close(r: Tensor, x: Tensor) -> Tensor:
-        cdf = keep(x, "normal cdf", normal_cdf) + keep(r, "normal cdf", normal_cdf)
+        cdf = cached(x, "normal cdf", normal_cdf) + cached(r, "normal cdf", normal_cdf)
         return cdf / 2 + (x + r) / 2 * mean_density(r, x)
 
-    change = keep(x, "normal moment", moment) - keep(r, "normal moment", moment)
+    change = cached(x, "normal moment", moment) - cached(r, "normal moment", moment)
     far = relu_slope(r, x).sub_(change.div_(x - r))
     return replace_close(far, r, x, close)
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.cancellation import most_beside
+from fxshap.rules.core.cancellation import largest_other
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
-from fxshap.rules.core.secants import steps
+from fxshap.rules.core.secants import step_secant
 from fxshap.rules.elementwise import elementwise
 
 LIBRARY = torch.library.Library("fxshap", "DEF")
@@ -48,7 +48,7 @@ LIBRARY.impl("step", step, "CompositeExplicitAutograd")
 LIBRARY.impl("select", select, "CompositeExplicitAutograd")
 
 
-elementwise(torch.ops.fxshap.step, slope=steps)
+elementwise(torch.ops.fxshap.step, slope=step_secant)
 
 
 def branch_mean(
@@ -78,7 +78,7 @@ def selection(
         r[slot], x[slot] = value_r, value_x
     (c_r, a_r, b_r), (c_x, a_x, b_x) = r, x
     c = (c_r + c_x) / 2
-    most = most_beside(torch.maximum(select(*r).abs(), select(*x).abs()))
+    most = largest_other(torch.maximum(select(*r).abs(), select(*x).abs()))
     a, moves_a = branch_mean(a_r, a_x, c_r > 0.5, c_x > 0.5, most)
     b, moves_b = branch_mean(b_r, b_x, c_r < 0.5, c_x < 0.5, most)
     grads = (grad * (a - b), grad * c * moves_a, grad * (1 - c) * moves_b)

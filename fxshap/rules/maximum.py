@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep_between
+from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
@@ -171,7 +171,7 @@ def of_two(
     r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
     shape = grad.shape
     ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
-    multiplier = keep_between(
+    multiplier = cached_between(
         operation, reference[0], sample[0], lambda: max_multiplier(*ends)
     ) * grad.unsqueeze(-1)
     return tuple(multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.cancellation import midpoint_or_one_order, most_beside
+from fxshap.rules.core.cancellation import largest_other, midpoint_or_sequential
 from fxshap.rules.core.correction import correct
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.secants import midpoint
 from fxshap.rules.core.shapes import by_lines, lines_of
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.tracing import any_unless_tracing
 
 aten = torch.ops.aten
 
@@ -67,12 +67,12 @@ def product_of_many(
     g = lines_of(grad, dim) if so_far else grad.reshape(-1, 1)
     lines = [g, *(lines_of(end.expand_as(r), dim).to(g.dtype) for end in (r, *sample))]
     ends = [line.cumprod(-1) if so_far else line.prod(-1, keepdim=True) for line in lines[1:]]
-    most = (g.abs() * most_beside(torch.maximum(*(end.abs() for end in ends)))).sum(-1)
+    most = (g.abs() * largest_other(torch.maximum(*(end.abs() for end in ends)))).sum(-1)
     parts = lines_of(m, dim) * (lines[2] - lines[1])
     # What overflows on the way has been left out of the parts.
     farthest = torch.maximum(lines[1].abs(), lines[2].abs()).prod(-1)
     excess = ~(parts.abs().amax(-1) <= most) | ~farthest.isfinite()
-    if not rarely_holds(excess):
+    if not any_unless_tracing(excess):
         return found
     target = aten.cumprod.default if so_far else aten.prod.dim_int
 
@@ -129,7 +129,7 @@ def einsum(
 ) -> tuple[Tensor | None, ...]:
     """Midpoint for one or two computed operands, :func:`multilinear` for more."""
     if len(reference) == 2 and not grad.is_complex():
-        return midpoint_or_one_order(operation, reference, sample, grad, (0, 1))
+        return midpoint_or_sequential(operation, reference, sample, grad, (0, 1))
     if len(reference) <= 2:
         return midpoint(operation, reference, sample, grad)
     return multilinear(operation, reference, sample, grad, len(reference))

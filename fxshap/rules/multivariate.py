@@ -18,12 +18,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.cancellation import MIXED, extremes, most_beside
+from fxshap.rules.core.cancellation import MIXED, extremes, largest_other
 from fxshap.rules.core.correction import correct
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Target, Tensors, rule
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.tracing import any_unless_tracing
 
 aten = torch.ops.aten
 
@@ -98,9 +98,9 @@ def mirrored(value: Game, unit: Tensor | float) -> Game:
     *_, everything = value
     nothing = tuple(not at for at in everything)
     ends = value[everything], value[nothing]
-    most = unit * most_beside(torch.maximum(*(end.abs() for end in ends)) / unit)
+    most = unit * largest_other(torch.maximum(*(end.abs() for end in ends)) / unit)
     huge = {there: v.isfinite() & (v.abs() > most) for there, v in value.items()}
-    if not rarely_holds(torch.stack(list(huge.values()))):
+    if not any_unless_tracing(torch.stack(list(huge.values()))):
         return value
     found = {}
     for there, v in value.items():
@@ -134,7 +134,7 @@ def over_differences(
         bounded = quotient.clamp(-steepest, steepest)
         lacking.append(((bounded != quotient) | ((d == 0) & (share != 0))).any())
         found.append(bounded)
-    return found, rarely_holds(torch.stack(lacking))
+    return found, any_unless_tracing(torch.stack(lacking))
 
 
 def of_numbers(
@@ -204,7 +204,9 @@ def grid_sampler(
 
     grads: Sequence[Tensor] = (grad / 2, grad / 2)
     images: Sequence[tuple[Tensor, Tensor]] = [((image_r + image_x) / 2, grad)]
-    if both and rarely_holds(torch.maximum(extremes(image_r)[1], extremes(image_x)[1]) > MIXED):
+    if both and any_unless_tracing(
+        torch.maximum(extremes(image_r)[1], extremes(image_x)[1]) > MIXED
+    ):
         first = image_first(operation, reference, sample)
         grads = grad * first, grad * (1 - first)
         images = [(image_x, grads[0]), (image_r, grads[1])]
@@ -246,6 +248,6 @@ def image_first(operation: Operation, reference: Tensors, sample: Tensors) -> Te
     y_r, points_moved, image_moved, y_x = (operation(*pair) for pair in pairs)
     assert isinstance(y_r, Tensor) and isinstance(y_x, Tensor)
     assert isinstance(points_moved, Tensor) and isinstance(image_moved, Tensor)
-    most = most_beside(torch.maximum(y_r.abs(), y_x.abs()))
+    most = largest_other(torch.maximum(y_r.abs(), y_x.abs()))
     last = torch.where(image_moved.abs() > most, 0.0, 0.5)
     return torch.where(points_moved.abs() > most, 1.0, last).to(y_r.dtype)

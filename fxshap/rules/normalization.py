@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep, keep_between
+from fxshap.rules.core.caching import cached, cached_between
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
@@ -45,7 +45,7 @@ def standardise(
         outputs = (c_r / t_r).add_(c_x / t_x)
         return c_r.add_(c_x), outputs, t_r + t_x
 
-    middle, outputs, total = keep_between(operation, r, x, slopes)
+    middle, outputs, total = cached_between(operation, r, x, slopes)
     along = (grad * outputs).sum(-1, keepdim=True).div_(-2 * r.shape[-1] * total)
     out = torch.addcmul(grad, middle, along).mul_(2 / total)
     return out.sub_(out.mean(-1, keepdim=True)) if centred else out
@@ -58,12 +58,12 @@ def keep_moments(value: Tensor) -> tuple[Tensor, Tensor]:
         mean = value.mean(-1, keepdim=True)
         return mean, (value - mean).square_().mean(-1, keepdim=True)
 
-    return keep(value, "moments", moments)
+    return cached(value, "moments", moments)
 
 
 def keep_square(value: Tensor) -> tuple[Tensor, Tensor]:
     """Return 0 and the mean square, over the last dimension."""
-    square = keep(value, "square", lambda value: value.square().mean(-1, keepdim=True))
+    square = cached(value, "square", lambda value: value.square().mean(-1, keepdim=True))
     return torch.zeros_like(square), square
 
 

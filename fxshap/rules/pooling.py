@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep_between
+from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.maximum import max_multiplier, values_grad
@@ -42,7 +42,7 @@ def over_windows(
         ends = (F.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x))
         return max_multiplier(*(end[..., windows] for end in ends))
 
-    shares = keep_between(operation, r, x, multiplier) * grad.flatten(-dims).unsqueeze(-1)
+    shares = cached_between(operation, r, x, multiplier) * grad.flatten(-dims).unsqueeze(-1)
     places = math.prod(r.shape[-dims:]) + 1  # the last one lies outside the input
     out = shares.new_zeros(*shares.shape[:-2], places)
     out.index_add_(-1, windows.flatten(), shares.flatten(-2))

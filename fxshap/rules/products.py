@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep_between
+from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.cancellation import (
-    in_one_order,
     may_cancel,
-    midpoint_or_one_order,
+    midpoint_or_sequential,
+    sequential_factors,
     sums_of_ends,
     term_by_term,
 )
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Multiply, Target, Tensors, rule
+from fxshap.rules.core.registry import RuleFn, Target, Tensors, rule
 from fxshap.rules.core.secants import midpoint, scale
-from fxshap.rules.core.tracing import may_hold
+from fxshap.rules.core.tracing import any_or_tracing
 
 aten = torch.ops.aten
 
@@ -60,7 +60,7 @@ def bilinear(
         slots = operation.slots
         if {first, second} <= {*slots} <= {first, second, *others} and not grad.is_complex():
             places = slots.index(first), slots.index(second)
-            return midpoint_or_one_order(operation, reference, sample, grad, places)
+            return midpoint_or_sequential(operation, reference, sample, grad, places)
         return midpoint(operation, reference, sample, grad)
 
     rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(multiply)
@@ -69,16 +69,16 @@ def bilinear(
 Product = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def factors(*targets: Target) -> Callable[[Product], Multiply]:
+def factors(*targets: Target) -> Callable[[Product], RuleFn]:
     """Declare a bilinear operation of two tensors with its own vector-Jacobian product."""
 
-    def declare(product: Product) -> Multiply:
+    def declare(product: Product) -> RuleFn:
         def multiply(
             operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
         ) -> tuple[Tensor | None, ...]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
-            a, b, *most = keep_between(
+            a, b, *most = cached_between(
                 operation, reference[0], sample[0], lambda: sums_of_ends(reference, sample)
             )
             if most:
@@ -101,10 +101,10 @@ def mul(
         return midpoint(operation, reference, sample, grad)
     (a_r, b_r), (a_x, b_x) = reference, sample
     half = grad * 0.5
-    a, b = keep_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
+    a, b = cached_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
     mixed = may_cancel(a_r, b_r, a_x, b_x) | may_cancel(a_x, b_x, a_r, b_r)
-    if may_hold(mixed):
-        a, b = in_one_order((a_r, b_r), (a_x, b_x), (a, b))
+    if any_or_tracing(mixed):
+        a, b = sequential_factors((a_r, b_r), (a_x, b_x), (a, b))
         return scale(half, b).sum_to_size(a_r.shape), scale(half, a).sum_to_size(b_r.shape)
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
 
@@ -171,7 +171,7 @@ def div(
     slopes = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * slope_b
     sizes = b_r.abs(), b_x.abs()
     far = (torch.maximum(*sizes) > FAR * torch.minimum(*sizes)) & (b_r.sign() == b_x.sign())
-    if may_hold(far):
+    if any_or_tracing(far):
         middle = b_r / 2 + b_x / 2
         others = middle.reciprocal(), -(a_r / b_r / 2 + a_x / b_x / 2) / middle
         slopes = (

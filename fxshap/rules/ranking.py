@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 
 from fxshap.rules.core.correction import restore
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.order_statistics import Line, chances, line_up, tables_for
+from fxshap.rules.core.order_statistics import SortedEndpoints, chances, sort_endpoints, tables_for
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.logic import LIBRARY
 
@@ -120,7 +120,7 @@ def rank_shares(r: Tensor, x: Tensor, grad: Tensor, lowest: int = 0) -> Tensor:
     Tensor
         Of shape (..., n); zeros where too many elements change places.
     """
-    line = line_up(r, x)
+    line = sort_endpoints(r, x)
     tables = tables_for(line)
     if tables is None:
         return torch.zeros_like(r, dtype=torch.float64)
@@ -143,7 +143,7 @@ def rank_shares(r: Tensor, x: Tensor, grad: Tensor, lowest: int = 0) -> Tensor:
     return itself + torch.where(line.rises, inside(line, passed), inside(line, left))
 
 
-def others(line: Line) -> tuple[Tensor, Tensor, Tensor]:
+def others(line: SortedEndpoints) -> tuple[Tensor, Tensor, Tensor]:
     """Count at each place the elements before it, without the one whose place it is."""
     second = torch.zeros_like(line.above).scatter(-1, line.last, 1)
     first_of_sample = (1 - second) * line.is_sample
@@ -151,7 +151,7 @@ def others(line: Line) -> tuple[Tensor, Tensor, Tensor]:
     return line.above - second, line.gained - first_of_sample, line.lost - first_of_reference
 
 
-def inside(line: Line, worth: Tensor) -> Tensor:
+def inside(line: SortedEndpoints, worth: Tensor) -> Tensor:
     """Sum over the places strictly between the two ends of every element."""
     total = pad(worth.cumsum(-1), (1, 0))  # before each place
     return total.gather(-1, line.last) - total.gather(-1, line.first + 1)

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxshap.rules.core.caching import keep, keep_between
-from fxshap.rules.core.cancellation import extremes, in_one_order
-from fxshap.rules.core.dispatch import one_by_one
+from fxshap.rules.core.caching import cached, cached_between
+from fxshap.rules.core.cancellation import extremes, sequential_factors
+from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Multiply, Target, Tensors, composite, rule
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.registry import RuleFn, Target, Tensors, decomposition, rule
+from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.rules.univariate import relu_slope, sigmoid_slope, tanh_slope
 
 aten = torch.ops.aten
@@ -76,8 +76,8 @@ def means(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> tuple[Tensor, T
     """Midpoints of a gate `a` and what it lets through; one order counts where that is huge."""
     sums = a_r + a_x, b_r + b_x
     largest = torch.maximum(extremes(b_r)[1], extremes(b_x)[1])
-    if rarely_holds(largest > HUGE):  # a gate is at most 1
-        sums = in_one_order((a_r, b_r), (a_x, b_x), sums, HUGE)
+    if any_unless_tracing(largest > HUGE):  # a gate is at most 1
+        sums = sequential_factors((a_r, b_r), (a_x, b_x), sums, HUGE)
     return sums[0] / 2, sums[1] / 2
 
 
@@ -230,7 +230,7 @@ def plain_cell(target: Any, slope: Callable[..., Tensor]) -> Cell:
 # --- stacks of layers and directions ----------------------------------------------------------
 
 
-def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
+def recurrent(target: Any, cell: Cell, states: int) -> RuleFn:
     """Declare a recurrent operation: layers and directions of one cell with `states` states."""
 
     @rule(target, name="recurrent", stacked=True)
@@ -239,7 +239,7 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
     ) -> tuple[Tensor | None, ...]:
         if any(slot > states for slot in operation.slots):  # a computed weight
             stacked = any(g is not None and g.dim() > 3 for g in grad)
-            ask = partial(one_by_one, generic) if stacked else generic
+            ask = partial(for_each_cotangent, generic) if stacked else generic
             return ask(operation, reference, sample, grad)
         layers = layer_weights(operation)
         reverse = (False, True) if operation["bidirectional"] else (False,)
@@ -247,13 +247,13 @@ def recurrent(target: Any, cell: Cell, states: int) -> Multiply:
         def run(end: Tensors) -> Run:
             return run_stack(cell, layers, reverse, *arguments(operation, end, states))
 
-        traces_r = keep(reference[0], operation, lambda _: run(reference))
-        traces_x = keep(sample[0], operation, lambda _: run(sample))
+        traces_r = cached(reference[0], operation, lambda _: run(reference))
+        traces_x = cached(sample[0], operation, lambda _: run(sample))
 
         def all_slopes() -> list[Trace]:
             return [cell.slopes(r, x) for r, x in zip(traces_r[0], traces_x[0], strict=True)]
 
-        slopes = keep_between(operation, reference[0], sample[0], all_slopes)
+        slopes = cached_between(operation, reference[0], sample[0], all_slopes)
         grad_out, *grad_states = grad
         stack = next(g.shape[:-3] for g in grad if g is not None)
         if grad_out is None:
@@ -351,7 +351,7 @@ recurrent(aten.rnn_relu.input, plain_cell(aten.rnn_relu.input, relu_slope), stat
 # --- cells that the user's loop steps ---------------------------------------------------------
 
 
-@composite(aten.lstm_cell.default)
+@decomposition(aten.lstm_cell.default)
 def lstm_cell(
     input: Tensor,
     hx: list[Tensor],
@@ -367,7 +367,7 @@ def lstm_cell(
     return o.sigmoid() * c.tanh(), c
 
 
-@composite(aten.gru_cell.default)
+@decomposition(aten.gru_cell.default)
 def gru_cell(
     input: Tensor,
     hx: Tensor,
@@ -386,7 +386,7 @@ def gru_cell(
 def step_of(target: Target, activation: Callable[[Tensor], Tensor]) -> None:
     """Declare one step of :func:`plain_cell`."""
 
-    @composite(target)
+    @decomposition(target)
     def rnn_cell(
         input: Tensor,
         hx: Tensor,

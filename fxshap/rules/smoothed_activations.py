@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.ops.dtypes import accumulating
-from fxshap.rules.core.caching import keep_between
+from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import RULES, Rule, Tensors, find_rule
-from fxshap.rules.core.tracing import may_hold
+from fxshap.rules.core.tracing import any_or_tracing
 
 aten = torch.ops.aten
 
@@ -62,7 +62,7 @@ def variance_rule(
 ) -> tuple[Tensor | None, ...]:
     """(x - r)^2 - 0 = (x - r) (x - r)."""
     (r,), (x,) = reference, sample
-    return (grad * keep_between(operation, r, x, lambda: finite_change(r, x)),)
+    return (grad * cached_between(operation, r, x, lambda: finite_change(r, x)),)
 
 
 def finite_change(r: Tensor, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def activation_rule(
 ) -> tuple[Tensor | None, ...]:
     """S for what the activation receives and T for its variance."""
     (r, _), (x, v) = reference, sample
-    of_mean, of_variance = keep_between(operation, r, x, lambda: multipliers(operation, r, x, v))
+    of_mean, of_variance = cached_between(operation, r, x, lambda: multipliers(operation, r, x, v))
     return grad * of_mean, grad * of_variance
 
 
@@ -104,7 +104,7 @@ def multipliers(operation: Operation, r: Tensor, x: Tensor, v: Tensor) -> tuple[
     rest = (secant - smoothed).mul_(finite_change(r, x)).div_(v)
     kept = v <= 1024 * torch.finfo(v.dtype).tiny
     largest = v.amax() if v.numel() else v.new_zeros(())
-    if may_hold(~(largest <= MOST**2)):
+    if any_or_tracing(~(largest <= MOST**2)):
         value = function(x)
         assert isinstance(value, Tensor)
         ends = value.abs() + (secant * finite_change(r, x)).abs()

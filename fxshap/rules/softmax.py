@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep, keep_between, times
+from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
 from fxshap.rules.core.correction import restore_along
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.shapes import by_lines, lines_of, reduced_dims, restore_dims
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.rules.univariate import mean_decay, sigmoid_slope
 
 aten = torch.ops.aten
@@ -92,13 +92,13 @@ def slopes(
         rows = kept_row(operation, r, dtype), kept_row(operation, x, dtype)
         return tuple(slope(r.to(dtype), x.to(dtype), *rows) for slope in functions)
 
-    return keep_between(operation, r, x, found)
+    return cached_between(operation, r, x, found)
 
 
 def kept_row(operation: Operation, value: Tensor, dtype: torch.dtype) -> Row:
     """Return the row of one end."""
     dims = reduced_dims(operation, value)
-    return keep(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
+    return cached(value, f"row {dims} {dtype}", lambda a: row_of(a.to(dtype), dims))
 
 
 @rule(aten.logsumexp, aten.special_logsumexp)
@@ -107,7 +107,7 @@ def logsumexp(
 ) -> tuple[Tensor]:
     """Log of the sum of exponentials over one or more dimensions."""
     (m,) = slopes(operation, reference, sample, grad.dtype, logsumexp_slope)
-    return (times(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
+    return (multiply_in_place(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
 
 
 @rule(aten.logcumsumexp, closed=False, name="generic")
@@ -125,7 +125,7 @@ def logcumsumexp(
     (r,), dim = reference, operation["dim"]
     lines = [lines_of(end.expand_as(r), dim) for end in (grad, r, *sample)]
     far = (lines[2] - lines[1]).abs().amax(-1) > FAR
-    if not rarely_holds(far):
+    if not any_unless_tracing(far):
         return generic(operation, reference, sample, grad)
 
     def near(g: Tensor, r: Tensor, x: Tensor) -> Tensor:
@@ -154,8 +154,8 @@ def log_softmax(
     m, moved = slopes(operation, reference, sample, grad.dtype, logsumexp_slope, largest_change)
     dims = reduced_dims(operation, m)
     total = grad.sum(dims, keepdim=True)
-    out = grad - times(m, total)
-    if rarely_holds(moved > FAR):  # of the logit that is all of a row, m is as near to 1
+    out = grad - multiply_in_place(m, total)
+    if any_unless_tracing(moved > FAR):  # of the logit that is all of a row, m is as near to 1
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
         before, after = (log_of(kept_row(operation, end, grad.dtype), end) for end in (r, x))
         change = torch.where(before == after, 0.0, after - before)  # also where both are -inf
@@ -177,10 +177,10 @@ def softmax(
         operation, reference, sample, grad.dtype, softmax_slope, logsumexp_slope, largest_change
     )
     dims = reduced_dims(operation, m)
-    weighted = times(own, grad)
+    weighted = multiply_in_place(own, grad)
     total = weighted.sum(dims, keepdim=True)
-    out = weighted.sub_(times(m, total))
-    if rarely_holds(moved > FAR):  # m is so near to 1 that the difference is lost
+    out = weighted.sub_(multiply_in_place(m, total))
+    if any_unless_tracing(moved > FAR):  # m is so near to 1 that the difference is lost
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
         ys = [kept_row(operation, end, grad.dtype).y for end in (r, x)]
         out = restore_along(dims, out, grad, r, x, ys[1] - ys[0])

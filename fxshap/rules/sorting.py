@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.order_statistics import Line, chances, line_up, tables_for
+from fxshap.rules.core.order_statistics import SortedEndpoints, chances, sort_endpoints, tables_for
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.maximum import values_grad
 
@@ -47,7 +47,7 @@ def order_multiplier(r: Tensor, x: Tensor, grad: Tensor, lowest: int = 0) -> Ten
     Tensor or None
         Of shape (..., n); ``None`` where too many elements change places.
     """
-    line = line_up(r, x)
+    line = sort_endpoints(r, x)
     tables = tables_for(line)
     if tables is None:
         return None
@@ -60,7 +60,7 @@ def order_multiplier(r: Tensor, x: Tensor, grad: Tensor, lowest: int = 0) -> Ten
     return multiplier.to(r.dtype)
 
 
-def mean_between(line: Line, worth: Tensor) -> Tensor:
+def mean_between(line: SortedEndpoints, worth: Tensor) -> Tensor:
     """Mean worth of the slices below the places from one end of every element to the other."""
     height = (line.value[..., :-1] - line.value[..., 1:]).nan_to_num(0.0, 0.0)
     total = pad((worth[..., :-1] * height).cumsum(-1), (1, 0))

@@ -20,18 +20,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep, keep_between, times
+from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Slope, Tensors, rule
+from fxshap.rules.core.registry import SecantFn, Tensors, rule
 from fxshap.rules.core.secants import (
-    kinked,
     piecewise_linear,
+    piecewise_secant,
     replace_close,
     scale,
-    smooth,
-    steps,
+    smooth_secant,
+    step_secant,
 )
-from fxshap.rules.core.tracing import may_hold
+from fxshap.rules.core.tracing import any_or_tracing
 from fxshap.rules.elementwise import elementwise
 
 aten = torch.ops.aten
@@ -100,7 +100,7 @@ def softplus_value(z: Tensor) -> Tensor:
     return torch.logaddexp(z, z.new_zeros(()))
 
 
-def logarithm(base: float = math.e, shift: float = 0.0) -> Slope:
+def logarithm(base: float = math.e, shift: float = 0.0) -> SecantFn:
     """Secant of log_base(x + shift)."""
 
     def log(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
@@ -109,12 +109,12 @@ def logarithm(base: float = math.e, shift: float = 0.0) -> Slope:
     return log
 
 
-def exponential(base: Callable[[Operation], float]) -> Slope:
+def exponential(base: Callable[[Operation], float]) -> SecantFn:
     """Secant of base^x; a base that is not positive has no logarithm and is left to `smooth`."""
 
     def exp(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
         if base(operation) <= 0:
-            return smooth(operation, r, x)
+            return smooth_secant(operation, r, x)
         log_base = math.log(base(operation))
         return log_base * exp_slope(log_base * r, log_base * x)
 
@@ -148,7 +148,7 @@ def silu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
         s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
         return s + (x + r) / 2 * sigmoid_slope(r, x)
 
-    change = keep(x, "logistic moment", moment) - keep(r, "logistic moment", moment)
+    change = cached(x, "logistic moment", moment) - cached(r, "logistic moment", moment)
     far = relu_slope(r, x).sub_(change.div_(x - r))
     return replace_close(far, r, x, close)
 
@@ -166,19 +166,23 @@ def softplus(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     beta, threshold = operation["beta"], operation["threshold"]
     straight = torch.maximum(x, r) * beta > threshold
     slope = softplus_slope(beta * r, beta * x)
-    return torch.where(straight, kinked(operation, r, x), slope) if may_hold(straight) else slope
+    return (
+        torch.where(straight, piecewise_secant(operation, r, x), slope)
+        if any_or_tracing(straight)
+        else slope
+    )
 
 
 def exponential_unit(
     parameters: Callable[[Operation], tuple[float, float, float]],
-) -> Slope:
+) -> SecantFn:
     """Secant of ELU and its kin: `above` * x for x > 0, else `height` * (e^(rate x) - 1)."""
 
     def elu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
         above, height, rate = parameters(operation)
         below = height * rate * exp_slope((rate * r).clamp(max=0), (rate * x).clamp(max=0))
         lo, hi = torch.minimum(x, r), torch.maximum(x, r)
-        across = kinked(operation, r, x)
+        across = piecewise_secant(operation, r, x)
         return torch.where(lo > 0, above, torch.where(hi <= 0, below, across))
 
     return elu
@@ -208,7 +212,7 @@ def mish(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
         t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
         return t + (x + r) / 2 * tanh_slope(s_r, s_x) * softplus_slope(r, x)
 
-    change = keep(x, "mish moment", moment) - keep(r, "mish moment", moment)
+    change = cached(x, "mish moment", moment) - cached(r, "mish moment", moment)
     far = relu_slope(r, x).sub_(change.div_(x - r))
     return replace_close(far, r, x, close)
 
@@ -256,7 +260,7 @@ def power(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """x^n: the sum of x^i r^(n-1-i) for a small whole n, closed forms for -2, -1, -1/2 and 1/2."""
     n = operation["exponent"]
     if isinstance(n, Tensor):
-        return smooth(operation, r, x)
+        return smooth_secant(operation, r, x)
     if n in POWERS:
         return POWERS[n](r, x)
     if n == int(n) and 0 < n <= 8:
@@ -266,7 +270,7 @@ def power(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
             x_power = x_power * x
             slope = slope * r + x_power
         return slope
-    return smooth(operation, r, x)
+    return smooth_secant(operation, r, x)
 
 
 POWERS: dict[float, Callable[[Tensor, Tensor], Tensor]] = {
@@ -345,11 +349,12 @@ elementwise(aten.cos, slope=cos, bounded=True)
 
 elementwise(
     aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max,
-    aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num, slope=kinked,
+    aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num,
+    slope=piecewise_secant,
 )  # fmt: skip
 elementwise(
     aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
-    slope=steps,
+    slope=step_secant,
 )  # fmt: skip
 elementwise(aten.leaky_relu, aten.prelu, aten._prelu_kernel, aten.rrelu,
             slope=piecewise_linear(zero))  # fmt: skip
@@ -371,7 +376,7 @@ def relu(
 ) -> tuple[Tensor | None, ...]:
     """max(0, x)."""
     (r,), (x,) = reference, sample
-    return (times(keep_between(operation, r, x, lambda: relu_slope(r, x)), grad),)
+    return (multiply_in_place(cached_between(operation, r, x, lambda: relu_slope(r, x)), grad),)
 
 
 def abs_slope(r: Tensor, x: Tensor) -> Tensor:

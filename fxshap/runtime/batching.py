@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from fxshap.capture.captured import Captured
 from fxshap.errors import BatchMixingError, CaptureError
 from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating
-from fxshap.passes.split_at_layer import Trunk
+from fxshap.passes.split_at_layer import ModelPrefix
 
 #: Another batch size takes other kernels, whose rounding a deep network with random weights
 #: magnifies (to 0.17 in EfficientNet-B6); a model that multiplies by the number of rows changes by
@@ -29,13 +29,13 @@ SAME = 0.01
 
 #: Bytes of the largest gradient when several outputs are walked side by side. Small operations are
 #: quicker on all of them than on each; large ones take more memory and hardly less time.
-SIDE_BY_SIDE = 2**22
+MAX_BATCHED = 2**22
 #: The same for compiled walks, which find the slopes anew in each.
-SIDE_BY_SIDE_FUSED = 2**24
+MAX_BATCHED_COMPILED = 2**24
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How taps depend on the number of rows.
 
     Attributes
@@ -66,7 +66,7 @@ class Layout:
 
         Copies of the rows must lie one after another in every tap, as repetitions of one row do.
         """
-        most = SIDE_BY_SIDE_FUSED if fused else SIDE_BY_SIDE
+        most = MAX_BATCHED_COMPILED if fused else MAX_BATCHED
         return 1 if self.tile else max(most // max(self.largest * rows, 1), 1)
 
     def apart(self, taps: Sequence[Tensor], count: int) -> list[list[Tensor]]:
@@ -89,7 +89,7 @@ def probe_layout(
     inputs: Sequence[Tensor],
     rows: int | None = None,
     explained: int | None = None,
-) -> Layout:
+) -> BatchLayout:
     """Compare two rows run together with each run alone.
 
     Parameters
@@ -112,25 +112,25 @@ def probe_layout(
     free = len(inputs) if explained is None else explained
     rows_of = [[x[:1] for x in inputs], [x[-1:] for x in inputs], [x[-1:] for x in inputs]]
     first, second, third = (
-        [perturbed(x, seed) for x in row[:free]] + row[free:] for seed, row in enumerate(rows_of)
+        [perturb(x, seed) for x in row[:free]] + row[free:] for seed, row in enumerate(rows_of)
     )
     if rows is not None:
         check_fixed_rows(observe, first, second, rows)
-        return Layout((), tile=True)
+        return BatchLayout((), tile=True)
     out, taps = observe(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
     other, _ = observe(*[torch.cat(pair) for pair in zip(first, third, strict=True)])
-    refuse_mixing(other[:1], out[:1])
+    check_rows_independent(other[:1], out[:1])
     (out_1, taps_1), (out_2, taps_2) = observe(*first), observe(*second)
-    refuse_mixing(out, torch.cat([out_1, out_2]), OTHER_SIZE)
+    check_rows_independent(out, torch.cat([out_1, out_2]), OTHER_SIZE)
     found = [row_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
     sizes = [tap.numel() * accumulating(tap.dtype).itemsize for tap in taps_1]
     beside = [tap.nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
     dims = tuple(None if dim == -1 else dim for dim in found)
-    return Layout(dims, -1 in found, sum(sizes) + sum(beside), max(sizes, default=0))
+    return BatchLayout(dims, -1 in found, sum(sizes) + sum(beside), max(sizes, default=0))
 
 
 def check_prefix_rows(
-    prefix: Trunk, model: nn.Module, inputs: Sequence[Tensor], head: Captured, explained: int
+    prefix: ModelPrefix, model: nn.Module, inputs: Sequence[Tensor], head: Captured, explained: int
 ) -> None:
     """Raise if a row that passes a layer depends on another row of the inputs.
 
@@ -164,12 +164,12 @@ def check_fixed_rows(
     mixed, _ = observe(
         *[torch.cat([a] + [b] * (rows - 1)) for a, b in zip(first, second, strict=True)]
     )
-    refuse_mixing(mixed[:1], alone[:1])
+    check_rows_independent(mixed[:1], alone[:1])
 
 
-def refuse_mixing(together: Tensor, alone: Tensor, tolerance: float | None = None) -> None:
+def check_rows_independent(together: Tensor, alone: Tensor, tolerance: float | None = None) -> None:
     """Raise if rows give other outputs together than alone."""
-    if not alike(together, alone, tolerance):
+    if not allclose_to_largest(together, alone, tolerance):
         raise BatchMixingError(
             "the rows of a batch influence each other in this model (as in batch norm in training "
             "mode, or a softmax over dimension 0), so a row has no attributions of its own; call "
@@ -178,7 +178,7 @@ def refuse_mixing(together: Tensor, alone: Tensor, tolerance: float | None = Non
 
 
 @torch.no_grad()
-def require_same(
+def check_densified(
     observe: Callable[..., Any], packed: fx.GraphModule, inputs: Sequence[Tensor]
 ) -> None:
     """Raise if computing at all places is not what a model computes where a mask holds.
@@ -191,7 +191,7 @@ def require_same(
         ``packed(*inputs) -> output`` computes where masks hold.
     inputs : sequence of Tensor
     """
-    if not alike(observe(*inputs)[0], packed(*inputs), SAME):
+    if not allclose_to_largest(observe(*inputs)[0], packed(*inputs), SAME):
         raise CaptureError(
             "what the model computes where a mask holds (as in `h[mask] = f(h[mask])`) depends on "
             "how many places the mask holds, or on the other places; compute it at each place by "
@@ -199,7 +199,7 @@ def require_same(
         )
 
 
-def perturbed(x: Tensor, seed: int) -> Tensor:
+def perturb(x: Tensor, seed: int) -> Tensor:
     """Add up to a tenth of its size to every element; the global random state stays."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     largest = x.abs().amax()
@@ -210,21 +210,23 @@ def row_dim(both: Tensor, first: Tensor, second: Tensor) -> int | None:
     """Return the dimension along which two taps join; ``None`` without one, -1 if they do not."""
     dims = [d for d in range(both.dim()) if both.shape[d] != first.shape[d]]
     if not dims:
-        return None if alike(both, first) and alike(both, second) else -1
+        return (
+            None if allclose_to_largest(both, first) and allclose_to_largest(both, second) else -1
+        )
     if len(dims) > 1:  # every row is beside every row
         return -1
     joined = torch.cat([first, second], dims[0])
     # Where something else is folded into the rows, it must not be taken for a repetition by chance.
-    same = alike if first.shape[dims[0]] == 1 else alike_in_every_size
+    same = allclose_to_largest if first.shape[dims[0]] == 1 else allclose_at_every_scale
     return dims[0] if same(both, joined) else -1
 
 
-def alike_in_every_size(a: Tensor, b: Tensor) -> bool:
+def allclose_at_every_scale(a: Tensor, b: Tensor) -> bool:
     """Say whether two tensors are alike, also in what a mask of -1e9 or less lets through.
 
     Elements that are lost in the rounding of the largest are compared among themselves again.
     """
-    while alike(a, b):
+    while allclose_to_largest(a, b):
         if not a.is_floating_point() or not a.numel():
             return True
         size = a.nan_to_num(0.0, 0.0, 0.0).abs()
@@ -235,7 +237,7 @@ def alike_in_every_size(a: Tensor, b: Tensor) -> bool:
     return False
 
 
-def alike(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
+def allclose_to_largest(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
     """Say whether two tensors are the same up to `tolerance` times the largest element."""
     if not a.is_floating_point():
         return torch.equal(a, b)

@@ -32,7 +32,7 @@ from fxshap.errors import InputError, OptionError
 
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
 #: For every cotangent the multipliers of each input.
-Found = list[list[Tensor]]
+Multipliers = list[list[Tensor]]
 #: A number for every feature, or a mask of them: one tensor an input, which broadcasts against it.
 Features = list[Tensor]
 
@@ -40,11 +40,11 @@ Features = list[Tensor]
 #: chains are nearer, but there are fewer of them for the same time, and chance counts for more.
 LONGER = 2
 #: The most that a difference from one pass is trusted, and for how many chains by half of that.
-MOST_TRUST, HALF_TRUST = 0.6, 24
+MAX_TRUST, HALF_TRUST = 0.6, 24
 
 
 @dataclass(frozen=True)
-class Chains:
+class CoalitionChains:
     """The chains of one call.
 
     Attributes
@@ -61,7 +61,7 @@ class Chains:
     drawn: list[Features]
     weight: Tensor
 
-    def of(self, rows: slice) -> Chains:
+    def of(self, rows: slice) -> CoalitionChains:
         """Return the chains of some of the references."""
         drawn = [[block[rows] for block in chain] for chain in self.drawn]
         return replace(self, drawn=drawn, weight=self.weight[rows])
@@ -106,7 +106,7 @@ class Refinement:
         if not isinstance(self.pairs, int) or self.pairs < 0:
             raise OptionError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
 
-    def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> Chains:
+    def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> CoalitionChains:
         """Draw the chains of one call, the same for the same inputs.
 
         Parameters
@@ -116,7 +116,7 @@ class Refinement:
         """
         dims = dims_of_inputs(references, self.feature_dims)
         if not self.pairs:
-            return Chains(1, [], torch.zeros(len(references[0])))
+            return CoalitionChains(1, [], torch.zeros(len(references[0])))
         differ = [
             any_over(x != r, [d for d in range(1, r.dim()) if d not in keep])
             for x, r, keep in zip(samples, references, dims, strict=True)
@@ -130,8 +130,8 @@ class Refinement:
         together = share_together(flat.sum(1), blocks)
         total = chains * len(flat)
         # One chain a reference leaves too much to chance: some networks were then farther.
-        trust = MOST_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
-        return Chains(
+        trust = MAX_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
+        return CoalitionChains(
             blocks,
             [
                 [
@@ -257,7 +257,7 @@ def draw_blocks(differ: Tensor, blocks: int, scores: Iterator[NDArray[np.float64
 
 
 @dataclass(frozen=True)
-class Walker:
+class CoalitionPasses:
     """What refinement asks of the two ends of a call.
 
     Attributes
@@ -273,14 +273,14 @@ class Walker:
     """
 
     observe: Callable[[list[list[Tensor]]], list[Taps]]
-    walks: Callable[[Taps, Taps], Found]
+    walks: Callable[[Taps, Taps], Multipliers]
     samples: Sequence[Tensor]
     references: Sequence[Tensor]
     sample: Taps
     reference: Taps
 
 
-def refined_multipliers(walker: Walker, chains: Chains) -> Found:
+def refined_multipliers(walker: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
     """Return the multipliers of one pass, or those of the chains beyond it.
 
     Parameters
@@ -301,9 +301,9 @@ def refined_multipliers(walker: Walker, chains: Chains) -> Found:
     return found
 
 
-def mean_of_chains(walker: Walker, chains: Chains) -> Found:
+def mean_of_chains(walker: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
     """Average the multipliers over the chains, each walked in both orders."""
-    totals: Found = []
+    totals: Multipliers = []
     for drawn in chains.drawn:
         orders = drawn, [chains.blocks - 1 - block for block in drawn]
         starts = [walker.reference] * 2
@@ -323,7 +323,7 @@ def mean_of_chains(walker: Walker, chains: Chains) -> Found:
     return [[sum_.div_(2 * len(chains.drawn)) for sum_ in total] for total in totals]
 
 
-def hybrid(walker: Walker, order: Features, last: int) -> list[Tensor]:
+def hybrid(walker: CoalitionPasses, order: Features, last: int) -> list[Tensor]:
     """Return the reference with the blocks up to `last` from the sample."""
     return [
         torch.where(block <= last, x, r)

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxshap.autograd.compiled import Fused
-from fxshap.autograd.tape import Taps, Walk
+from fxshap.autograd.compiled import CompiledBackward
+from fxshap.autograd.tape import BackwardFn, Taps
 from fxshap.capture.captured import Captured
-from fxshap.frontend.inputs import require_finite, require_finite_weights
-from fxshap.frontend.outputs import require_finite_outputs
+from fxshap.frontend.inputs import check_finite, check_finite_weights
+from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.graph.nodes import tensor_at
-from fxshap.passes.pipeline import Rewritten, rewrite
-from fxshap.passes.split_at_layer import Trunk
+from fxshap.passes.pipeline import RewrittenModel, rewrite
+from fxshap.passes.split_at_layer import ModelPrefix
 from fxshap.rules.smoothed_activations import no_variance
-from fxshap.runtime.batching import Layout, probe_layout, require_same
+from fxshap.runtime.batching import BatchLayout, check_densified, probe_layout
 from fxshap.runtime.coalitions import Refinement
-from fxshap.runtime.pairs import Pairs
-from fxshap.runtime.prefetch import NO_ANSWERS, Answers
-from fxshap.runtime.references import ReferenceChunk, References, rows_that_fit
+from fxshap.runtime.pairs import SampleReferencePairs
+from fxshap.runtime.prefetch import EMPTY_CACHE, MultiplierCache
+from fxshap.runtime.references import ReferenceBatchSize, References, rows_that_fit
 
 logger = logging.getLogger("fxshap")
 
 #: References on which what is computed at all places is compared with what the model computes.
-FEW = 16
+COMPARED_ROWS = 16
 
 
 class Engine:
@@ -55,8 +55,8 @@ class Engine:
         model: nn.Module,
         captured: Captured,
         refinement: Refinement,
-        reference_chunk: ReferenceChunk,
-        trunk: Trunk | None = None,
+        reference_chunk: ReferenceBatchSize,
+        trunk: ModelPrefix | None = None,
         compile: bool = False,
     ) -> None:
         self.model = model
@@ -64,12 +64,14 @@ class Engine:
         self.refinement = refinement
         self.reference_chunk = reference_chunk
         self.trunk = trunk
-        self.rewritten: Rewritten = rewrite(self.captured, refinement.variances)
-        self.fused = Fused(self.rewritten.attribute, captured.explained) if compile else None
-        self.layout: Layout | None = None
+        self.rewritten: RewrittenModel = rewrite(self.captured, refinement.variances)
+        self.fused = (
+            CompiledBackward(self.rewritten.attribute, captured.explained) if compile else None
+        )
+        self.layout: BatchLayout | None = None
         self.references: References | None = None
         self.references_key: tuple[Any, ...] = ()
-        self.answers = NO_ANSWERS
+        self.answers = EMPTY_CACHE
         self.version: tuple[Any, ...] = ()
         self.asked: Hashable = None
         self.sums: tuple[complex, ...] = ()
@@ -80,7 +82,7 @@ class Engine:
 
     def explain(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
-    ) -> tuple[Walk, Tensor]:
+    ) -> tuple[BackwardFn, Tensor]:
         """Return the walk that gives multipliers, and the outputs of both ends.
 
         Parameters
@@ -93,20 +95,22 @@ class Engine:
         version = self.bind_weights(asked)
         if all(bool((x == x[:1]).all()) for x in samples):
             samples = [x[:1] for x in samples]
-        require_finite("sample", samples[: self.captured.explained])
+        check_finite("sample", samples[: self.captured.explained])
         layout = self.layout_of(samples, references)
         held = self.references_of(references, layout, version)
-        pairs = Pairs(self.observe, self.complete, layout, self.refinement, samples, held)
+        pairs = SampleReferencePairs(
+            self.observe, self.complete, layout, self.refinement, samples, held
+        )
         if not pairs.single:
-            return finite(pairs.walk, torch.cat([pairs.output(), held.output]))
+            return with_finite_check(pairs.walk, torch.cat([pairs.output(), held.output]))
         if self.answers.explanation != asked or self.answers.references is not held:
-            self.answers = Answers(asked, held)
+            self.answers = MultiplierCache(asked, held)
         answer = self.answers.of(samples)
         if answer.output is None:
             answer.output = pairs.output()
         alike = answer.output.expand(len(references[0]), *answer.output.shape[1:])
         walk = partial(self.answers.walk, answer, pairs.walks)
-        return finite(walk, torch.cat([alike, held.output]))
+        return with_finite_check(walk, torch.cat([alike, held.output]))
 
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
@@ -133,12 +137,12 @@ class Engine:
         none = {name: no_variance(v) for name, v in zip(names, found, strict=True)}
         return {**reference, **none}, {**sample, **dict(zip(names, found, strict=True))}
 
-    def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> Layout:
+    def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
         """Return where the batch lies in every tap, found out at the first explanation."""
         if self.layout is None:
             if self.rewritten.packed is not None:
-                few = [r[: self.captured.rows or FEW] for r in references]
-                require_same(self.rewritten.observe, self.rewritten.packed, few)
+                few = [r[: self.captured.rows or COMPARED_ROWS] for r in references]
+                check_densified(self.rewritten.observe, self.rewritten.packed, few)
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
             self.layout = probe_layout(
                 self.rewritten.observe, pairs, self.captured.rows, self.captured.explained
@@ -148,12 +152,12 @@ class Engine:
         return self.layout
 
     def references_of(
-        self, inputs: Sequence[Tensor], layout: Layout, version: tuple[Any, ...]
+        self, inputs: Sequence[Tensor], layout: BatchLayout, version: tuple[Any, ...]
     ) -> References:
         """Return these references with their tape, recorded again when anything has changed."""
         held = self.references
         if held is None or self.references_key != version or not held.are(inputs):
-            self.references, self.answers = None, NO_ANSWERS  # let go of the old ones first
+            self.references, self.answers = None, EMPTY_CACHE  # let go of the old ones first
             rows = self.rows_of_tape(inputs, layout)
             held = References(
                 self.rewritten.attribute,
@@ -167,7 +171,7 @@ class Engine:
             logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
         return held
 
-    def rows_of_tape(self, inputs: Sequence[Tensor], layout: Layout) -> int:
+    def rows_of_tape(self, inputs: Sequence[Tensor], layout: BatchLayout) -> int:
         """Return how many references go onto one tape."""
         count, chunk = len(inputs[0]), self.reference_chunk
         if self.captured.rows is not None:  # nothing else runs
@@ -179,15 +183,15 @@ class Engine:
 
     def release(self) -> None:
         """Let go of the tape and of the answers found ahead."""
-        self.references, self.answers = None, NO_ANSWERS
+        self.references, self.answers = None, EMPTY_CACHE
 
     def bind_weights(self, asked: Hashable) -> tuple[Any, ...]:
         """Point the graphs at the model's present weights; return what tells if they change."""
         weights = [tensor_at(self.model, path) for path in self.captured.weights.values()]
         if asked != self.asked:  # once an explanation: edits of `.data` leave the version alone
-            sums = sums_of(weights)
+            sums = weight_sums(weights)
             if not all(map(cmath.isfinite, sums)):
-                require_finite_weights(
+                check_finite_weights(
                     dict(zip(self.captured.weights.values(), weights, strict=True))
                 )
             self.asked, self.sums = asked, sums
@@ -198,19 +202,19 @@ class Engine:
         return version
 
 
-def finite(walk: Walk, output: Tensor) -> tuple[Walk, Tensor]:
+def with_finite_check(walk: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:
     """Return a walk and the output, or one that looks first whether the outputs asked for are."""
     if bool(output.isfinite().all()):
         return walk, output
 
     def careful(grad: Tensor) -> list[Tensor]:
-        require_finite_outputs(output, grad)
+        check_finite_outputs(output, grad)
         return walk(grad)
 
     return careful, output
 
 
-def sums_of(weights: Sequence[Tensor]) -> tuple[complex, ...]:
+def weight_sums(weights: Sequence[Tensor]) -> tuple[complex, ...]:
     """Return the sum of every tensor."""
     single = torch.float32
     return tuple(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from threading import Condition, RLock, get_ident
 
 
-class _Turns:
+class _LockState:
     """Who is in."""
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class _Turns:
         self.capturing: int | None = None  # the thread that captures
 
 
-_turns = [_Turns()]
+_turns = [_LockState()]
 
 
 @contextmanager
-def taking_turns() -> Iterator[None]:
+def explanation_lock() -> Iterator[None]:
     """Let no other thread explain; the same thread may enter again."""
     with _turns[-1].walking:
         yield
 
 
 @contextmanager
-def capturing() -> Iterator[None]:
+def capture_lock() -> Iterator[None]:
     """Let no ordinary call of another thread in, and wait for those that are; within a turn."""
     turns, me = _turns[-1], get_ident()
     with turns.changed:
@@ -50,7 +50,7 @@ def capturing() -> Iterator[None]:
 
 
 @contextmanager
-def calling() -> Iterator[None]:
+def model_call() -> Iterator[None]:
     """Wait while another thread captures; never enter a turn from within."""
     turns, me = _turns[-1], get_ident()
     with turns.changed:
@@ -65,10 +65,10 @@ def calling() -> Iterator[None]:
             turns.changed.notify_all()
 
 
-def renew() -> None:
+def reset_after_fork() -> None:
     """Forget who is in: the thread of a parent process does not leave in its child."""
-    _turns[:] = [_Turns()]
+    _turns[:] = [_LockState()]
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=renew)
+    os.register_at_fork(after_in_child=reset_after_fork)

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from fxshap.autograd.tape import Tape, Taps
-from fxshap.runtime.batching import Layout
-from fxshap.runtime.coalitions import Chains, Found, Refinement, Walker, refined_multipliers
-from fxshap.runtime.progress import Step, telling
+from fxshap.runtime.batching import BatchLayout
+from fxshap.runtime.coalitions import (
+    CoalitionChains,
+    CoalitionPasses,
+    Multipliers,
+    Refinement,
+    refined_multipliers,
+)
+from fxshap.runtime.progress import Step, progress_line
 from fxshap.runtime.references import References
 
 Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
 Complete = Callable[[Taps, Taps, Sequence[Tensor]], tuple[Taps, Taps]]
 
 
-class Pairs:
+class SampleReferencePairs:
     """Every reference with its sample, or with the only one.
 
     Parameters
@@ -39,7 +45,7 @@ class Pairs:
         self,
         observe: Observe,
         complete: Complete,
-        layout: Layout,
+        layout: BatchLayout,
         refinement: Refinement,
         samples: Sequence[Tensor],
         references: References,
@@ -82,12 +88,12 @@ class Pairs:
         """Return the multipliers from the references to the samples for one cotangent."""
         return self.walks([grad])[0]
 
-    def walks(self, grads: Sequence[Tensor]) -> Found:
+    def walks(self, grads: Sequence[Tensor]) -> Multipliers:
         """Return for every cotangent the multipliers from the references to the samples."""
         explained, parts = self.references.explained, self.references.parts()
         chains = self.refinement.draw(self.samples[:explained], self.references.inputs[:explained])
         show = self.refinement.progress and bool(chains.drawn)
-        with telling("fxshap refines", show, chains.walks * len(parts)) as step:
+        with progress_line("fxshap refines", show, chains.walks * len(parts)) as step:
             found = [
                 self._walk(
                     self.references.tape(part),
@@ -106,16 +112,16 @@ class Pairs:
         ]
 
     def _walk(
-        self, tape: Tape, part: slice, chains: Chains, grads: Sequence[Tensor], step: Step
-    ) -> Found:
+        self, tape: Tape, part: slice, chains: CoalitionChains, grads: Sequence[Tensor], step: Step
+    ) -> Multipliers:
         explained = self.references.explained
         references = [x[part] for x in self.references.inputs]
 
-        def walks(start: Taps, end: Taps) -> Found:
+        def walks(start: Taps, end: Taps) -> Multipliers:
             step()
             return tape.walks(*self.complete(start, end, references), grads)
 
-        walker = Walker(
+        walker = CoalitionPasses(
             lambda points: self._observe([[*point, *references[explained:]] for point in points]),
             walks,
             [x if self.single else x[part] for x in self.samples[:explained]],

@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fxshap.runtime.coalitions import Found
+from fxshap.runtime.coalitions import Multipliers
 from fxshap.runtime.references import References
 
 #: Walks for several cotangents of the output between the same ends.
-Walks = Callable[[Sequence[Tensor]], Found]
+Walks = Callable[[Sequence[Tensor]], Multipliers]
 
 #: Models of so many outputs are answered for all of them at the first question.
 FEW_OUTPUTS = 4
 #: What may be kept for later questions, in bytes.
-MOST_BYTES = 2**28
+MAX_BYTES = 2**28
 
 
-class Answer:
+class CachedMultipliers:
     """What is known of one sample.
 
     Attributes
@@ -44,7 +44,7 @@ class Answer:
         self.asked: set[int] = set()
 
 
-class Answers:
+class MultiplierCache:
     """The answers of one explanation, by sample.
 
     Parameters
@@ -58,21 +58,21 @@ class Answers:
     def __init__(self, explanation: object, references: References | None) -> None:
         self.explanation = explanation
         self.references = references
-        self.of_sample: dict[tuple[bytes, ...], Answer] = {}
+        self.of_sample: dict[tuple[bytes, ...], CachedMultipliers] = {}
 
-    def of(self, sample: Sequence[Tensor]) -> Answer:
+    def of(self, sample: Sequence[Tensor]) -> CachedMultipliers:
         """Return what is known of a sample, one row an input."""
-        return self.of_sample.setdefault(tuple(map(bytes_of, sample)), Answer())
+        return self.of_sample.setdefault(tuple(map(bytes_of, sample)), CachedMultipliers())
 
     def room(self) -> int:
         """Return for how many more outputs one sample may keep its multipliers."""
         assert self.references is not None
         size = self.references.size
         kept = sum(len(answer.found) for answer in self.of_sample.values())
-        fair = MOST_BYTES // (size * max(len(self.of_sample), 1))
-        return min(fair, max(MOST_BYTES // size - kept, 0))
+        fair = MAX_BYTES // (size * max(len(self.of_sample), 1))
+        return min(fair, max(MAX_BYTES // size - kept, 0))
 
-    def walk(self, answer: Answer, walks: Walks, grad: Tensor) -> list[Tensor]:
+    def walk(self, answer: CachedMultipliers, walks: Walks, grad: Tensor) -> list[Tensor]:
         """Return multipliers for the cotangent `grad`, and find those of other outputs ahead.
 
         Parameters
@@ -84,7 +84,7 @@ class Answers:
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
         """
-        column = only_column(grad)
+        column = single_column(grad)
         if column is None:
             return walks([grad])[0]
         if column not in answer.found:
@@ -107,10 +107,10 @@ def bytes_of(x: Tensor) -> bytes:
     return copy.view(torch.uint8).numpy().tobytes()
 
 
-NO_ANSWERS = Answers(None, None)
+EMPTY_CACHE = MultiplierCache(None, None)
 
 
-def only_column(grad: Tensor) -> int | None:
+def single_column(grad: Tensor) -> int | None:
     """Return the column that is all ones where the others are all zeros, if there is one."""
     if grad.dim() != 2:
         return None

@@ -21,7 +21,7 @@ Step = Callable[[], None]
 
 
 @dataclass
-class Line:
+class ProgressLine:
     """What is going on, and how far it is."""
 
     what: str
@@ -39,7 +39,7 @@ class Line:
 
 
 @contextmanager
-def telling(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
+def progress_line(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
     """Show what is going on and for how long, if it goes on for long and somebody looks.
 
     Parameters
@@ -51,12 +51,12 @@ def telling(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
         How many steps it takes, for work that comes again and again: its line is wiped when it
         is done.
     """
-    stream, line = sys.stderr, Line(what, steps)
-    if not show or not is_watched(stream):
+    stream, line = sys.stderr, ProgressLine(what, steps)
+    if not show or not is_interactive(stream):
         yield line.step
         return
     done = Event()
-    teller = Thread(target=tell, args=(line, stream, done), daemon=True)
+    teller = Thread(target=show_progress, args=(line, stream, done), daemon=True)
     teller.start()
     try:
         yield line.step
@@ -65,7 +65,7 @@ def telling(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
         teller.join()
 
 
-def tell(line: Line, stream: TextIO, done: Event) -> None:
+def show_progress(line: ProgressLine, stream: TextIO, done: Event) -> None:
     """Write the line again and again until it is done."""
     start = time.perf_counter()
     if done.wait(PATIENCE):
@@ -81,6 +81,6 @@ def tell(line: Line, stream: TextIO, done: Event) -> None:
     stream.flush()
 
 
-def is_watched(stream: TextIO | None) -> bool:
+def is_interactive(stream: TextIO | None) -> bool:
     """Say whether a stream is a terminal or a notebook."""
     return stream is not None and (stream.isatty() or "ipykernel" in sys.modules)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.autograd.tape import Fused, Tape
-from fxshap.frontend.inputs import require_finite
+from fxshap.frontend.inputs import check_finite
 
 logger = logging.getLogger("fxshap")
 
 #: How many references go onto one tape: a number, or as many as free memory holds.
-ReferenceChunk = int | Literal["auto"]
+ReferenceBatchSize = int | Literal["auto"]
 
 #: What a tape takes for a row, over what the row's taps take: the taps, slopes, and some room.
 TAPE_PER_TAP = 4
@@ -57,7 +57,7 @@ class References:
         abreast: int = 1,
         fused: Fused | None = None,
     ) -> None:
-        require_finite("references", inputs[:explained])
+        check_finite("references", inputs[:explained])
         self.attribute = attribute
         self.explained = explained
         self.inputs = [x.detach().clone() for x in inputs]

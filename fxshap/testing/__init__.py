@@ -85,7 +85,7 @@ def check_rule(
     times the difference of the outputs: to 1e-12 in float64 and 1e-5 in float32, of the outputs
     or of 1. One sample row must serve for all as well, and multipliers must be finite. Of a
     :func:`fxshap.rules.linear` declaration the derivative is tried in the same way, and a
-    :func:`fxshap.rules.composite` must return what its operator does.
+    :func:`fxshap.rules.decomposition` must return what its operator does.
 
     Parameters
     ----------

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from fxshap.errors import AdditivityError
 from fxshap.ops.dtypes import differentiable
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
-from fxshap.rules.core.registry import COMPOSITES, Rule, Tensors, find_rule
+from fxshap.rules.core.registry import DECOMPOSITIONS, Rule, Tensors, find_rule
 
 #: Rows that are drawn for every argument that varies.
 ROWS = 32
@@ -155,7 +155,7 @@ class Case:
     @property
     def decomposition(self) -> Callable[..., Any] | None:
         """What takes the operator's place, if it has no rule of its own."""
-        return COMPOSITES.get(self.target) if self.rule is None else None
+        return DECOMPOSITIONS.get(self.target) if self.rule is None else None
 
     def draw(self, dtype: torch.dtype) -> tuple[Operation, list[Tensor], list[Tensor]]:
         """Bind the operation and draw what it receives at the reference and at the sample."""
@@ -210,7 +210,7 @@ def additivity_errors(
     if case.is_linear:
         multipliers = vjp(operation, r, grad)
     else:
-        multipliers = multiply(operation, r, x, grad)
+        multipliers = apply_rule(operation, r, x, grad)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
     owed: Tensor | float = 0.0

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxshap.autograd.rescale import Ends
-from fxshap.graph.provenance import UNKNOWN_LINE, node_line, user_module
+from fxshap.autograd.rescale import Endpoints
+from fxshap.graph.provenance import UNKNOWN_LINE, source_line, user_module
 from fxshap.ops.dtypes import differentiable
-from fxshap.passes.insert_rescale import is_rescaled, stands_for
+from fxshap.passes.insert_rescale import is_rescaled, original_operator
 from fxshap.rules.core.registry import find_rule
 
 #: Leaks that are named, the largest first, and how small beside the largest.
-MOST_LEAKS = 10
+MAX_LEAKS = 10
 SMALLEST_SHARE = 0.01
 
 Gradients = list[Tensor | None]
@@ -87,7 +87,7 @@ def find_leaks(
     worst = size(found[0][1]) if found else 0.0
     return [
         describe(node, error / scale)
-        for node, error in found[:MOST_LEAKS]
+        for node, error in found[:MAX_LEAKS]
         if size(error) >= SMALLEST_SHARE * worst > 0
     ]
 
@@ -106,7 +106,7 @@ def local_errors(
     """
     rows = len(references[0])
     after, before = _Steps(attribute), _Steps(attribute)
-    ends, other = Ends(), Ends()
+    ends, other = Endpoints(), Endpoints()
     after.run(other, *[x.detach().expand(rows, *x.shape[1:]) for x in sample])
     before.run(ends, *[r.detach() for r in references])
     ends.sample = other.reference  # the sample of a walk is what the operations received there
@@ -129,13 +129,13 @@ def local_errors(
 
 def describe(node: fx.Node, error: float) -> Leak:
     """Name a node, its operation, its rule and where it came from."""
-    rescaled, target = is_rescaled(node), stands_for(node)
+    rescaled, target = is_rescaled(node), original_operator(node)
     rule = find_rule(target)
     return Leak(
         name=".".join(filter(None, [user_module(node), node.name])),
         operation=str(target),
         rule="linear" if not rescaled else rule.name if rule and rule.multiply else "generic",
-        line=line if (line := node_line(node)) != UNKNOWN_LINE else "",
+        line=line if (line := source_line(node)) != UNKNOWN_LINE else "",
         error=error,
     )
 

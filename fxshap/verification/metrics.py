@@ -118,7 +118,7 @@ def distances_to_shapley(
     sizes = [math.prod(shape) for shape in shapes]
     features = int(groups.max()) + 1
     rows = 2**features * len(references[0])
-    most = 0 if features > MOST_FEATURES else max(1, MOST_ROWS // rows)
+    most = 0 if features > MAX_FEATURES else max(1, MAX_ROWS // rows)
 
     def function(points: Tensor) -> Tensor:
         parts = zip(points.split(sizes, 1), shapes, strict=True)
@@ -153,11 +153,11 @@ def as_list(inputs: Inputs) -> list[Tensor]:
 
 
 #: Features, or groups of them, up to which the exact Shapley values are computed.
-MOST_FEATURES = 12
+MAX_FEATURES = 12
 
 
 #: Rows of the model to spend on them; one sample gets its exact values whatever they take.
-MOST_ROWS = 2**18
+MAX_ROWS = 2**18
 
 
 Heard = list[tuple[Tensor, Tensor]]

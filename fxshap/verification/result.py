@@ -12,11 +12,11 @@ import torch
 
 from fxshap.report.tables import count, html_table, name_of, text_table
 from fxshap.verification.leaks import Leak
-from fxshap.verification.metrics import MOST_FEATURES, Array
+from fxshap.verification.metrics import MAX_FEATURES, Array
 
 
 @dataclass(frozen=True)
-class Checked:
+class SampleCheck:
     """What was measured of one sample.
 
     Attributes
@@ -69,7 +69,7 @@ class Verification:
     computed_in: torch.dtype
     references: int
     features: int
-    samples: list[Checked]
+    samples: list[SampleCheck]
     values: list[Array] = field(repr=False)
     leaks: list[Leak]
 
@@ -87,7 +87,7 @@ class Verification:
     def limit(self) -> float:
         """The largest additivity error that rounding explains."""
         # What has still fewer digits, as float8, is taken for the narrowest.
-        return LIMITS.get(self.computed_in, max(LIMITS.values()))
+        return TOLERANCES.get(self.computed_in, max(TOLERANCES.values()))
 
     @property
     def additive(self) -> bool:
@@ -165,9 +165,9 @@ class Verification:
         if self.additive and not self.passes_shap:
             lines.append("The gap is not relative, and these outputs are large.")
             lines.append("Explain in float64, or with check_additivity=False.")
-        if self.features > MOST_FEATURES:
+        if self.features > MAX_FEATURES:
             lines.append(
-                f"No exact Shapley values: {self.features} features are more than {MOST_FEATURES} "
+                f"No exact Shapley values: {self.features} features are more than {MAX_FEATURES} "
                 "(see feature_mask)."
             )
         return lines
@@ -178,7 +178,7 @@ SHAP_TOLERANCE = 0.01
 
 
 #: The largest additivity error that the rounding of a deep network explains, by type.
-LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
 def largest(numbers: Iterable[float]) -> float:

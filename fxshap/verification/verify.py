@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.errors import OptionError
-from fxshap.frontend.inputs import require_pairs, require_types
-from fxshap.frontend.outputs import Selector, require_columns
-from fxshap.integrations.isolation import evaluating
+from fxshap.frontend.inputs import check_dtypes, check_matching_rows
+from fxshap.frontend.outputs import Selector, check_two_dimensional
+from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.verification.leaks import find_leaks
 from fxshap.verification.metrics import (
@@ -28,7 +28,7 @@ from fxshap.verification.metrics import (
     features_of,
     output_differences,
 )
-from fxshap.verification.result import Checked, Verification
+from fxshap.verification.result import SampleCheck, Verification
 
 
 def verify(
@@ -97,13 +97,13 @@ def verify(
     elif output is not None:
         raise OptionError("give output= to make_explainable, which made this model explainable")
     references, rows = as_list(background), as_list(samples)
-    require_pairs(references, rows)
+    check_matching_rows(references, rows)
     groups = features_of(model, references, feature_mask)
-    with evaluating(model):
-        require_types(references, model.model, lambda: model(*references))
+    with evaluation_mode(model):
+        check_dtypes(references, model.model, lambda: model(*references))
         with torch.no_grad():
             f_r = model(*references)
-            require_columns(f_r)
+            check_two_dimensional(f_r)
             rows = [x.to(f_r.device) for x in rows]  # as SHAP does
             f_x = model(*rows)
         walks = len(f_x) * min(f_x.shape[1], ranked_outputs or f_x.shape[1])
@@ -115,7 +115,7 @@ def verify(
         distances = distances_to_shapley(model, references, rows, values, ranks, groups)
         dtype = references[0].dtype
         checked = [
-            Checked(gap / scale, gap, difference / scale, distance)
+            SampleCheck(gap / scale, gap, difference / scale, distance)
             for gap, difference, distance in zip(
                 map(float, gaps.max(1)), differences, distances, strict=True
             )

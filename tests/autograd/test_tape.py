@@ -247,7 +247,7 @@ def test_outputs_side_by_side_are_those_of_one_at_a_time(name, monkeypatch):
     together = explain(explainable, background, samples)
     engine = explainable._latest()
     assert engine.references.kept.recordings.keys() > {1} or engine.layout.tile
-    monkeypatch.setattr(fxshap.runtime.batching, "SIDE_BY_SIDE", 0)
+    monkeypatch.setattr(fxshap.runtime.batching, "MAX_BATCHED", 0)
     alone = explain(fxshap.make_explainable(network.build().double()), background, samples)
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
@@ -272,16 +272,16 @@ def test_backward_passes_may_come_in_any_order():
     model = Model()
     explainable = fxshap.make_explainable(model)
     joints = [torch.cat([data(3, seed), data(3, seed + 10)]).requires_grad_() for seed in range(3)]
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         outputs = [explainable(joint) for joint in joints]
     late = {k: torch.autograd.grad(outputs[k][:, 0].sum(), joints[k])[0] for k in (1, 2, 0)}
     for k, joint in enumerate(joints):
-        with fxshap.paired():
+        with fxshap.multiplier_mode():
             (soon,) = torch.autograd.grad(explainable(joint)[:, 0].sum(), joint)
         assert torch.equal(late[k], soon)
 
 
 def test_an_odd_number_of_rows_is_no_pair():
     explainable = fxshap.make_explainable(Model())
-    with fxshap.paired(), pytest.raises(fxshap.errors.InputError, match="come in pairs"):
+    with fxshap.multiplier_mode(), pytest.raises(fxshap.errors.InputError, match="come in pairs"):
         explainable(data(5, 0).requires_grad_())

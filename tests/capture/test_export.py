@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxshap
 from fxshap.errors import CaptureError
-from fxshap.graph.provenance import is_users, user_module
+from fxshap.graph.provenance import is_user_file, user_module
 from tests.helpers import (
     assert_exact,
     assert_same_state,
@@ -284,7 +284,7 @@ def test_the_model_is_let_go_with_the_explainable():
 
 
 def test_only_the_latest_captures_are_kept(monkeypatch):
-    monkeypatch.setattr("fxshap.module.MOST_ENGINES", 2)
+    monkeypatch.setattr("fxshap.module.MAX_CAPTURES", 2)
     explainable = fxshap.make_explainable(nn.Tanh().eval())
     shapes = [(3, size) for size in (2, 3, 4)]
     for shape in shapes:
@@ -316,6 +316,6 @@ def test_modules_of_a_part_of_a_list_have_their_own_names():
 def test_lines_of_torch_and_of_python_are_not_the_users():
     installed = Path(torch.__file__).parents[1]
     for file in (torch.__file__, fxshap.__file__, contextlib.__file__, "<string>"):
-        assert not is_users(file)
+        assert not is_user_file(file)
     for file in (__file__, str(installed / "torchvision" / "ops" / "misc.py")):
-        assert is_users(file)
+        assert is_user_file(file)

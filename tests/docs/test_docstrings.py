@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fxshap.rules import COMPOSITES, RULES
+from fxshap.rules import DECOMPOSITIONS, RULES
 
 MODULES = (
     "fxshap.module",
@@ -23,6 +23,6 @@ MODULES = (
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
-    with mock.patch.dict(RULES), mock.patch.dict(COMPOSITES), torch.random.fork_rng():
+    with mock.patch.dict(RULES), mock.patch.dict(DECOMPOSITIONS), torch.random.fork_rng():
         result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed

@@ -376,14 +376,14 @@ def test_a_process_explains(model, method):
 
 def test_a_fork_while_another_thread_explains(model):
     """The child does not wait for a thread that it does not have."""
-    from fxshap.runtime.locks import taking_turns
+    from fxshap.runtime.locks import explanation_lock
 
     explainable = fxshap.make_explainable(model)
     expected = values(explainable)
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with taking_turns():
+        with explanation_lock():
             inside.set()
             leave.wait(120)
 

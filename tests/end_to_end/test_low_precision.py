@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fxshap
 from benchmarks.accuracy.narrow import DTYPES, LIMIT, WAYS, Halved, build, error
 from fxshap.errors import InputError
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.verification.metrics import additivity_error
 from fxshap.verification.verify import shap_values
@@ -74,12 +74,12 @@ def test_multipliers_of_narrow_ends_are_those_of_the_same_numbers_in_float32(
     operation, _ = Operation.bind(
         torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0], weights[1])
     )
-    found = multiply(operation, ends[:1], ends[1:2], ends[2])
+    found = apply_rule(operation, ends[:1], ends[1:2], ends[2])
     operation, _ = Operation.bind(
         torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0].float(), weights[1].float())
     )
     r, x, grad = (end.float() for end in ends)
-    assert torch.equal(found[0], multiply(operation, [r], [x], grad)[0].to(dtype))
+    assert torch.equal(found[0], apply_rule(operation, [r], [x], grad)[0].to(dtype))
 
 
 half_sine = sine_for("half_sine", *DTYPES)

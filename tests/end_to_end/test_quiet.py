@@ -81,7 +81,7 @@ def test_what_is_done_is_logged(caplog):
 
 
 def test_captures_that_are_dropped_are_logged(caplog, monkeypatch):
-    monkeypatch.setattr("fxshap.module.MOST_ENGINES", 1)
+    monkeypatch.setattr("fxshap.module.MAX_CAPTURES", 1)
     caplog.set_level(logging.DEBUG, "fxshap")
     explainable = fxshap.make_explainable(nn.Tanh())
     explainable.prepare(torch.randn(2, 3))

@@ -47,7 +47,7 @@ def test_nothing_of_torch_or_shap_is_patched():
     explainable = fxshap.make_explainable(network(), refine=1)
     explain(explainable)
     explainable.report()
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         explainable(torch.randn(2, 4, requires_grad=True))
     for place, kept in zip(PLACES, before, strict=True):
         assert attributes(place) == kept, place

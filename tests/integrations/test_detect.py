@@ -207,8 +207,8 @@ def test_captum_layers(model, explainable, name, side):
     found, delta = ca.LayerDeepLift(explainable, layer).attribute(SAMPLES, REFERENCES, **options)
     with (
         torch.no_grad(),
-        fxshap.frontend.hook_point.watching(
-            model, fxshap.frontend.hook_point.Place(name, side)
+        fxshap.frontend.hook_point.record_tensors(
+            model, fxshap.frontend.hook_point.HookPoint(name, side)
         ) as seen,
     ):
         model(SAMPLES)
@@ -235,7 +235,10 @@ def test_what_is_bound_must_be_the_same_in_both_rows_of_a_pair(explainable):
     rows = torch.cat([SAMPLES, REFERENCES]).requires_grad_()
     gates = torch.cat([GATE, GATE.flip(0)])
     for call in (lambda: explainable(rows, gates), lambda: explainable(rows, gate=gates)):
-        with fxshap.paired(), pytest.raises(InputError, match="(input 1|'gate') is not explained"):
+        with (
+            fxshap.multiplier_mode(),
+            pytest.raises(InputError, match="(input 1|'gate') is not explained"),
+        ):
             call()
 
 
@@ -389,14 +392,14 @@ def test_the_mode_tells_who_is_asking(flat, explained):
     with explained.register_forward_hook(note):
         tangermeme.deep_lift_shap(explained, ONE_HOT, **OPTIONS)
         assert set(modes) == {"tangermeme"}
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         assert flat.mode == "paired"
     assert flat.mode == "plain"
 
 
 def test_paired_gives_every_row_the_multiplier_of_its_own_cotangent(model, explainable):
     rows = torch.cat([SAMPLES, REFERENCES]).requires_grad_()
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         outputs = explainable(rows).flatten(1)
     sample, reference = torch.autograd.grad(outputs.sum(), rows, retain_graph=True)[0].chunk(2)
     assert torch.equal(sample, reference)
@@ -411,7 +414,7 @@ def test_paired_gives_every_row_the_multiplier_of_its_own_cotangent(model, expla
 
 
 def test_paired_calls_without_gradient_are_plain(model, explainable):
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         with torch.no_grad():
             assert torch.equal(explainable(SAMPLES), model(SAMPLES))
         assert torch.equal(explainable(SAMPLES), model(SAMPLES))
@@ -455,7 +458,7 @@ def assert_not_silent(ask, library: str) -> None:
         ask()
     assert f"{library} {version(library)}" in str(raised.value)
     assert f"fxshap {fxshap.__version__}" in str(raised.value)
-    assert "fxshap.paired()" in str(raised.value)
+    assert "fxshap.multiplier_mode()" in str(raised.value)
 
 
 def ask_shap(flat: nn.Module) -> None:
@@ -503,7 +506,7 @@ def test_tangermeme_without_hooks_is_an_error(explained, monkeypatch):
 
 def test_inside_paired_a_release_that_we_do_not_know_works(flat, monkeypatch):
     monkeypatch.setattr(deep_pytorch.PyTorchDeep, "add_handles", lambda *_: [])
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         ask_shap(flat)
 
 

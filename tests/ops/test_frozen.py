@@ -8,7 +8,7 @@ import shap
 import torch
 
 import fxshap
-from fxshap.ops.frozen import CONVOLUTIONS, lean_batch_norm, lean_convolution
+from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolution
 
 
 @pytest.mark.parametrize("target", CONVOLUTIONS, ids=str)
@@ -24,7 +24,7 @@ def test_lean_convolutions_are_those_of_torch(target, window):
     bias = torch.randn(6, generator=generator, dtype=torch.float64)
     x.requires_grad_()
     ours, theirs = (
-        lean_convolution(dims, x, weight, bias, *window),
+        frozen_convolution(dims, x, weight, bias, *window),
         target(x, weight, bias, *(v * dims if isinstance(v, list) else v for v in window)),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -38,7 +38,7 @@ def test_the_input_is_not_kept():
     x = torch.randn(1, 2, 8, requires_grad=True)
     hidden = x * 2
     kept = weakref.ref(hidden)
-    out = lean_convolution(1, hidden, torch.randn(2, 2, 3))
+    out = frozen_convolution(1, hidden, torch.randn(2, 2, 3))
     del hidden
     gc.collect()
     assert kept() is None
@@ -69,7 +69,7 @@ def test_lean_batch_norms_are_those_of_torch(shape, affine):
     mean, weight, bias = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     var = 0.1 + torch.rand(4, generator=generator, dtype=torch.float64)
     weight, bias = (weight, bias) if affine else (None, None)
-    ours = lean_batch_norm(x, weight, bias, mean, var, 1e-5)
+    ours = frozen_batch_norm(x, weight, bias, mean, var, 1e-5)
     theirs = torch.nn.functional.batch_norm(x, mean, var, weight, bias, eps=1e-5)
     assert torch.equal(ours, theirs)
     grad = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_lean_batch_norms_are_those_of_torch(shape, affine):
 def test_batch_norms_do_not_keep_their_input():
     hidden = torch.randn(1, 2, 8, requires_grad=True) * 2
     kept = weakref.ref(hidden)
-    out = lean_batch_norm(hidden, None, None, torch.zeros(2), torch.ones(2), 1e-5)
+    out = frozen_batch_norm(hidden, None, None, torch.zeros(2), torch.ones(2), 1e-5)
     del hidden
     gc.collect()
     assert kept() is None

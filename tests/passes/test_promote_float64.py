@@ -108,7 +108,7 @@ def test_decisions_come_out_as_in_the_model(decide: Callable[[Tensor], Tensor]) 
     background, samples = background.float().double(), samples.float().double()
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [background], [samples], 1e-6)
-    with torch.no_grad(), fxshap.paired():
+    with torch.no_grad(), fxshap.multiplier_mode():
         paired = explainable(torch.cat([samples, background]))
     assert torch.equal(paired, model(torch.cat([samples, background])))
 
@@ -160,7 +160,7 @@ def test_an_output_keeps_its_type() -> None:
     model = nn.Sequential(Between(torch.tanh).double(), Cast(torch.float32)).eval()
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(5)], [data(3)], 1e-6)
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         assert explainable(torch.cat([data(3), data(3)])).dtype == torch.float32
 
 
@@ -179,7 +179,7 @@ def assert_untouched(model: nn.Module, inside: torch.dtype) -> None:
     """Check that what SHAP sees of a float64 input is, bit for bit, what the model gives."""
     explainable = fxshap.make_explainable(model)
     explain(explainable, [data(5)], [data(3)], check_additivity=False)
-    with torch.no_grad(), fxshap.paired():
+    with torch.no_grad(), fxshap.multiplier_mode():
         paired = explainable(torch.cat([data(3), data(3)]))
     with torch.no_grad():
         assert torch.equal(paired[:3], model(data(3)))

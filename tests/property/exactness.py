@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fxshap
-from fxshap.passes.insert_rescale import stands_for
+from fxshap.passes.insert_rescale import original_operator
 from fxshap.report.report import Report
 from tests.helpers import additivity_error, assert_no_shap_hooks, explain, rewritten
 from tests.property.conditioning import condition_number, is_too_steep
@@ -90,7 +90,7 @@ def require_plain(
 
 def require_every_node(explainable: fxshap.ExplainableModule) -> None:
     """Raise unless the report counts every node that was rewritten, by its own operator."""
-    nodes = Counter(str(stands_for(node)) for node in rewritten(explainable))
+    nodes = Counter(str(original_operator(node)) for node in rewritten(explainable))
     report: Report = explainable.report()
     named = Counter[str]()
     for entry in report.entries:

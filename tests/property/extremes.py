@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.ops.dtypes import differentiable
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
 from tests.rules.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
@@ -210,7 +210,7 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> Found:
     before, after = outputs_of(operation, r), outputs_of(operation, x)
     grads = [draw_cotangent(y, generator) for y in before]
     grad: Any = tuple(grads) if isinstance(operation(*r), tuple) else grads[0]
-    multipliers = multiply(operation, r, x, grad)
+    multipliers = apply_rule(operation, r, x, grad)
 
     sums = Rows()
     add_outputs(sums, case, grads, before, after)
@@ -309,7 +309,7 @@ def add_sensitivity(
 ) -> None:
     """How much what is given moves with the last digits of what the rule is told of the ends."""
     (near_r, size), (near_x, _) = (disturbed(end, generator) for end in (r, x))
-    others = multiply(operation, near_r, near_x, grad)
+    others = apply_rule(operation, near_r, near_x, grad)
     for m, other, a, b, row in zip(multipliers, others, r, x, case.rows, strict=False):
         if m is not None:
             change = (other.double() - m.double()) * difference(b, a)

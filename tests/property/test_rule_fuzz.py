@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE, Case
@@ -91,7 +91,7 @@ def slack(dtype: torch.dtype) -> float:
 def test_slopes_stay_within_those_of_the_function(name: str, dtype: torch.dtype) -> None:
     operation, low, high = operation_of(name), *SLOPES[name]
     r, x = both_ends((4000,), dtype)
-    (m,) = multiply(operation, [r], [x], torch.ones_like(r))
+    (m,) = apply_rule(operation, [r], [x], torch.ones_like(r))
     assert m.min() >= low - slack(dtype)
     assert m.max() <= high + slack(dtype)
 
@@ -122,7 +122,7 @@ def test_shares_of_a_maximum_lie_between_0_and_1(name: str, args: Any, dtype: to
         operation, ends = operation_of(name, args=args), ([r], [x])
     y = operation(*ends[0])
     ones = (torch.ones_like(y[0]), None) if isinstance(y, tuple) else torch.ones_like(y)
-    for m in multiply(operation, *ends, ones):
+    for m in apply_rule(operation, *ends, ones):
         assert m.min() >= -slack(dtype)
         assert m.max() <= 1 + slack(dtype)
 
@@ -136,7 +136,7 @@ def test_multipliers_of_softmax_are_bounded(scale: float, dtype: torch.dtype) ->
     """
     generator = torch.Generator().manual_seed(0)
     r, x, g = torch.randn(3, 500, 6, generator=generator, dtype=torch.float64).to(dtype)
-    (m,) = multiply(operation_of("softmax.int", args=(-1,)), [scale * r], [scale * x], g.sign())
+    (m,) = apply_rule(operation_of("softmax.int", args=(-1,)), [scale * r], [scale * x], g.sign())
     assert m.abs().max() <= 2
 
 
@@ -146,7 +146,7 @@ def test_multipliers_of_softmax_are_bounded(scale: float, dtype: torch.dtype) ->
 def secant(name: str, r: float, x: float, dtype: torch.dtype, *args: Any) -> tuple[float, float]:
     """The multiplier between two numbers, and the change of the output that it gives."""
     ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
-    (m,) = multiply(operation_of(name, args=args), ends[:1], ends[1:], torch.ones(1, dtype=dtype))
+    (m,) = apply_rule(operation_of(name, args=args), ends[:1], ends[1:], torch.ones(1, dtype=dtype))
     return m.item(), m.item() * (ends[1].double() - ends[0].double()).item()
 
 
@@ -173,7 +173,7 @@ def test_far_tails_of_gelus_tanh_form_are_finite(far, dtype):
     ):
         ends = [torch.tensor([value], dtype=dtype) for value in (r, x)]
         operation, _ = Operation.bind(aten.gelu.default, (ends[0],), {"approximate": "tanh"})
-        (m,) = multiply(operation, ends[:1], ends[1:], torch.ones(1, dtype=dtype))
+        (m,) = apply_rule(operation, ends[:1], ends[1:], torch.ones(1, dtype=dtype))
         assert m.item() == pytest.approx(slope, abs=1e-6)
 
 
@@ -204,7 +204,7 @@ def along_rows(name: str, r: Tensor, x: Tensor, *args: Any) -> float:
     operation = operation_of(name, args=args)
     y_r, y_x = operation(r), operation(x)
     g = torch.randn(r.shape, generator=torch.Generator().manual_seed(0)).to(r.dtype)
-    (m,) = multiply(operation, [r], [x], g)
+    (m,) = apply_rule(operation, [r], [x], g)
     given, owed = (
         (m.double() * (x.double() - r.double())).sum(-1),
         (g * (y_x - y_r)).double().sum(-1),
@@ -255,7 +255,7 @@ def test_norms_are_near_shapley_values_from_every_reference(norm: str, kind: str
         x, r, g = torch.randn(3, 1, 8, generator=generator, dtype=torch.float64)
         factor = {"tenth": 0.1, "hundredth": 0.01, "zero": 0.0, "large": 30.0}.get(kind, 1.0)
         r = torch.ones_like(r) * 0.7 if kind == "constant" else r * factor
-        (m,) = multiply(operation, [r], [x], g)
+        (m,) = apply_rule(operation, [r], [x], g)
 
         def value(point: Tensor, g: Tensor = g) -> Tensor:
             return (g * operation(point)).sum(-1, keepdim=True)
@@ -327,7 +327,7 @@ def test_the_generic_rule_ignores_what_nobody_asks_about(dtype):
     r, x = torch.tensor([[1.0, 2.0]], dtype=dtype), torch.tensor([[0.0, 3.0]], dtype=dtype)
     exponent = torch.tensor([[-1.0, 2.0]], dtype=dtype)
     operation, _ = Operation.bind(aten.pow.Tensor_Tensor, (r, exponent), slots=(0,))
-    (m,) = multiply(operation, [r], [x], torch.tensor([[0.0, 1.0]], dtype=dtype))
+    (m,) = apply_rule(operation, [r], [x], torch.tensor([[0.0, 1.0]], dtype=dtype))
     assert (m * (x - r)).sum().item() == pytest.approx(5, rel=TOLERANCE[dtype])
 
 
@@ -338,7 +338,7 @@ def test_the_generic_rule_keeps_small_changes_beside_huge_steps(dtype):
     x = torch.tensor([[-5.0, -8.6e25, 5.2]], dtype=dtype)
     ends = [r, torch.tensor([[0, 1]])], [x, torch.tensor([[0, 2]])]
     operation, _ = Operation.bind(aten.gather.default, (r, 1, ends[0][1]), slots=(0, 2))
-    m, _ = multiply(operation, *ends, torch.tensor([[1.0, 1.4]], dtype=dtype))
+    m, _ = apply_rule(operation, *ends, torch.tensor([[1.0, 1.4]], dtype=dtype))
     given = (m.double() * (x.double() - r.double())).sum().item()
     assert given == pytest.approx(1.4 * (5.2 + 0.2), rel=TOLERANCE[dtype])
 
@@ -353,7 +353,7 @@ def test_logits_that_move_far_together_owe_no_more_than_softmax_changes(far):
     x = torch.tensor([[-2.0, -0.5, -0.5], [1.0, 1.0, 1.0]], dtype=torch.float64) * far
     g = torch.tensor([[4.0, 3.0, 3.0], [1.0, -1.0, 0.5]], dtype=torch.float64)
     operation = operation_of("softmax.int", args=(-1,))
-    (m,) = multiply(operation, [r], [x], g)
+    (m,) = apply_rule(operation, [r], [x], g)
     parts = m * (x - r)
     owed = (g * (operation(x) - operation(r))).sum(-1)
     torch.testing.assert_close(parts.sum(-1), owed, rtol=0, atol=1e-12)
@@ -368,7 +368,7 @@ def test_a_softmax_of_values_that_are_huge_together_owes_no_more_than_it_changes
     x = torch.tensor([[4.0, 6.0, 0.5], [-1.0, -1.5, -3.0]], dtype=torch.float64) * far
     values = torch.tensor([[0.0, 1e5, -2e12]] * 2, dtype=torch.float64) * (offset / 1e12) + offset
     operation = operation_of("softmax.int", args=(-1,))
-    (m,) = multiply(operation, [r], [x], values)
+    (m,) = apply_rule(operation, [r], [x], values)
     parts = m * (x - r)
     owed = ((values - values[:, :1]) * (operation(x) - operation(r))).sum(-1)
     error = (parts.sum(-1) - owed).abs()
@@ -380,7 +380,7 @@ def test_two_logits_that_move_far_have_their_shapley_values():
     r, x = torch.zeros(1, 2).double(), torch.full((1, 2), 1e8).double()
     operation = operation_of("softmax.int", args=(-1,))
     g = torch.tensor([[1.0, 0.0]]).double()
-    (m,) = multiply(operation, [r], [x], g)
+    (m,) = apply_rule(operation, [r], [x], g)
     exact = shapley_values(lambda a: (g * operation(a)).sum(-1, keepdim=True), x[0], r[0])
     torch.testing.assert_close((m * (x - r))[0], exact.squeeze(1), rtol=0, atol=1e-12)
 
@@ -394,7 +394,7 @@ def two_ends(*ends: tuple[float, float]) -> tuple[list[Tensor], list[Tensor]]:
 def changes(target: Any, r: list[Tensor], x: list[Tensor]) -> tuple[list[float], float]:
     """The share of every argument in the change of the output, and that change."""
     operation, _ = Operation.bind(target, r, slots=tuple(range(len(r))))
-    found = multiply(operation, r, x, torch.ones_like(r[0]))
+    found = apply_rule(operation, r, x, torch.ones_like(r[0]))
     shares = [(m * (b - a)).item() for m, a, b in zip(found, r, x, strict=True)]
     return shares, (operation(*x) - operation(*r)).item()
 
@@ -453,7 +453,7 @@ def test_recurrent_gates_beside_huge_states_add_up(kind):
     )
     before, after = operation(*r), operation(*x)
     grad = tuple(torch.ones_like(y) if k < 1 else None for k, y in enumerate(before))
-    found = multiply(operation, r, x, grad)
+    found = apply_rule(operation, r, x, grad)
     given = sum((m * (b - a)).sum() for m, a, b in zip(found, r, x, strict=True))
     owed = (after[0] - before[0]).sum()
     assert given.item() == pytest.approx(owed.item(), rel=1e-9)
@@ -473,7 +473,7 @@ def test_a_step_of_denormal_length_has_a_multiplier_where_little_is_asked():
     """1 / 1e-310 is infinite, 1e-10 / 1e-310 is not."""
     r, x = two_ends((0.0, 1e-310))
     operation, _ = Operation.bind(torch.ops.fxshap.step.default, (r[0], "gt"))
-    (m,) = multiply(operation, r, x, torch.full((1,), 1e-10, dtype=torch.float64))
+    (m,) = apply_rule(operation, r, x, torch.full((1,), 1e-10, dtype=torch.float64))
     assert (m * (x[0] - r[0])).item() == pytest.approx(1e-10)
 
 
@@ -487,7 +487,7 @@ def test_quotients_and_powers_pass_nothing_that_is_huge(turned):
     for target, ends, options in cases:
         r, x = two_ends(*(end[::-1] if turned else end for end in ends))
         operation, _ = Operation.bind(target, r, options, slots=(0, 1))
-        found = multiply(operation, r, x, torch.ones_like(r[0]))
+        found = apply_rule(operation, r, x, torch.ones_like(r[0]))
         shares = [(m * (b - a)).item() for m, a, b in zip(found, r, x, strict=True)]
         y_r, y_x = operation(*r).item(), operation(*x).item()
         assert sum(shares) == pytest.approx(y_x - y_r, rel=1e-12)
@@ -499,7 +499,7 @@ def test_a_point_between_two_ends_that_samples_something_huge_owes_nothing_for_i
     image = torch.tensor([[[[1.0, 1e30], [1e30, 2.0]]]], dtype=torch.float64)
     r, x = (torch.full((1, 1, 1, 2), at, dtype=torch.float64) for at in (-1.0, 1.0))
     operation, _ = Operation.bind(aten.grid_sampler_2d.default, (image, r, 0, 0, True), slots=(1,))
-    (m,) = multiply(operation, [r], [x], torch.ones(1, 1, 1, 1, dtype=torch.float64))
+    (m,) = apply_rule(operation, [r], [x], torch.ones(1, 1, 1, 1, dtype=torch.float64))
     assert (m * (x - r)).flatten().tolist() == [0.5, 0.5]
 
 
@@ -519,7 +519,7 @@ def test_a_weight_of_attention_that_vanishes_where_its_value_is_huge(shapes, tur
     r, x = (x, r) if turned else (r, x)
     operation, _ = Operation.bind(aten.matmul.default, r, slots=(0, 1))
     y_r, y_x = operation(*r), operation(*x)
-    found = multiply(operation, r, x, torch.ones_like(y_r))
+    found = apply_rule(operation, r, x, torch.ones_like(y_r))
     parts = [(m * (b - a)) for m, a, b in zip(found, r, x, strict=True)]
     assert sum(p.sum() for p in parts).item() == pytest.approx((y_x - y_r).sum().item(), rel=1e-12)
     assert max(p.abs().max() for p in parts) < 10
@@ -536,7 +536,7 @@ def test_an_image_that_is_huge_where_neither_end_is_sampled_moves_in_one_order(t
     operation, _ = Operation.bind(aten.grid_sampler_2d.default, (*r, 0, 0, True), slots=(0, 1))
     y_r, y_x = operation(*r), operation(*x)
     g = torch.tensor([1.0, 2.0], dtype=torch.float64).reshape(1, 2, 1, 1)
-    found = multiply(operation, r, x, g)
+    found = apply_rule(operation, r, x, g)
     given = sum((m * (b - a)).sum() for m, a, b in zip(found, r, x, strict=True))
     assert given.item() == pytest.approx((g * (y_x - y_r)).sum().item(), rel=1e-12)
 
@@ -555,7 +555,7 @@ def test_products_of_many_pass_nothing_that_is_huge(target, size, dim):
     rows = (1, 1 if summed else 0) if dim == 0 else (0, 0)
     operation, _ = Operation.bind(target, (r, dim), rows=rows)
     ends = [operation(end) for end in (r, x)]
-    (m,) = multiply(operation, [r], [x], torch.ones_like(ends[0]))
+    (m,) = apply_rule(operation, [r], [x], torch.ones_like(ends[0]))
     parts, owed, most = m * (x - r), ends[1] - ends[0], torch.maximum(ends[0].abs(), ends[1].abs())
     if summed:
         owed, most = owed.sum(dim), most.sum(dim)
@@ -576,7 +576,7 @@ def test_sums_of_exponentials_so_far_keep_the_digits_of_their_change(size, dim):
     rows = (1, 1) if dim == 0 else (0, 0)
     operation, _ = Operation.bind(aten.logcumsumexp.default, (r, dim), rows=rows)
     for g in (torch.ones_like(r), torch.full_like(r, 0.25 / size)):
-        (m,) = multiply(operation, [r], [x], g)
+        (m,) = apply_rule(operation, [r], [x], g)
         parts, change = m * (x - r), g * (operation(x) - operation(r))
         error = (parts.sum(dim) - change.sum(dim)).abs()
         assert (error <= 1e-14 * change.abs().sum(dim).clamp(min=float(g.max()))).all()
@@ -595,7 +595,7 @@ def test_log_softmax_adds_up_where_a_logit_was_all_of_its_row(masked, far, dtype
         r[:, 1] = x[:, 1] = -math.inf
     g = torch.tensor([[1.5, 0.0, 0.0, 0.0]], dtype=dtype)
     operation = operation_of("log_softmax.int", args=(-1,))
-    (m,) = multiply(operation, [r], [x], g)
+    (m,) = apply_rule(operation, [r], [x], g)
     given = m[0, 0].double() * (x[0, 0].double() - r[0, 0].double())
     owed = (g * (operation(x) - operation(r)))[0, 0]
     assert given.item() == pytest.approx(owed.item(), rel=4 * torch.finfo(dtype).eps)
@@ -607,7 +607,7 @@ def restores(target: Any, r: list[Tensor], x: list[Tensor], grad: Tensor, *other
     operation, _ = Operation.bind(target, (*r, *others), slots=tuple(range(len(r))), rows=rows)
     change = operation(*x).double() - operation(*r).double()
     owed = torch.where(grad == 0, 0.0, grad.double() * change).sum()
-    found = multiply(operation, r, x, grad)
+    found = apply_rule(operation, r, x, grad)
     if not all(m.isfinite().all() for m in found):
         return math.inf
     given = sum(
@@ -627,7 +627,9 @@ def test_a_determinant_of_denormal_numbers_has_multipliers(dtype):
     x[:, 1] = torch.tensor([0.4, -0.4, -0.4])
     for ends in ([r], [x]), ([x], [r]):
         for target in (aten.linalg_det.default, aten.det.default):
-            (m,) = multiply(Operation.bind(target, ends[0])[0], *ends, torch.ones((), dtype=dtype))
+            (m,) = apply_rule(
+                Operation.bind(target, ends[0])[0], *ends, torch.ones((), dtype=dtype)
+            )
             assert m.isfinite().all()
             change = (torch.linalg.det(ends[1][0]) - torch.linalg.det(ends[0][0])).item()
             given = (m * (ends[1][0] - ends[0][0])).sum().item()
@@ -654,7 +656,7 @@ def test_what_is_owed_for_a_huge_step_may_be_infinite():
     r, x = torch.tensor([5.2e26, 3.6e11]), torch.tensor([-4.2, 3.6e11])
     for target in (aten.cumprod.default, aten.prod.dim_int):
         operation, _ = Operation.bind(target, (r, 0), rows=(None, None))
-        (m,) = multiply(operation, [r], [x], torch.full_like(operation(r), 2.0))
+        (m,) = apply_rule(operation, [r], [x], torch.full_like(operation(r), 2.0))
         assert m[0].item() == pytest.approx(2 * 3.6e11, rel=1e-6)
 
 
@@ -682,7 +684,7 @@ def test_a_gate_of_a_cell_shuts_on_a_state_of_ten_thousand(dtype):
         aten.gru.input, (sequence, h_r, weights, *options), slots=(1,), rows=(1, 1, 1)
     )
     before, after = operation(h_r)[0], operation(h_x)[0]
-    (m,) = multiply(operation, [h_r], [h_x], (torch.ones_like(before), None))
+    (m,) = apply_rule(operation, [h_r], [h_x], (torch.ones_like(before), None))
     given = (m.double() * (h_x.double() - h_r.double())).sum().item()
     owed = (after.double() - before.double()).sum().item()
     assert given == pytest.approx(owed, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
@@ -700,7 +702,7 @@ def test_sums_of_products_move_in_one_order_past_what_is_huge(size, turned, dtyp
     g = torch.ones(1, 2, dtype=dtype)
     assert restores(aten.bilinear.default, r, x, g, weight, None) < TOLERANCE[dtype]
     operation, _ = Operation.bind(aten.einsum.default, ("bi,bi->b", r), slots=(1, 2))
-    found = multiply(operation, r, x, g[:, 0])
+    found = apply_rule(operation, r, x, g[:, 0])
     parts = torch.cat([m * (b - a) for m, a, b in zip(found, r, x, strict=True)])
     owed = (operation(*x) - operation(*r)).item()
     assert parts.sum().item() == pytest.approx(owed, rel=TOLERANCE[dtype])
@@ -711,6 +713,6 @@ def test_rows_of_ordinary_size_keep_the_midpoint_beside_huge_ones():
     r = [torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0], [-1e9, 1.0]])]
     x = [torch.tensor([[0.5, 4.0], [1e9, 1.0]]), torch.tensor([[2.0, 1.5], [0.0, 1.0]])]
     operation, _ = Operation.bind(aten.linalg_vecdot.default, r, slots=(0, 1))
-    found = multiply(operation, r, x, torch.ones(2))
+    found = apply_rule(operation, r, x, torch.ones(2))
     for m, a, b in zip(found, reversed(r), reversed(x), strict=True):
         torch.testing.assert_close(m[0], (a[0] + b[0]) / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.registry import RULES
 from fxshap.rules.smoothed_activations import activation, variance
 from fxshap.testing.rule_check import Case, check, cotangents
@@ -38,6 +38,6 @@ def test_half_precision_runs_where_the_operation_does(case: Case, dtype: torch.d
         grad = cotangents(operation(*r))
     except (NotImplementedError, RuntimeError):
         return  # PyTorch has no half-precision kernel for it here
-    multipliers = multiply(operation, r, x, grad)
+    multipliers = apply_rule(operation, r, x, grad)
     for m, end in zip(multipliers, r, strict=True):
         assert m is None or (m.shape, m.dtype) == (end.shape, end.dtype)

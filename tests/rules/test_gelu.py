@@ -91,7 +91,7 @@ def multiplier(spelling: str, r: Tensor, x: Tensor) -> Tensor:
     """Read the multiplier of a pointwise network as SHAP does: the gradient of a paired call."""
     explainable = fxshap.make_explainable(Pointwise(SPELLINGS[spelling]))
     joint = torch.cat([x, r]).requires_grad_()
-    with fxshap.paired():
+    with fxshap.multiplier_mode():
         (grad,) = torch.autograd.grad(explainable(joint).sum(), joint)
     return grad[len(x) :]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import fxshap.rules  # noqa: F401, it fills the table
-from fxshap.rules.core.dispatch import multiply
+from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import COMPOSITES
+from fxshap.rules.core.registry import DECOMPOSITIONS
 from fxshap.rules.maximum import max_multiplier
 from fxshap.testing.rule_check import ROWS, Case, Varying, additivity_errors, cotangents
 from fxshap.verification.shapley import shapley_values
@@ -28,7 +28,7 @@ inf = math.inf
 def multipliers(target: Any, r: tuple[Tensor, ...], x: tuple[Tensor, ...], *constants: Any) -> Any:
     """Return the multipliers of a sum of outputs."""
     operation, _ = Operation.bind(target, (*r, *constants), slots=range(len(r)))
-    return multiply(operation, r, x, torch.ones_like(operation(*r)))
+    return apply_rule(operation, r, x, torch.ones_like(operation(*r)))
 
 
 # --- smooth functions: the divided difference ---------------------------------------------------
@@ -219,7 +219,7 @@ def test_determinant_shares_among_its_entries() -> None:
     ).squeeze(1)
     operation, _ = Operation.bind(aten.linalg_det.default, (r.reshape(1, 3, 3),), rows=(0, 0))
     ends = [r.reshape(1, 3, 3)], [x.reshape(1, 3, 3)]
-    (found,) = multiply(operation, *ends, torch.ones(1, dtype=torch.float64))
+    (found,) = apply_rule(operation, *ends, torch.ones(1, dtype=torch.float64))
     torch.testing.assert_close(found.flatten() * (x - r), exact, rtol=1e-12, atol=1e-13)
 
 
@@ -240,7 +240,7 @@ def test_coordinates_of_a_sampled_point_share_as_two_players(mode: int) -> None:
     operation, _ = Operation.bind(
         aten.grid_sampler.default, (image, points, mode, 0, False), slots=(1,), rows=(0, 0)
     )
-    (found,) = multiply(operation, [points], [x.reshape(1, 1, 1, 2)], weights)
+    (found,) = apply_rule(operation, [points], [x.reshape(1, 1, 1, 2)], weights)
     torch.testing.assert_close(found.flatten() * (x - r), exact, rtol=1e-12, atol=1e-13)
 
 
@@ -257,7 +257,7 @@ def test_infinite_branch_that_is_not_chosen_is_owed_nothing() -> None:
     operation, _ = Operation.bind(
         torch.ops.fxshap.select.default, (c_r, a_r, torch.zeros(2)), slots=(0, 1)
     )
-    to_c, to_a = multiply(operation, (c_r, a_r), (c_x, a_x), torch.ones(2))
+    to_c, to_a = apply_rule(operation, (c_r, a_r), (c_x, a_x), torch.ones(2))
     assert (to_c * (c_x - c_r)).tolist() == [2.0, 0.0]
     assert to_a.tolist() == [0.0, 0.0]
 
@@ -287,7 +287,7 @@ def test_logits_of_any_scale(target: Any, scale: float, dtype: torch.dtype, boun
 def test_masked_logits_get_nothing(target: Any) -> None:
     case = Case(target, (Varying((4, 6), masked=True), -1))
     operation, r, x = case.draw(torch.float32)
-    (multiplier,) = multiply(operation, r, x, cotangents(operation(*r)))
+    (multiplier,) = apply_rule(operation, r, x, cotangents(operation(*r)))
     assert multiplier[..., 1].eq(0).all()
     assert multiplier.isfinite().all()
 
@@ -296,7 +296,7 @@ def test_row_that_is_masked_all_through_gets_nothing() -> None:
     r, x = torch.randn(2, 3, 4)
     r[1] = x[1] = -inf
     operation, _ = Operation.bind(aten._safe_softmax.default, (r, -1))
-    (multiplier,) = multiply(operation, [r], [x], torch.randn(3, 4))
+    (multiplier,) = apply_rule(operation, [r], [x], torch.randn(3, 4))
     assert multiplier[1].eq(0).all()
     assert multiplier.isfinite().all()
 
@@ -306,8 +306,8 @@ def test_softmax_multipliers_are_bounded_and_invariant_to_a_common_shift() -> No
     r, x = 30 * torch.randn(2, 1000, 8, generator=generator, dtype=torch.float64)
     grad = torch.rand(1000, 8, generator=generator, dtype=torch.float64)
     operation, _ = Operation.bind(aten.softmax.int, (r, 1))
-    (multiplier,) = multiply(operation, [r], [x], grad)
-    (shifted,) = multiply(operation, [r + 7], [x + 7], grad)
+    (multiplier,) = apply_rule(operation, [r], [x], grad)
+    (shifted,) = apply_rule(operation, [r + 7], [x + 7], grad)
     assert multiplier.abs().max() <= 1
     torch.testing.assert_close(shifted, multiplier, rtol=0, atol=1e-12)
 
@@ -351,7 +351,9 @@ EMBEDDING_BAGS = [aten.embedding_bag.default, aten.embedding_bag.padding_idx]
 
 def test_every_decomposition_is_tried() -> None:
     others = {case.target for case in ALL if case.decomposition is not None}
-    assert {target for target, _, _ in DECOMPOSED} | {*others, *EMBEDDING_BAGS} == set(COMPOSITES)
+    assert {target for target, _, _ in DECOMPOSED} | {*others, *EMBEDDING_BAGS} == set(
+        DECOMPOSITIONS
+    )
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_every_decomposition_is_tried() -> None:
 )
 def test_decompositions_give_what_the_operation_gives(target: Any, args: Any, kwargs: Any) -> None:
     operation, r, _ = Case(target, args, kwargs).draw(torch.float64)
-    parts = replace(operation, target=COMPOSITES[target])
+    parts = replace(operation, target=DECOMPOSITIONS[target])
     torch.testing.assert_close(parts(*r), operation(*r))
 
 
@@ -379,7 +381,7 @@ def test_embedding_bags_give_what_the_operation_gives(
     args = (table, indices, offsets, False, number, False, weights, last, padding)
     for target in EMBEDDING_BAGS if padding is None else EMBEDDING_BAGS[1:]:
         given = args if target is EMBEDDING_BAGS[1] else args[:-1]
-        torch.testing.assert_close(COMPOSITES[target](*given)[0], target(*given)[0])
+        torch.testing.assert_close(DECOMPOSITIONS[target](*given)[0], target(*given)[0])
 
 
 @pytest.mark.parametrize("how", ["sum", "mean", "prod", "amax", "amin"])
@@ -390,14 +392,14 @@ def test_scattered_reduction_of_a_part(how: str, own: bool) -> None:
     base, source = (torch.randn(n, 4, 3, generator=generator) for n in (5, 7))
     index = torch.tensor([[[4, 0], [2, 1], [0, 0]], [[2, 2], [2, 0], [4, 1]]])
     arguments = (base, 0, index, source, how)
-    found = COMPOSITES[aten.scatter_reduce.two](*arguments, include_self=own)
+    found = DECOMPOSITIONS[aten.scatter_reduce.two](*arguments, include_self=own)
     torch.testing.assert_close(found, base.scatter_reduce(*arguments[1:], include_self=own))
 
 
 def test_angles_of_complex_and_of_real_numbers() -> None:
     z = torch.randn(20, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
     for value in (z, z.real):
-        torch.testing.assert_close(COMPOSITES[aten.angle.default](value), torch.angle(value))
+        torch.testing.assert_close(DECOMPOSITIONS[aten.angle.default](value), torch.angle(value))
 
 
 # --- complex numbers, and rows folded into one dimension ----------------------------------------
@@ -453,7 +455,7 @@ def test_order_statistics_give_their_exact_shapley_values(target, constants, val
         operation, _ = Operation.bind(target, (r, *constants))
         grad = torch.randn(value(r).shape, generator=generator, dtype=torch.float64)
         outputs = operation(r)
-        (multiplier,) = multiply(operation, (r,), (x,), (grad.reshape(outputs[0].shape), None))
+        (multiplier,) = apply_rule(operation, (r,), (x,), (grad.reshape(outputs[0].shape), None))
         exact = shapley_values(lambda s, grad=grad: (value(s) * grad).sum(1, True), x[0], r[0])
         torch.testing.assert_close((multiplier * (x - r))[0], exact[:, 0], rtol=0, atol=1e-12)
         assert (multiplier.abs() <= grad.abs().sum() + 1e-12).all()

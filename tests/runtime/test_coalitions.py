@@ -19,7 +19,7 @@ from fxshap.runtime.coalitions import (
     draw_blocks,
     share_together,
 )
-from fxshap.runtime.pairs import Pairs
+from fxshap.runtime.pairs import SampleReferencePairs
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS
 
@@ -155,7 +155,9 @@ def test_coalitions_are_run_together_where_rows_lie_apart(monkeypatch) -> None:
     x, r = (network.inputs(n, seed=n, dtype=torch.float64) for n in (1, 16))
     together = explain(model, x, r, refine=8)
     monkeypatch.setattr(
-        Pairs, "_observe", lambda self, points: [self.observe(point)[1] for point in points]
+        SampleReferencePairs,
+        "_observe",
+        lambda self, points: [self.observe(point)[1] for point in points],
     )
     assert (together - explain(model, x, r, refine=8)).abs().max() < 1e-12
 

@@ -14,7 +14,7 @@ import fxshap
 import fxshap.runtime.prefetch
 import fxshap.runtime.references
 from fxshap.autograd.tape import Tape
-from fxshap.runtime.prefetch import only_column
+from fxshap.runtime.prefetch import single_column
 from tests.helpers import assert_exact, assert_same_values, explain
 
 
@@ -68,7 +68,7 @@ def test_every_output_is_walked_once_and_most_of_them_together(outputs, expected
 def test_answers_found_ahead_are_those_found_when_asked(refine, outputs, monkeypatch):
     explainable = fxshap.make_explainable(Classifier(outputs), refine=refine)
     ahead = explain(explainable, [data(4, 1)], [data(3, 2)])
-    monkeypatch.setattr(fxshap.runtime.prefetch, "MOST_BYTES", 0)
+    monkeypatch.setattr(fxshap.runtime.prefetch, "MAX_BYTES", 0)
     assert_same_values(explain(explainable, [data(4, 1)], [data(3, 2)]), ahead)
 
 
@@ -87,7 +87,7 @@ def test_samples_that_occur_twice_and_ranked_outputs():
 
 def test_what_is_kept_stays_within_its_bound(monkeypatch, walked):
     """Room for two outputs of one sample: two samples find one more output each time."""
-    monkeypatch.setattr(fxshap.runtime.prefetch, "MOST_BYTES", 2 * data(4, 1).nbytes)
+    monkeypatch.setattr(fxshap.runtime.prefetch, "MAX_BYTES", 2 * data(4, 1).nbytes)
     model = Classifier(6)
     assert_exact(model, fxshap.make_explainable(model), [data(4, 1)], [data(2, 2)], 1e-5)
     assert walked == [1, 1] + [2] * 4 + [1] * 2
@@ -118,7 +118,7 @@ def test_a_new_explanation_starts_without_answers():
     ids=str,
 )  # fmt: skip
 def test_only_a_single_output_asked_alone_is_known_again(grad, column):
-    assert only_column(torch.tensor(grad)) == column
+    assert single_column(torch.tensor(grad)) == column
 
 
 # --- memory -------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_file_gets_nothing(monkeypatch, quick):
 def test_a_failure_ends_the_line(monkeypatch, quick):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    with pytest.raises(ZeroDivisionError), progress.telling("division"):
+    with pytest.raises(ZeroDivisionError), progress.progress_line("division"):
         time.sleep(0.3)
         raise ZeroDivisionError
     assert stream.getvalue().endswith("\n")

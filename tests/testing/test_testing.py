@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxshap
 from fxshap import AdditivityError, CaptureError, RuleError
-from fxshap.rules import COMPOSITES, RULES
+from fxshap.rules import DECOMPOSITIONS, RULES
 from fxshap.testing import EACH, Varying, assert_explainable, check_rule
 from tests.helpers import assert_exact
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 @pytest.fixture(autouse=True)
 def rules_as_they_were():
     """Forget the rules that a test declares."""
-    with mock.patch.dict(RULES), mock.patch.dict(COMPOSITES):
+    with mock.patch.dict(RULES), mock.patch.dict(DECOMPOSITIONS):
         yield
 
 
@@ -147,7 +147,7 @@ def test_one_line_makes_an_operator_linear():
 
 @pytest.mark.parametrize("op", [snake, torch.ops.fxshap_example.snake], ids=["op", "packet"])
 def test_a_composite_is_made_of_others(op):
-    @fxshap.rules.composite(op)
+    @fxshap.rules.decomposition(op)
     def parts(x: Tensor, frequency: float) -> Tensor:
         return x + (frequency * x).sin().square() / frequency
 
@@ -291,7 +291,7 @@ def test_linear_in_some_arguments_is_checked_for_those():
 
 
 def test_a_wrong_decomposition_is_caught():
-    fxshap.rules.composite(snake)(lambda x, frequency: x + (frequency * x).sin())
+    fxshap.rules.decomposition(snake)(lambda x, frequency: x + (frequency * x).sin())
     with pytest.raises(AdditivityError, match="does not return what the operator does"):
         check_rule(*SNAKE_CASE)
 

@@ -170,7 +170,7 @@ def test_many_features_have_no_exact_values():
 
 
 def test_the_first_sample_has_exact_values_whatever_they_take(monkeypatch):
-    monkeypatch.setattr("fxshap.verification.metrics.MOST_ROWS", 1)
+    monkeypatch.setattr("fxshap.verification.metrics.MAX_ROWS", 1)
     result = fxshap.verify(attention(), BACKGROUND, SAMPLES, feature_mask=TOKENS)
     assert [sample.distance is None for sample in result.samples] == [False, True]
 

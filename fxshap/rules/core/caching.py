@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating
 from fxshap.rules.core.operation import Operation
 
-Kept = TypeVar("Kept")
+Cached = TypeVar("Cached")
 
 
-def keep(value: Tensor, what: str | Operation, function: Callable[[Tensor], Kept]) -> Kept:
+def cached(value: Tensor, what: str | Operation, function: Callable[[Tensor], Cached]) -> Cached:
     """Return ``function(value)``, computed once for as long as this very tensor lives.
 
     For what a rule needs of one end alone: the references stay on the tape and meet every sample
@@ -30,14 +30,16 @@ def keep(value: Tensor, what: str | Operation, function: Callable[[Tensor], Kept
         name in the graph.
     function : callable
     """
-    kept: dict[object, tuple[object, Kept]] = value.__dict__.setdefault("_fxshap_kept", {})
+    kept: dict[object, tuple[object, Cached]] = value.__dict__.setdefault("_fxshap_kept", {})
     key = (what.name or id(what)) if isinstance(what, Operation) else what
     if key not in kept:
         kept[key] = what, function(value)  # with `what`, so that its id is not given away
     return kept[key][1]
 
 
-def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Kept]) -> Kept:
+def cached_between(
+    operation: Operation, r: Tensor, x: Tensor, function: Callable[[], Cached]
+) -> Cached:
     """Return ``function()``, computed once for all outputs that walk between these very ends.
 
     Slopes depend on the two ends, not on the cotangent. They are kept, on the sample's tap, only
@@ -66,9 +68,9 @@ def keep_between(operation: Operation, r: Tensor, x: Tensor, function: Callable[
 
 
 @contextmanager
-def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
+def caching_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
     """Keep on the taps of a sample what :func:`keep_between` is asked for."""
-    taps = [tap for tap in map(wide, taps) if "_fxshap_slopes" not in tap.__dict__]
+    taps = [tap for tap in map(accumulating_tap, taps) if "_fxshap_slopes" not in tap.__dict__]
     for tap in taps:
         tap.__dict__["_fxshap_slopes"] = {}
     try:
@@ -78,12 +80,12 @@ def keeping_slopes(taps: Iterable[Tensor]) -> Iterator[None]:
             tap.__dict__.pop("_fxshap_slopes", None)
 
 
-def wide(tap: Tensor) -> Tensor:
+def accumulating_tap(tap: Tensor) -> Tensor:
     """Return a tapped value in the type in which rules compute, kept beside it if it is another."""
-    return keep(tap, "wide", accumulating) if tap.dtype in ACCUMULATE_IN else tap
+    return cached(tap, "wide", accumulating) if tap.dtype in ACCUMULATE_IN else tap
 
 
-def kept_of(value: Tensor) -> dict[object, Any]:
+def cached_values(value: Tensor) -> dict[object, Any]:
     """Return what is kept of a tensor, by names, where it is made of tensors alone."""
     kept = value.__dict__.get("_fxshap_kept", {})
     return {
@@ -93,14 +95,14 @@ def kept_of(value: Tensor) -> dict[object, Any]:
     }
 
 
-def with_kept(value: Tensor, kept: dict[object, Any]) -> Tensor:
+def with_cached_values(value: Tensor, kept: dict[object, Any]) -> Tensor:
     """Return a tensor of the same values of which this is kept, as :func:`kept_of` gives it."""
     value = value.detach()
     value.__dict__["_fxshap_kept"] = {key: (key, found) for key, found in kept.items()}
     return value
 
 
-def times(slope: Tensor, grad: Tensor) -> Tensor:
+def multiply_in_place(slope: Tensor, grad: Tensor) -> Tensor:
     """Return ``slope * grad``, in the memory of `slope` where it fits and nobody keeps it."""
     fits = slope.shape == grad.shape and slope.dtype == grad.dtype
     own = fits and "_fxshap_is_kept" not in slope.__dict__

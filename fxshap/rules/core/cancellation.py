@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import keep
+from fxshap.rules.core.caching import cached
 from fxshap.rules.core.correction import correct
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Tensors
 from fxshap.rules.core.secants import midpoint
 from fxshap.rules.core.shapes import common_rows, in_rows, out_of_rows
-from fxshap.rules.core.tracing import may_hold, rarely_holds
+from fxshap.rules.core.tracing import any_or_tracing, any_unless_tracing
 
 #: How many times larger than at both ends, and than 1, a product of mixed ends may be.
 MIXED = 1e4
@@ -24,7 +24,7 @@ MIXED = 1e4
 LOST = 1e6
 
 
-def most_beside(ends: Tensor, mixed: float = MIXED) -> Tensor:
+def largest_other(ends: Tensor, mixed: float = MIXED) -> Tensor:
     """Return how large a number that neither end shows may be, for the larger size of the ends."""
     most = torch.minimum(mixed * ends.clamp(min=1), LOST * ends)
     return torch.where(ends == 0, mixed, most)
@@ -40,7 +40,7 @@ def may_cancel(a_r: Tensor, b_r: Tensor, a_x: Tensor, b_x: Tensor) -> Tensor:
     return ~(high_a * high_b <= MIXED) | lost
 
 
-def in_one_order(
+def sequential_factors(
     reference: Tensors,
     sample: Tensors,
     sums: tuple[Tensor, Tensor],
@@ -66,7 +66,7 @@ def in_one_order(
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
     if most is None:
-        most = most_beside(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()), mixed)
+        most = largest_other(torch.maximum((a_r * b_r).abs(), (a_x * b_x).abs()), mixed)
     a_moves_first, b_moves_first = (a_r * b_x).abs() > most, (a_x * b_r).abs() > most
     a = torch.where(a_moves_first, 2 * a_x, torch.where(b_moves_first, 2 * a_r, sums[0]))
     b = torch.where(a_moves_first, 2 * b_r, torch.where(b_moves_first, 2 * b_x, sums[1]))
@@ -80,11 +80,11 @@ def sums_of_ends(reference: Tensors, sample: Tensors) -> tuple[Tensor, ...]:
     """
     (a_r, b_r), (a_x, b_x) = reference, sample
     sums = a_r + a_x, b_r + b_x
-    if not rarely_holds(largest_mixed((a_r, a_x), (b_r, b_x)) > MIXED):
+    if not any_unless_tracing(largest_mixed((a_r, a_x), (b_r, b_x)) > MIXED):
         return sums
     a_r, b_r, a_x, b_x = (value.abs() for value in (a_r, b_r, a_x, b_x))
-    most = most_beside(torch.maximum(a_r @ b_r, a_x @ b_x))
-    return (*sums, most) if may_hold((a_r @ b_x > most) | (a_x @ b_r > most)) else sums
+    most = largest_other(torch.maximum(a_r @ b_r, a_x @ b_x))
+    return (*sums, most) if any_or_tracing((a_r @ b_x > most) | (a_x @ b_r > most)) else sums
 
 
 def term_by_term(
@@ -105,7 +105,7 @@ def term_by_term(
     found_a, found_b = (torch.zeros_like(factor) for factor in ends[0])
     for k in range(found_a.shape[-1]):
         (a_r, b_r), (a_x, b_x) = ((a[..., k, None], b[..., k, None, :]) for a, b in ends)
-        a, b = in_one_order((a_r, b_r), (a_x, b_x), (a_r + a_x, b_r + b_x), most=most)
+        a, b = sequential_factors((a_r, b_r), (a_x, b_x), (a_r + a_x, b_r + b_x), most=most)
         found_a[..., k, None] = (half * b).sum_to_size(a_r.shape)
         found_b[..., k, None, :] = (half * a).sum_to_size(b_r.shape)
     return found_a.reshape(reference[0].shape), found_b.reshape(reference[1].shape)
@@ -118,28 +118,28 @@ def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
         least, most = v.abs().aminmax() if v.numel() else (v.new_ones(()), v.new_zeros(()))
         return least, most
 
-    return keep(value, "extremes", both)
+    return cached(value, "extremes", both)
 
 
-Ends = tuple[Tensor, Tensor]
+FactorEndpoints = tuple[Tensor, Tensor]
 
 
-def largest_mixed(a: Ends, b: Ends) -> Tensor:
+def largest_mixed(a: FactorEndpoints, b: FactorEndpoints) -> Tensor:
     """Return what no product of mixed ends is larger than, by the extremes alone."""
     (a_r, a_x), (b_r, b_x) = ([extremes(end)[1] for end in factor] for factor in (a, b))
     return torch.maximum(a_r * b_x, a_x * b_r)
 
 
-def midpoint_or_one_order(
+def midpoint_or_sequential(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any, places: tuple[int, int]
 ) -> tuple[Tensor | None, ...]:
     """Take the midpoint, where the factors at `places` are huge :func:`rows_in_one_order`."""
-    if rarely_holds(largest_mixed(*((reference[p], sample[p]) for p in places)) > LOST):
-        return rows_in_one_order(operation, reference, sample, grad, places)
+    if any_unless_tracing(largest_mixed(*((reference[p], sample[p]) for p in places)) > LOST):
+        return sequential_factors_by_row(operation, reference, sample, grad, places)
     return midpoint(operation, reference, sample, grad)
 
 
-def rows_in_one_order(
+def sequential_factors_by_row(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor, places: tuple[int, int]
 ) -> tuple[Tensor | None, ...]:
     """Let the factors of each row move in one order where the other passes something huge.
@@ -173,7 +173,7 @@ def rows_in_one_order(
         return out_of_rows(wide, like, operation.rows[place])
 
     count = common_rows(reference, operation.rows[:-1], grad, operation.rows[-1])
-    most = most_beside(torch.maximum(largest(), largest(at=sample)))
+    most = largest_other(torch.maximum(largest(), largest(at=sample)))
     most = most.clamp(max=torch.finfo(most.dtype).max)  # what overflows is more
     a_first, b_first = largest(swapped=first), largest(swapped=second)
     one, both = torch.maximum(a_first, b_first) > most, torch.minimum(a_first, b_first) > most

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors
 from fxshap.rules.core.shapes import common_rows, in_rows, out_of_rows
-from fxshap.rules.core.tracing import rarely_holds
+from fxshap.rules.core.tracing import any_unless_tracing
 
 #: Every round gains the digits of the dtype, which very long steps take away again.
 ROUNDS = 3
@@ -53,16 +53,16 @@ def restore_change(multipliers: Tensor, steps: Tensor, outputs: list[list[Tensor
     Rows in which that is more than numbers of the type hold are counted in a larger unit, a power
     of two: what is owed for a huge step may be infinite while its multiplier is not.
     """
-    owed = owed_for(outputs)
-    if not rarely_holds(~owed.isfinite()):
+    owed = required_change(outputs)
+    if not any_unless_tracing(~owed.isfinite()):
         return restore(without_overflow(multipliers, steps), steps, owed)
     largest = torch.finfo(multipliers.dtype).max
     unit = torch.where(owed.isfinite(), 1.0, 2.0 ** (math.frexp(largest)[1] // 2)).to(owed.dtype)
-    owed = owed_for([[g, y_r / unit, y_x / unit] for g, y_r, y_x in outputs])
+    owed = required_change([[g, y_r / unit, y_x / unit] for g, y_r, y_x in outputs])
     return restore(without_overflow(multipliers / unit, steps), steps, owed) * unit
 
 
-def owed_for(outputs: list[list[Tensor]]) -> Tensor:
+def required_change(outputs: list[list[Tensor]]) -> Tensor:
     """Sum the cotangents times the changes of each row, to the shape (rows, 1)."""
     found = [
         # What nobody asks about may be infinite.

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.errors import FxshapError, RuleError
-from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating, differentiable, has_other_types
-from fxshap.rules.core.caching import keeping_slopes, wide
+from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating, differentiable, runs_in_every_dtype
+from fxshap.rules.core.caching import accumulating_tap, caching_slopes
 from fxshap.rules.core.generic import GENERIC
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Multiply, Rule, Tensors, find_rule
+from fxshap.rules.core.registry import Rule, RuleFn, Tensors, find_rule
 
 
 def choose_rule(operation: Operation, values: Tensors) -> Rule:
@@ -27,20 +27,20 @@ def choose_rule(operation: Operation, values: Tensors) -> Rule:
     return rule
 
 
-def multiply(
+def apply_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangents of the arguments of an operation, computed in float32 at least.
 
     Operators of a user's own are asked in the type they are given.
     """
-    if not has_other_types(operation.target):
-        return ask_rule(operation, reference, sample, grad)
+    if not runs_in_every_dtype(operation.target):
+        return call_rule(operation, reference, sample, grad)
     single = isinstance(grad, Tensor)
-    found = ask_rule(
+    found = call_rule(
         operation.accumulating,
-        tuple(map(wide, reference)),
-        tuple(map(wide, sample)),
+        tuple(map(accumulating_tap, reference)),
+        tuple(map(accumulating_tap, sample)),
         accumulating(grad) if single else tuple(map(accumulating, grad)),
     )
     return tuple(
@@ -49,7 +49,7 @@ def multiply(
     )
 
 
-def ask_rule(
+def call_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
     """Ask the rule of an operation for the cotangents of its arguments; raise if it fails."""
@@ -68,7 +68,7 @@ def ask_rule(
             f"tuple of {len(reference)}, one cotangent for every argument that varies"
         )
     for place, (g, r) in enumerate(zip(grads, reference, strict=True)):
-        if g is not None and not sums_to(g.shape, r.shape):
+        if g is not None and not broadcasts_to(g.shape, r.shape):
             raise RuleError(
                 f"the rule '{rule.name}' failed {where}: it returned a cotangent of shape "
                 f"{tuple(g.shape)} for the varying argument {place}, of shape {tuple(r.shape)}"
@@ -76,7 +76,7 @@ def ask_rule(
     return tuple(grads)
 
 
-def multiply_copies(
+def apply_rule_batched(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any, copies: int
 ) -> tuple[Tensor | None, ...]:
     """Ask the rule for several cotangents, which lie one after another in the batch dimensions."""
@@ -88,7 +88,7 @@ def multiply_copies(
         for g, row in zip([grad] if single else grad, output_rows, strict=True)
     )
     stacked = choose_rule(operation, reference).stacked
-    ask = multiply if stacked else partial(one_by_one, multiply)
+    ask = apply_rule if stacked else partial(for_each_cotangent, apply_rule)
     found = ask(operation, reference, sample, stacks[0] if single else stacks)
     return tuple(
         None if g is None else g.movedim(0, row).flatten(row, row + 1)
@@ -96,7 +96,7 @@ def multiply_copies(
     )
 
 
-def sums_to(wider: torch.Size, shape: torch.Size) -> bool:
+def broadcasts_to(wider: torch.Size, shape: torch.Size) -> bool:
     """Say whether a tensor can be summed over broadcast dimensions to another shape."""
     if wider == shape:
         return True
@@ -104,7 +104,7 @@ def sums_to(wider: torch.Size, shape: torch.Size) -> bool:
     return len(shape) <= len(wider) and all(size in (1, other) for size, other in pairs)
 
 
-def require_derivative(operation: Operation, values: Tensors) -> None:
+def check_differentiable(operation: Operation, values: Tensors) -> None:
     """Raise if an operation without a rule of its own has no derivative either."""
     cause: Exception | None = None
     try:
@@ -131,12 +131,12 @@ def has_derivative(operation: Operation, values: Tensors) -> bool:
     return bool(outputs)
 
 
-def one_by_one(
-    multiply: Multiply, operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+def for_each_cotangent(
+    multiply: RuleFn, operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
     """Ask for each of several stacked cotangents alone, and stack what is found."""
     stacks: Tensors = [grad] if isinstance(grad, Tensor) else [g for g in grad if g is not None]
-    with keeping_slopes(sample):
+    with caching_slopes(sample):
         found = [
             multiply(
                 operation, reference, sample, pytree.tree_map_only(Tensor, itemgetter(k), grad)

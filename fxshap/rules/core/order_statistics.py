@@ -24,7 +24,7 @@ from torch import Tensor
 LARGEST_CROWD = 128
 
 
-class Line(NamedTuple):
+class SortedEndpoints(NamedTuple):
     """Both ends of n elements in one descending line, the last dimension, of 2n places.
 
     Attributes
@@ -67,7 +67,7 @@ class Line(NamedTuple):
         return self.place_x < self.place_r
 
 
-def line_up(r: Tensor, x: Tensor) -> Line:
+def sort_endpoints(r: Tensor, x: Tensor) -> SortedEndpoints:
     """Sort both ends of the elements in the last dimension into one line."""
     ends = torch.stack(torch.broadcast_tensors(r.double(), x.double()), -1).flatten(-2)
     value, order = ends.sort(dim=-1, descending=True, stable=True)
@@ -77,10 +77,10 @@ def line_up(r: Tensor, x: Tensor) -> Line:
     above = torch.zeros_like(order).scatter_(-1, torch.maximum(place_r, place_x), 1).cumsum(-1)
     gained = is_sample.cumsum(-1) - above
     lost = (~is_sample).cumsum(-1) - above
-    return Line(value, order // 2, is_sample, place_r, place_x, above, gained, lost)
+    return SortedEndpoints(value, order // 2, is_sample, place_r, place_x, above, gained, lost)
 
 
-def tables_for(line: Line) -> Tensor | None:
+def tables_for(line: SortedEndpoints) -> Tensor | None:
     """Return the :func:`chance_tables` that a line needs; ``None`` if they would be too large."""
     crowd = int((line.gained + line.lost).max())
     if crowd > LARGEST_CROWD:

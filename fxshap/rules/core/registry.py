@@ -24,8 +24,8 @@ from fxshap.rules.core.operation import Operation
 
 Target = OpOverload | OpOverloadPacket | CustomOpDef
 Tensors = Sequence[Tensor]
-Multiply = Callable[[Operation, Tensors, Tensors, Any], tuple[Tensor | None, ...]]
-Slope = Callable[[Operation, Tensor, Tensor], Tensor]
+RuleFn = Callable[[Operation, Tensors, Tensors, Any], tuple[Tensor | None, ...]]
+SecantFn = Callable[[Operation, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rule:
     """
 
     name: str
-    multiply: Multiply | None
+    multiply: RuleFn | None
     linear_in: tuple[frozenset[int], ...] = ()
     closed: bool = True
     stacked: bool = False
@@ -61,7 +61,7 @@ class Rule:
 
 #: By operator; the functions that stand for what no operator does are in it too.
 RULES: dict[Callable[..., Any], Rule] = {}
-COMPOSITES: dict[OpOverload, Callable[..., Any]] = {}
+DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def operator_of(target: Target) -> OpOverload | OpOverloadPacket:
@@ -109,7 +109,7 @@ def rule(
     closed: bool = True,
     stacked: bool = False,
     name: str = "",
-) -> Callable[[Multiply], Multiply]:
+) -> Callable[[RuleFn], RuleFn]:
     """Declare the decorated function as the rule of `targets`.
 
     The function is called as ``multiply(operation, reference, sample, grad)``. `operation` is an
@@ -157,7 +157,7 @@ def rule(
     """
     groups = tuple(frozenset(group) for group in linear_in)
 
-    def declare(multiply: Multiply) -> Multiply:
+    def declare(multiply: RuleFn) -> RuleFn:
         for target in targets:
             found = Rule(name or multiply.__name__, multiply, groups, closed, stacked)
             RULES[operator_of(target)] = found
@@ -166,7 +166,7 @@ def rule(
     return declare
 
 
-def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def decomposition(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare the decorated function as a decomposition of `targets`.
 
     It is called with the operator's own arguments and returns what the operator returns; the
@@ -186,7 +186,7 @@ def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., 
     Examples
     --------
     >>> import torch, fxshap
-    >>> @fxshap.rules.composite(torch.ops.aten.logaddexp)
+    >>> @fxshap.rules.decomposition(torch.ops.aten.logaddexp)
     ... def logaddexp(self, other):
     ...     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
     """
@@ -202,7 +202,7 @@ def composite(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., 
     ]
 
     def declare(decomposition: Callable[..., Any]) -> Callable[..., Any]:
-        COMPOSITES.update(dict.fromkeys(overloads, decomposition))
+        DECOMPOSITIONS.update(dict.fromkeys(overloads, decomposition))
         return decomposition
 
     return declare

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import times
+from fxshap.rules.core.caching import multiply_in_place
 from fxshap.rules.core.generic import GAUSS_LEGENDRE
 from fxshap.rules.core.operation import Operation, vjp
-from fxshap.rules.core.registry import Slope, Tensors
-from fxshap.rules.core.tracing import is_for_all_values, may_hold
+from fxshap.rules.core.registry import SecantFn, Tensors
+from fxshap.rules.core.tracing import any_or_tracing, is_tracing_rules
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
     """Multiply, with 0 * inf = 0: an unbounded slope that nobody asks about stays silent."""
-    if may_hold(~slope.isfinite()):
+    if any_or_tracing(~slope.isfinite()):
         return torch.where(grad == 0, 0.0, grad * slope)
-    return times(slope, grad)
+    return multiply_in_place(slope, grad)
 
 
 def without_overflow(
@@ -39,7 +39,7 @@ def derivative(operation: Operation, point: Tensor) -> Tensor:
     return result
 
 
-def smooth(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def smooth_secant(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant of any function, smooth or kinked, without the noise of the quotient.
 
     The 3-point Gauss-Legendre mean of f' replaces the quotient wherever the two differ by less
@@ -59,19 +59,19 @@ def smooth(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     return torch.where(close | (d == 0), mean, quotient)
 
 
-def kinked(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def piecewise_secant(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant at every d != 0, for functions whose values are exact near their kinks."""
     d = x - r
     f_x, f_r = operation(x), operation(r)
     assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
     same = d == 0
     slope = (f_x - f_r) / d
-    if may_hold(same):
+    if any_or_tracing(same):
         slope = torch.where(same, derivative(operation, r), slope)
     return slope
 
 
-def steps(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def step_secant(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Secant of a function that is constant between its jumps: 0 where nothing is crossed."""
     f_x, f_r = operation(x), operation(r)
     assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
@@ -79,11 +79,11 @@ def steps(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     return torch.where(change == 0, 0.0, change / (x - r))
 
 
-def piecewise_linear(*kinks: Callable[[Operation], float]) -> Slope:
+def piecewise_linear(*kinks: Callable[[Operation], float]) -> SecantFn:
     """Slope of a function with straight pieces between `kinks`: exact within one piece."""
 
     def straight(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        slope = kinked(operation, r, x)
+        slope = piecewise_secant(operation, r, x)
         same_piece = torch.ones_like(slope, dtype=torch.bool)
         for kink in kinks:
             at = kink(operation)
@@ -101,7 +101,7 @@ CLOSE = 0.05
 def replace_close(slope: Tensor, r: Tensor, x: Tensor, close: Callable[..., Tensor]) -> Tensor:
     """Put ``close(r, x)`` where the quotient would cancel: in few places, so in those alone."""
     size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    if is_for_all_values():
+    if is_tracing_rules():
         return torch.where(size < CLOSE, close(r, x), slope)
     places = size.flatten().lt(CLOSE).nonzero().squeeze(1)
     slope = slope.contiguous()

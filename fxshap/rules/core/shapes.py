@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors
-from fxshap.rules.core.tracing import may_hold
+from fxshap.rules.core.tracing import any_or_tracing
 
 
 def reduced_dims(operation: Operation, value: Tensor) -> list[int]:
@@ -30,7 +30,7 @@ def restore_dims(operation: Operation, grad: Tensor, dims: list[int]) -> Tensor:
     return grad
 
 
-Line = Callable[[Tensor, Tensor, Tensor], Tensor]
+RowLine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def lines_of(value: Tensor, dim: int | None) -> Tensor:
@@ -41,7 +41,7 @@ def lines_of(value: Tensor, dim: int | None) -> Tensor:
 
 
 def by_lines(
-    dim: int | None, far: Tensor, usual: Line, other: Line, *lines: Tensor, like: Tensor
+    dim: int | None, far: Tensor, usual: RowLine, other: RowLine, *lines: Tensor, like: Tensor
 ) -> Tensor:
     """Multiply each line of ``(grad, reference, sample)`` by itself: where `far` by `other`.
 
@@ -49,7 +49,7 @@ def by_lines(
     """
     out = torch.empty_like(lines[1])
     for multiply, chosen in ((usual, ~far), (other, far)):
-        if may_hold(chosen):
+        if any_or_tracing(chosen):
             out[chosen] = multiply(*(line[chosen] for line in lines))
     if dim is None or not like.dim():
         return out.reshape(like.shape)

@@ -9,11 +9,11 @@ from contextvars import ContextVar
 from torch import Tensor
 
 #: Set while rules lay out one way for all values: what they take for granted of the values.
-_TAKEN: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
+_ASSUMPTIONS: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
 
 
 @contextmanager
-def for_all_values() -> Iterator[list[Tensor]]:
+def tracing_rules() -> Iterator[list[Tensor]]:
     """Let rules do the same whatever the values are, as a graph must that is traced once.
 
     Yields
@@ -23,26 +23,26 @@ def for_all_values() -> Iterator[list[Tensor]]:
         again, outside.
     """
     taken: list[Tensor] = []
-    token = _TAKEN.set(taken)
+    token = _ASSUMPTIONS.set(taken)
     try:
         yield taken
     finally:
-        _TAKEN.reset(token)
+        _ASSUMPTIONS.reset(token)
 
 
-def is_for_all_values() -> bool:
+def is_tracing_rules() -> bool:
     """Say whether :func:`for_all_values` holds."""
-    return _TAKEN.get() is not None
+    return _ASSUMPTIONS.get() is not None
 
 
-def may_hold(condition: Tensor) -> bool:
+def any_or_tracing(condition: Tensor) -> bool:
     """Say whether a condition holds anywhere, or, for all values, that it may."""
-    return is_for_all_values() or bool(condition.any())
+    return is_tracing_rules() or bool(condition.any())
 
 
-def rarely_holds(condition: Tensor) -> bool:
+def any_unless_tracing(condition: Tensor) -> bool:
     """Say whether a condition holds anywhere; for all values it is taken not to, and told."""
-    taken = _TAKEN.get()
+    taken = _ASSUMPTIONS.get()
     if taken is None:
         return bool(condition.any())
     taken.append(condition.any())
