@@ -247,12 +247,12 @@ class ExplainableModule(nn.Module):
     @property
     def observe(self) -> fx.GraphModule:
         """The captured graph, which also returns its taps."""
-        return self._latest().rewritten.observe
+        return self._latest().rewritten.tapped_graph
 
     @property
     def attribute(self) -> fx.GraphModule:
         """The captured graph with its nonlinear nodes rewritten."""
-        return self._latest().rewritten.attribute
+        return self._latest().rewritten.rescaled_graph
 
     @property
     def computed_in(self) -> torch.dtype:
@@ -260,7 +260,7 @@ class ExplainableModule(nn.Module):
 
         The type of the input, or float32, float16 or bfloat16 where the model casts to that inside.
         """
-        return self._latest().rewritten.computed_in
+        return self._latest().rewritten.compute_dtype
 
     @property
     def mode(self) -> str:

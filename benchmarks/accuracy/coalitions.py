@@ -101,7 +101,7 @@ class Game:
         shapes, count = self.network.shapes, max(len(chains.drawn), 1)
         x, r = self.x.repeat(count, 1), self.r.repeat(count, 1)  # all chains in one batch
         start, end = list(split(r, shapes)), list(split(x, shapes))
-        tape = Tape(engine.rewritten.attribute, start, len(start))
+        tape = Tape(engine.rewritten.rescaled_graph, start, len(start))
         units = torch.eye(self.network.outputs, dtype=torch.float64)
         grads = [unit.repeat(len(x), 1) for unit in units]
         walker = CoalitionPasses(

@@ -76,7 +76,7 @@ class Digits:
         explainable = fxshap.make_explainable(problem.model, (self.references,))
         (self.engine,) = explainable._engines.values()
         self.engine.bind_weights(object())
-        self.tape = Tape(self.engine.rewritten.attribute, [self.references], 1)
+        self.tape = Tape(self.engine.rewritten.rescaled_graph, [self.references], 1)
         count, outputs = len(self.references), problem.outputs
         self.grads = [unit.expand(count, -1).clone() for unit in torch.eye(outputs)]
 

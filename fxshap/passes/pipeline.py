@@ -1,9 +1,9 @@
-"""Rewrite: from one captured graph to two, `observe` and `attribute`.
+"""Rewrite: from one captured graph to two, `tapped_graph` and `rescaled_graph`.
 
-- ``observe(*inputs) -> (output, taps)`` is the captured graph, returning as well what every
+- ``tapped_graph(*inputs) -> (output, taps)`` is the captured graph, returning as well what every
   nonlinear node that depends on the input receives (its *taps*).
-- ``attribute(ends, *inputs) -> output`` is the captured graph in which every such node is a
-  :func:`fxshap.autograd.rescale.rescale`.
+- ``rescaled_graph(endpoints, *inputs) -> output`` is the captured graph in which every such node is
+  a :func:`fxshap.autograd.rescale.rescale`.
 
 Nodes that are linear in what depends on the input stay themselves: autograd is right for them.
 Each pass is a function from graph to graph.
@@ -47,39 +47,44 @@ class RewrittenModel:
 
     Attributes
     ----------
-    observe, attribute : fx.GraphModule
-    taps : tuple of str
-        The names of the taps, in the order `observe` returns them.
+    tapped_graph : fx.GraphModule
+        ``tapped_graph(*inputs) -> (output, taps)``.
+    rescaled_graph : fx.GraphModule
+        ``rescaled_graph(endpoints, *inputs) -> output``.
+    tap_names : tuple of str
+        The names of the taps, in the order `tapped_graph` returns them.
     constants : fx.GraphModule
         Computes from the weights what does not depend on the input, once for each state of them.
     folded : tuple of str
         The attributes of the other graphs that hold what `constants` returns.
-    variances : fx.GraphModule
-        ``variances(reference, sample, *inputs)`` returns, for the taps of both ends, the variances
-        that activations receive; ``None`` where none does.
-    variance_taps : tuple of str
-        Their names.
-    packed : fx.GraphModule
-        The captured graph, where what it computes where a mask holds is now computed everywhere;
-        ``None`` where it does nothing of the kind.
-    computed_in : torch.dtype
-        The type with the fewest digits in which the model computes what depends on its input.
+    variance_graph : fx.GraphModule or None
+        ``variance_graph(reference, sample, *inputs)`` returns, for the taps of both endpoints, the
+        variances that activations receive; ``None`` if no activation receives one.
+    variance_tap_names : tuple of str
+        The names of the taps that are variances, in the order `variance_graph` returns them.
+    masked_graph : fx.GraphModule or None
+        The captured graph, if it computes something only where a mask that depends on the input is
+        True. The other graphs compute that everywhere.
+    compute_dtype : torch.dtype
+        The least precise type in which the model computes what depends on its input.
     """
 
-    observe: fx.GraphModule
-    attribute: fx.GraphModule
-    taps: tuple[str, ...]
+    tapped_graph: fx.GraphModule
+    rescaled_graph: fx.GraphModule
+    tap_names: tuple[str, ...]
     constants: fx.GraphModule
     folded: tuple[str, ...]
-    variances: fx.GraphModule | None
-    variance_taps: tuple[str, ...]
-    packed: fx.GraphModule | None
-    computed_in: torch.dtype
+    variance_graph: fx.GraphModule | None
+    variance_tap_names: tuple[str, ...]
+    masked_graph: fx.GraphModule | None
+    compute_dtype: torch.dtype
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants anew."""
-        folded = [g for g in (self.observe, self.attribute, self.variances) if g is not None]
-        others = [g for g in (self.constants, self.packed) if g is not None]
+        folded = [self.tapped_graph, self.rescaled_graph]
+        if self.variance_graph is not None:
+            folded.append(self.variance_graph)
+        others = [g for g in (self.constants, self.masked_graph) if g is not None]
         for name, weight in weights.items():
             for module in (*folded, *others):
                 setattr(module, name, weight.detach())

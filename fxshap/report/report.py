@@ -179,14 +179,14 @@ def make_report(model: str, rewritten: RewrittenModel) -> Report:
         for (treatment, operation, rule), modules in groups.items()
     ]
     entries.sort(key=lambda e: (TREATMENTS.index(e.treatment), -e.nodes, e.operation))
-    graph = rewritten.observe.graph
+    graph = rewritten.tapped_graph.graph
     inputs = tuple(describe_input(node) for node in graph.nodes if node.op == "placeholder")
     return Report(model, inputs, tuple(entries), graph)
 
 
 def treated(rewritten: RewrittenModel) -> Iterator[tuple[fx.Node, Treatment]]:
     """Iterate over the operations that were treated in some way."""
-    for node in call_nodes(rewritten.observe.graph):
+    for node in call_nodes(rewritten.tapped_graph.graph):
         if (treatment := treatment_of(node)) is not None:
             yield node, treatment
     for node in call_nodes(rewritten.constants.graph):

@@ -66,7 +66,7 @@ class Engine:
         self.trunk = trunk
         self.rewritten: RewrittenModel = rewrite(self.captured, refinement.variances)
         self.fused = (
-            CompiledBackward(self.rewritten.attribute, captured.explained) if compile else None
+            CompiledBackward(self.rewritten.rescaled_graph, captured.explained) if compile else None
         )
         self.layout: BatchLayout | None = None
         self.references: References | None = None
@@ -115,8 +115,8 @@ class Engine:
     @torch.no_grad()
     def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
         """Run the captured graph; return the output and the taps by name."""
-        output, taps = self.rewritten.observe(*inputs)
-        return output, dict(zip(self.rewritten.taps, taps, strict=True))
+        output, taps = self.rewritten.tapped_graph(*inputs)
+        return output, dict(zip(self.rewritten.tap_names, taps, strict=True))
 
     @torch.no_grad()
     def complete(
@@ -130,7 +130,7 @@ class Engine:
         inputs : sequence of Tensor
             Of as many rows as the reference has.
         """
-        names, measure = self.rewritten.variance_taps, self.rewritten.variances
+        names, measure = self.rewritten.variance_tap_names, self.rewritten.variance_graph
         if measure is None:
             return reference, sample
         found = measure(reference, sample, *inputs)
@@ -140,12 +140,12 @@ class Engine:
     def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
         """Return where the batch lies in every tap, found out at the first explanation."""
         if self.layout is None:
-            if self.rewritten.packed is not None:
+            if self.rewritten.masked_graph is not None:
                 few = [r[: self.captured.rows or COMPARED_ROWS] for r in references]
-                check_densified(self.rewritten.observe, self.rewritten.packed, few)
+                check_densified(self.rewritten.tapped_graph, self.rewritten.masked_graph, few)
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
             self.layout = probe_layout(
-                self.rewritten.observe, pairs, self.captured.rows, self.captured.explained
+                self.rewritten.tapped_graph, pairs, self.captured.rows, self.captured.explained
             )
             how = "as many copies of itself" if self.layout.tile else "as one row"
             logger.debug("a sample is run %s", how)
@@ -160,7 +160,7 @@ class Engine:
             self.references, self.answers = None, EMPTY_CACHE  # let go of the old ones first
             rows = self.rows_of_tape(inputs, layout)
             held = References(
-                self.rewritten.attribute,
+                self.rewritten.rescaled_graph,
                 inputs,
                 self.captured.explained,
                 rows,
@@ -177,7 +177,7 @@ class Engine:
         if self.captured.rows is not None:  # nothing else runs
             return count
         size = layout.size * (2 if self.refinement.pairs else 1)  # a coalition and its complement
-        size *= 2 if self.rewritten.variances else 1  # as many variances as taps
+        size *= 2 if self.rewritten.variance_graph else 1  # as many variances as taps
         fit = rows_that_fit(size, inputs[0].device) if chunk == "auto" else chunk
         return count if fit is None else min(fit, count)
 

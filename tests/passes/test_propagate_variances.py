@@ -43,7 +43,7 @@ def variances_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
     (engine,) = explainable._engines.values()
     engine.bind_weights(object())
     (_, end), (_, start) = engine.observe([x]), engine.observe([r])
-    return list(engine.rewritten.variances(start, end, r))
+    return list(engine.rewritten.variance_graph(start, end, r))
 
 
 CONV = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
