@@ -1,4 +1,8 @@
-"""Operations that are linear (affine) in what varies: autograd's derivative is the multiplier."""
+"""Operations that are linear (affine) in their varying arguments.
+
+The multipliers of y = A x + b are the entries of A, so that autograd's vector-Jacobian product is
+the rule.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from fxshap.rules.core.registry import linear, rule
 
 aten = torch.ops.aten
 
-# Reshaping and moving.
+# Reshaping and rearranging.
 linear(
     aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_as, aten.permute,
     aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.expand, aten.expand_as, aten.broadcast_to,
@@ -59,23 +63,23 @@ linear(
     aten.fft_ifftshift, aten._fft_r2c, aten._fft_c2c, aten._fft_c2r,
 )  # fmt: skip
 
-# Batch norm with running statistics, in its one form and as torch may capture it.
+# Batch norm with running statistics: our own operator, and the operators that torch may capture.
 linear(BATCH_NORM)
 rule(aten._native_batch_norm_legit_no_training, aten.batch_norm, linear_in=((0,),))(generic)
 
-# Linear in the values, not in the indices or masks.
+# Linear in the values, not in the indices or masks: the generic rule where those vary.
 rule(
     aten.index_select, aten.gather, aten.index, aten._unsafe_index, aten.take, aten.take_along_dim,
     aten.embedding, aten.masked_select,
-    linear_in=((0,),), closed=False,
+    linear_in=((0,),), closed_form=False,
 )(generic)  # fmt: skip
 rule(
     aten.scatter, aten.scatter_add, aten.index_add, aten.index_copy,
-    linear_in=((0, 3),), closed=False,
+    linear_in=((0, 3),), closed_form=False,
 )(generic)  # fmt: skip
 rule(aten.masked_scatter, aten.index_put, aten._unsafe_index_put, linear_in=((0, 2),),
-     closed=False)(generic)  # fmt: skip
-rule(aten.index_fill, linear_in=((0, 3),), closed=False)(generic)
-rule(aten.masked_fill, linear_in=((0, 2),), closed=False)(generic)
-rule(aten.where, linear_in=((1, 2),), closed=False)(generic)
+     closed_form=False)(generic)  # fmt: skip
+rule(aten.index_fill, linear_in=((0, 3),), closed_form=False)(generic)
+rule(aten.masked_fill, linear_in=((0, 2),), closed_form=False)(generic)
+rule(aten.where, linear_in=((1, 2),), closed_form=False)(generic)
 linear(aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter, aten.copy)

@@ -1,7 +1,7 @@
 """Products and quotients of two computed tensors: the derivative at the midpoint.
 
 For a bilinear y = a * b the vector-Jacobian product at ((a_x + a_r)/2, (b_x + b_r)/2) restores
-y_x - y_r exactly and is the Shapley value of the two-player game (a, b).
+y_x - y_r exactly. It is the Shapley value (Shapley 1953) of the game whose two players are a and b.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.cancellation import (
-    may_cancel,
+    endpoint_sums,
+    matmul_grads_termwise,
     midpoint_or_sequential,
+    mixed_product_may_exceed,
     sequential_factors,
-    sums_of_ends,
-    term_by_term,
 )
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
@@ -32,7 +32,7 @@ aten = torch.ops.aten
 def bilinear(
     *targets: Target, factors: tuple[int, int] = (0, 1), others: tuple[int, ...] = ()
 ) -> None:
-    """Declare operations linear in each of two factors, and in `others` beside either.
+    """Declare operations that are linear in each of two factors, jointly with `others`.
 
     Parameters
     ----------
@@ -59,32 +59,33 @@ def bilinear(
     ) -> tuple[Tensor | None, ...]:
         slots = operation.slots
         if {first, second} <= {*slots} <= {first, second, *others} and not grad.is_complex():
-            places = slots.index(first), slots.index(second)
-            return midpoint_or_sequential(operation, reference, sample, grad, places)
+            positions = slots.index(first), slots.index(second)
+            return midpoint_or_sequential(operation, reference, sample, grad, positions)
         return midpoint(operation, reference, sample, grad)
 
     rule(*targets, linear_in=((first, *others), (second, *others)), name="product")(multiply)
 
 
-Product = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+ProductVjp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def factors(*targets: Target) -> Callable[[Product], RuleFn]:
-    """Declare a bilinear operation of two tensors with its own vector-Jacobian product."""
+def matrix_product(*targets: Target) -> Callable[[ProductVjp], RuleFn]:
+    """Declare a matrix product whose vector-Jacobian product is ``function(a, b, grad)``."""
 
-    def declare(product: Product) -> RuleFn:
+    def declare(function: ProductVjp) -> RuleFn:
         def multiply(
             operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
         ) -> tuple[Tensor | None, ...]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
-            a, b, *most = cached_between(
-                operation, reference[0], sample[0], lambda: sums_of_ends(reference, sample)
+            a, b, *limit = cached_between(
+                operation, reference[0], sample[0], lambda: endpoint_sums(reference, sample)
             )
-            if most:
-                return term_by_term(reference, sample, grad, *most)
-            # The halves of the midpoints go into the cotangent, which is often smaller.
-            return product(a, b, grad * 0.5)
+            if limit:
+                return matmul_grads_termwise(reference, sample, grad, *limit)
+            # a and b are sums of both endpoints. The factor 1/2 of their midpoints goes into the
+            # cotangent, which is often smaller.
+            return function(a, b, grad * 0.5)
 
         rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)
         return multiply
@@ -96,28 +97,36 @@ def factors(*targets: Target) -> Callable[[Product], RuleFn]:
 def mul(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """y = a * b, broadcast; see :func:`in_one_order` for what is huge."""
+    """y = a * b with broadcasting: m_a = (b_r + b_x) / 2 and m_b = (a_r + a_x) / 2.
+
+    Where a product of mixed endpoints would be huge, :func:`sequential_factors` takes over.
+    """
     if grad.is_complex():  # a real factor of a complex product has a real gradient
         return midpoint(operation, reference, sample, grad)
     (a_r, b_r), (a_x, b_x) = reference, sample
     half = grad * 0.5
     a, b = cached_between(operation, a_r, a_x, lambda: (a_r + a_x, b_r + b_x))
-    mixed = may_cancel(a_r, b_r, a_x, b_x) | may_cancel(a_x, b_x, a_r, b_r)
-    if any_or_tracing(mixed):
+    cancels = mixed_product_may_exceed(a_r, b_r, a_x, b_x) | mixed_product_may_exceed(
+        a_x, b_x, a_r, b_r
+    )
+    if any_or_tracing(cancels):
         a, b = sequential_factors((a_r, b_r), (a_x, b_x), (a, b))
         return scale(half, b).sum_to_size(a_r.shape), scale(half, a).sum_to_size(b_r.shape)
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
 
 
-@factors(aten.bmm)
+@matrix_product(aten.bmm)
 def bmm(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """y = a @ b, one matrix a batch entry."""
+    """y = a @ b for batches of matrices: grad_a = g @ b^T and grad_b = a^T @ g."""
     return torch.bmm(grad, b.mT), torch.bmm(a.mT, grad)
 
 
-@factors(aten.matmul, aten.linalg_matmul, aten.mm)
+@matrix_product(aten.matmul, aten.linalg_matmul, aten.mm)
 def matmul(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """y = a @ b, broadcast over leading dimensions; vectors are matrices of one row or column."""
+    """y = a @ b: grad_a = g @ b^T and grad_b = a^T @ g, summed over broadcast dimensions.
+
+    Vectors are matrices of one row or one column.
+    """
     row, column = a.dim() == 1, b.dim() == 1
     grad = grad.unsqueeze(-1) if column else grad
     grad = grad.unsqueeze(-2) if row else grad
@@ -143,42 +152,47 @@ bilinear(aten.bilinear, others=(3,))
 def lerp(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """a + w (b - a): bilinear in w and (a, b)."""
+    """y = a + w (b - a), bilinear in w and (a, b): the derivative at the midpoint."""
     return midpoint(operation, reference, sample, grad)
 
 
-#: How many times larger a divisor may be at one end than at the other to count as independent.
-FAR = 100.0
+#: The largest ratio of a divisor's sizes at its two endpoints up to which the formula for an
+#: independent divisor is used.
+MAX_DIVISOR_RATIO = 100.0
 
 
 @rule(aten.div, aten.divide, aten.true_divide, linear_in=((0,),))
 def div(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """a / b is the product of a and 1/b, whose secant is -1 / (b_x b_r).
+    """y = a / b: the product of a and 1/b, where the secant of 1/b is -1 / (b_x b_r).
 
-    Where b is more than :data:`FAR` times larger at one end, a is that of y and b instead, as in
-    :mod:`.normalisation`: with bars for means, da = y_bar db + b_bar dy. Such b are lengths that a
-    is divided by, which nearly vanish with it; a_x / b_r then is what the network never computes.
+    With a bar for the mean of both endpoints:
+
+        m_a = mean(1/b)    m_b = -a_bar / (b_x b_r)
+
+    Where b is more than :data:`MAX_DIVISOR_RATIO` times larger at one endpoint than at the other,
+    a = y b is taken as the product instead, as in :mod:`.normalization`, so that
+    da = y_bar db + b_bar dy:
+
+        m_a = 1 / b_bar    m_b = -y_bar / b_bar
+
+    Such a b is the length of a vector that a belongs to, and nearly vanishes together with a. The
+    network never computes a_x / b_r then.
     """
     if grad.is_complex():
         return generic(operation, reference, sample, grad)
     b_r, b_x = reference[-1], sample[-1]
-    slope_b = b_r.reciprocal() * b_x.reciprocal()
+    minus_secant = b_r.reciprocal() * b_x.reciprocal()  # of 1/b
     if operation.slots[0] != 0:
-        return (scale(grad, -operation["self"] * slope_b).sum_to_size(b_r.shape),)
+        return (scale(grad, -operation["self"] * minus_secant).sum_to_size(b_r.shape),)
     a_r, a_x = reference[0], sample[0]
-    slopes = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * slope_b
-    sizes = b_r.abs(), b_x.abs()
-    far = (torch.maximum(*sizes) > FAR * torch.minimum(*sizes)) & (b_r.sign() == b_x.sign())
-    if any_or_tracing(far):
-        middle = b_r / 2 + b_x / 2
-        others = middle.reciprocal(), -(a_r / b_r / 2 + a_x / b_x / 2) / middle
-        slopes = (
-            torch.where(far, others[0], slopes[0]),
-            torch.where(far, others[1], slopes[1]),
-        )
-    return tuple(
-        scale(grad, slope).sum_to_size(end.shape)
-        for slope, end in zip(slopes, (a_r, b_r), strict=True)
-    )
+    m_a, m_b = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * minus_secant
+    smaller, larger = torch.minimum(b_r.abs(), b_x.abs()), torch.maximum(b_r.abs(), b_x.abs())
+    is_length = (larger > MAX_DIVISOR_RATIO * smaller) & (b_r.sign() == b_x.sign())
+    if any_or_tracing(is_length):
+        b_bar = b_r / 2 + b_x / 2
+        minus_y_bar = -(a_r / b_r / 2 + a_x / b_x / 2)
+        m_a = torch.where(is_length, b_bar.reciprocal(), m_a)
+        m_b = torch.where(is_length, minus_y_bar / b_bar, m_b)
+    return scale(grad, m_a).sum_to_size(a_r.shape), scale(grad, m_b).sum_to_size(b_r.shape)
