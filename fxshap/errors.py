@@ -1,4 +1,4 @@
-"""Every exception that fxshap raises on purpose."""
+"""The exceptions that fxshap raises on purpose."""
 
 
 class FxshapError(Exception):
@@ -6,11 +6,11 @@ class FxshapError(Exception):
 
 
 class ModelError(FxshapError, TypeError):
-    """What was given to :func:`fxshap.make_explainable` is not an ``nn.Module``."""
+    """The model given to :func:`fxshap.make_explainable` is not an ``nn.Module``."""
 
 
 class InputError(FxshapError, ValueError):
-    """The samples or the references cannot be explained: their dtype, shape or values."""
+    """The dtype, shape or values of the samples or the references cannot be explained."""
 
 
 class OutputError(FxshapError, ValueError):
@@ -22,11 +22,11 @@ class WeightError(FxshapError, ValueError):
 
 
 class CaptureError(FxshapError, RuntimeError):
-    """The model cannot be captured as one graph, as with control flow that depends on values."""
+    """The model cannot be captured as one graph, for example because it branches on values."""
 
 
 class BatchMixingError(FxshapError, RuntimeError):
-    """One row of the output depends on other rows of the input, so no row can be explained."""
+    """A row of the output depends on several rows of the input, so no row can be explained."""
 
 
 class RuleError(FxshapError, RuntimeError):
@@ -34,11 +34,11 @@ class RuleError(FxshapError, RuntimeError):
 
 
 class CompileError(FxshapError, RuntimeError):
-    """The walk could not be compiled; without ``compile=True`` it need not be."""
+    """``torch.compile`` failed; without ``compile=True`` nothing is compiled."""
 
 
 class OptionError(FxshapError, ValueError):
-    """An argument of a function of fxshap is not one of the values it can have."""
+    """An option of a function of fxshap has a value that it cannot have."""
 
 
 class AdditivityError(FxshapError, AssertionError):
@@ -50,4 +50,4 @@ class MissingExtraError(FxshapError, ImportError):
 
 
 class RecognitionError(FxshapError, RuntimeError):
-    """A library asks for an explanation in a way that fxshap does not know."""
+    """A library requests an explanation in a way that fxshap does not know."""

@@ -26,7 +26,7 @@ from fxshap.frontend.entry import (
     record_layer,
 )
 from fxshap.frontend.hook_point import HookPoint, Side, find_hook_point
-from fxshap.frontend.inputs import check_dtypes, check_floating, check_numpy_dtypes, is_floating
+from fxshap.frontend.inputs import check_dtypes, check_floating, check_numpy_dtypes
 from fxshap.frontend.outputs import (
     Selector,
     check_rows,
@@ -43,8 +43,9 @@ from fxshap.integrations.detect import (
     needs_gradient,
     requested_layer,
 )
-from fxshap.integrations.hooks import clear_stale, hooking_libraries, hooks_on, remove_hooks
+from fxshap.integrations.hooks import remove_stale_hooks, hooking_libraries, hook_keys, remove_hooks
 from fxshap.integrations.isolation import IsolatedModel, evaluation_mode
+from fxshap.ops.dtypes import is_floating
 from fxshap.passes.split_at_layer import check_tensor_count, split_at_hook_point
 from fxshap.report.report import Report, make_report
 from fxshap.report.tables import count
@@ -279,14 +280,14 @@ class ExplainableModule(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the model's own output; multipliers for gradients if a library asks for them."""
         probe = self.probe
-        clear_stale(self, self.model)
+        remove_stale_hooks(self, self.model)
         with model_call():
             asked = find_request(probe, self.model, pytree.tree_leaves((inputs, kwargs)))
         if asked is not None:
             with explanation_lock(), self._cleaning(probe):
                 return self._explain(asked, probe, inputs, kwargs)
         library = calling_library()
-        if library in (None, "shap") and hooks_on(probe):
+        if library in (None, "shap") and hook_keys(probe):
             self._remove_hooks(probe)  # left over from a call that failed: SHAP has not yet hooked
         if calling_library(directly=True) == "shap":
             with explanation_lock(), self._cleaning(probe):
@@ -381,18 +382,18 @@ class ExplainableModule(nn.Module):
         >>> explainer.shap_values(embed(ids)).sum(2).shape  # tokens, outputs
         (1, 3, 4)
         """
-        head = self._variant(EntryPoint(place=find_hook_point(self.model, layer, side)))
+        head = self._variant(EntryPoint(hook_point=find_hook_point(self.model, layer, side)))
         return head.embed, head
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """Return what passes the layer from which this model explains; see :meth:`from_layer`."""
-        if self.entry.place is None:
+        if self.entry.hook_point is None:
             raise ModelError("this model is explained from its inputs; cut it with from_layer(...)")
-        clear_stale(self, self.model)
+        remove_stale_hooks(self, self.model)
         given = signature(self.model).bind_partial(*args, **kwargs).arguments
         with model_call(), evaluation_mode(self.model):
             filled = self._filled(args, kwargs, taken=given)
-            return record_layer(self.model, self.entry.place, *args, **filled)
+            return record_layer(self.model, self.entry.hook_point, *args, **filled)
 
     def _variant(self, entry: EntryPoint) -> ExplainableModule:
         """Return another view of the same model that shares the captures."""
@@ -444,7 +445,7 @@ class ExplainableModule(nn.Module):
         if not inputs:
             raise InputError("prepare takes the inputs of the model, one tensor each")
         check_floating(inputs)
-        clear_stale(self, self.model)
+        remove_stale_hooks(self, self.model)
         with explanation_lock(), evaluation_mode(self.model):
             given = self._given(inputs, {}, is_floating)
             self._engine(given, given.tensors)
@@ -499,7 +500,7 @@ class ExplainableModule(nn.Module):
         check_floating(inputs)
         check_single_row(self.bound)
         layer = requested_layer(self.model, "shap")
-        with layer.set_aside() if layer else nullcontext():
+        with layer.suspended() if layer else nullcontext():
             check_dtypes(inputs, self.model, lambda: self._call(inputs, {}))
             result = select_output(self._call(inputs, {}), self.output)
             check_numpy_dtypes(inputs, result)
@@ -507,11 +508,11 @@ class ExplainableModule(nn.Module):
             check_rows(result, inputs)
             if layer:
                 given = self._given(inputs, {}, is_floating)
-                engine = self._engine(given, given.tensors, layer.place)
+                engine = self._engine(given, given.tensors, layer.hook_point)
                 passing = engine.enter(given.tensors)[: engine.captured.explained]
-                check_tensor_count(layer.place, passing, inputs)
+                check_tensor_count(layer.hook_point, passing, inputs)
         if layer:
-            layer.hand_over(passing)
+            layer.call_hook(passing)
         return result
 
     def _explain(
@@ -523,11 +524,11 @@ class ExplainableModule(nn.Module):
         given = self._given(inputs, kwargs, explains, pairs=True)
         check_floating(given.tensors[: given.explained])
         samples, references = given.halves()
-        with layer.set_aside() if layer else nullcontext():
-            engine = self._engine(given, references, layer.place if layer else None)
+        with layer.suspended() if layer else nullcontext():
+            engine = self._engine(given, references, layer.hook_point if layer else None)
             samples, references = engine.enter(samples), engine.enter(references)
             # The libraries hook anew for every explanation.
-            explanation = hooks_on(probe) or object()
+            explanation = hook_keys(probe) or object()
             walk, output = engine.explain(samples, references, explanation)
         check_rows(output, given.tensors)
 
@@ -540,7 +541,7 @@ class ExplainableModule(nn.Module):
         pairs = zip(samples, references, strict=True)
         rows = [torch.cat(pair) for pair in pairs][: engine.captured.explained]
         return with_multipliers(
-            guarded, output, layer.hand_over([x.requires_grad_() for x in rows])
+            guarded, output, layer.call_hook([x.requires_grad_() for x in rows])
         )
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""Where the inputs of an explainable model enter the user's, and what is bound beside them.
+"""The entry point of the explained inputs into the user's model, and the arguments bound to it.
 
-They enter as the parameters of ``forward`` in order, as parameters of certain names, or in the
-middle of the model, in place of what a layer gives. What else the model takes is bound: the same
-for samples and references.
+The inputs enter as the first parameters of ``forward``, as parameters that are given by name, or in
+the middle of the model, where they replace the tensors at a hook point. All other arguments of the
+model are bound: they are the same for samples and references.
 """
 
 from __future__ import annotations
@@ -25,50 +25,56 @@ from fxshap.frontend.hook_point import (
     register_hook,
     single_call,
 )
+from fxshap.frontend.inputs import has_rows
 from fxshap.frontend.signature import signature
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+# --- where the inputs enter ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class EntryPoint:
-    """Where the inputs of an explainable model enter.
+    """Where the inputs of an explainable model enter the user's model.
 
     Attributes
     ----------
-    names : tuple of str or None
-        The parameters of ``forward`` that they are given to; ``None`` for the first ones.
-    place : Place or None
-        The place in the model where they stand in for what passes.
+    input_names : tuple of str or None
+        The parameters of ``forward`` that the inputs are passed as; ``None`` for the first ones.
+    hook_point : HookPoint or None
+        The hook point at which the inputs replace the model's own tensors.
     """
 
-    names: tuple[str, ...] | None = None
-    place: HookPoint | None = None
+    input_names: tuple[str, ...] | None = None
+    hook_point: HookPoint | None = None
 
-    def __call__(self, model: nn.Module, *inputs: Any, **rest: Any) -> Any:
-        """Call the user's model."""
-        if self.place is not None:
-            with substitute_tensors(model, self.place, inputs):
-                return model(**rest)
-        names = free_parameters(model, rest) if self.names is None and rest else self.names
+    def __call__(self, model: nn.Module, *inputs: Any, **bound: Any) -> Any:
+        """Call the user's model with these inputs and bound arguments."""
+        if self.hook_point is not None:
+            with substitute_tensors(model, self.hook_point, inputs):
+                return model(**bound)
+        names = self.input_names
+        if names is None and bound:
+            names = free_parameters(model, bound)
         if not names:
-            return model(*inputs, **rest)
+            return model(*inputs, **bound)
         if len(inputs) > len(names):
             raise InputError(
-                f"{len(inputs)} inputs were given, but {type(model).__name__}.forward takes only "
-                f"{', '.join(names)} beside what is bound"
+                f"{len(inputs)} inputs were given, but besides the bound arguments "
+                f"{type(model).__name__}.forward takes only {', '.join(names)}"
             )
-        return model(**dict(zip(names, inputs, strict=False)), **rest)
+        return model(**dict(zip(names, inputs, strict=False)), **bound)
 
 
-def free_parameters(model: nn.Module, taken: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the parameters of ``forward`` that inputs are given to in order, but those taken."""
+def free_parameters(model: nn.Module, bound: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the positional parameters of ``forward`` that are not bound, in order."""
     parameters = signature(model).parameters.values()
-    return tuple(p.name for p in parameters if p.kind in POSITIONAL and p.name not in taken)
+    return tuple(p.name for p in parameters if p.kind in POSITIONAL and p.name not in bound)
 
 
 def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise unless the model's ``forward`` has parameters of these names."""
+    """Raise an InputError unless the model's ``forward`` has parameters of these names."""
     parameters = signature(model).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
@@ -80,14 +86,16 @@ def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
             )
 
 
+# --- bound arguments ----------------------------------------------------------------------------
+
+
 def expand_bound(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[str, Any]:
-    """Give every tensor that is bound as many rows as a call has.
+    """Return bound arguments in which every tensor has as many rows as the inputs of a call.
 
     Parameters
     ----------
-    bound : mapping
-        Tensors of one row for all samples, or of a row for every sample; anything else is the
-        same for all.
+    bound : mapping of str to object
+        Tensors have one row for all samples, or one row for every sample. Other values stay.
     like : Tensor
         An input of the call.
     pairs : bool
@@ -106,13 +114,8 @@ def expand_bound(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[st
     }
 
 
-def has_rows(value: Any) -> bool:
-    """Say whether a value is a tensor with a first dimension."""
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
 def match_rows(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
-    """Repeat one row for all, or the samples' rows for their references."""
+    """Repeat a single row for all rows of a call, or the samples' rows for their references."""
     if len(value) == 1:
         return value.expand(rows, *value.shape[1:])
     if pairs and 2 * len(value) == rows:
@@ -121,56 +124,56 @@ def match_rows(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
         return value
     raise InputError(
         f"{name!r} is bound with {len(value)} rows, but this call has {rows // (1 + pairs)}; bind "
-        "one row, which is for all, or a row for every sample. A tensor without rows belongs "
-        "into the model: put a small nn.Module around it"
+        "one row, which is used for all, or a row for every sample. A tensor without a batch "
+        "dimension belongs into the model: wrap the model in a small nn.Module that holds it"
     )
 
 
-def check_single_row(bound: Mapping[str, Any]) -> None:
-    """Raise if a tensor is bound that has a row for every sample, which SHAP cannot tell apart."""
-    for name, value in bound.items():
-        if has_rows(value) and len(value) != 1:
-            raise InputError(
-                f"{name!r} is bound with {len(value)} rows, but SHAP compares one sample at a time "
-                "with all references, and does not say which; make an explainer for each sample, "
-                f"of explainable.bind({name}={name}[i:i+1])"
-            )
+# --- inputs at a hook point ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def record_layer(model: nn.Module, hook_point: HookPoint, *args: Any, **kwargs: Any) -> Any:
+    """Call the model, and return the tensor, or the tuple of tensors, at a hook point."""
+    with record_tensors(model, hook_point) as calls:
+        model(*args, **kwargs)
+    tensors = single_call(hook_point, calls)
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 @contextmanager
 def substitute_tensors(
-    model: nn.Module, place: HookPoint, tensors: Sequence[Tensor]
+    model: nn.Module, hook_point: HookPoint, tensors: Sequence[Tensor]
 ) -> Iterator[None]:
-    """Let tensors stand in for what passes a place, which must be passed once."""
-    seen: list[tuple[Tensor, ...]] = []
+    """Have the model use these tensors in place of its own at a hook point, which it calls once."""
+    calls: list[tuple[Tensor, ...]] = []
 
     def replaced(values: Any) -> Any:
-        found = floating_tensors(values)
-        seen.append(tuple(found))
-        shapes, given = ([tuple(x.shape) for x in xs] for xs in (found, tensors))
-        if shapes != given:
-            raise InputError(
-                f"{place} has the shapes {shapes} for what is bound, but the inputs that stand in "
-                f"for it have {given}; bind the same inputs that were embedded"
-            )
-        instead = {id(x): tensor for x, tensor in zip(found, tensors, strict=True)}
-        return pytree.tree_map(lambda leaf: instead.get(id(leaf), leaf), values)
+        own = floating_tensors(values)
+        calls.append(tuple(own))
+        check_same_shapes(hook_point, own, tensors)
+        replacements = {id(x): tensor for x, tensor in zip(own, tensors, strict=True)}
+        return pytree.tree_map(lambda leaf: replacements.get(id(leaf), leaf), values)
 
-    def entering(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def input_hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return replaced((args, kwargs))
 
-    def leaving(module: nn.Module, args: Any, output: Any) -> Any:
+    def output_hook(module: nn.Module, args: Any, output: Any) -> Any:
         return replaced(output)
 
-    with register_hook(model, place, entering, leaving):
+    with register_hook(model, hook_point, input_hook, output_hook):
         yield
-    single_call(place, seen)
+    single_call(hook_point, calls)
 
 
-@torch.no_grad()
-def record_layer(model: nn.Module, place: HookPoint, *args: Any, **kwargs: Any) -> Any:
-    """Return what passes a place when the model is called: a tensor, or a tuple of several."""
-    with record_tensors(model, place) as seen:
-        model(*args, **kwargs)
-    found = single_call(place, seen)
-    return found[0] if len(found) == 1 else found
+def check_same_shapes(
+    hook_point: HookPoint, own: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
+    """Raise an InputError unless the inputs have the shapes of the model's own tensors."""
+    expected, given = ([tuple(x.shape) for x in tensors] for tensors in (own, inputs))
+    if expected != given:
+        raise InputError(
+            f"with the bound arguments {hook_point} has the shapes {expected}, but the inputs that "
+            f"replace it have the shapes {given}; bind the arguments that the prefix was called "
+            "with"
+        )

@@ -1,4 +1,4 @@
-"""A place in the user's model, what enters or leaves one of its modules, and what passes there."""
+"""Points in the user's model where a hook sees tensors: the input or the output of a module."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from fxshap.errors import InputError
+from fxshap.ops.dtypes import is_floating
 
 Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """What enters or leaves one of the user's modules.
+    """The input or the output of one of the user's modules.
 
     Attributes
     ----------
@@ -35,36 +36,8 @@ class HookPoint:
         return f"the {self.side} of '{self.name}'" if self.name else f"the model's {self.side}"
 
 
-@contextmanager
-def record_tensors(model: nn.Module, place: HookPoint) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Note what passes a place: a copy of its tensors for every time that the module is called."""
-    seen: list[tuple[Tensor, ...]] = []
-
-    def note(values: Any) -> None:
-        seen.append(tuple(x.clone() for x in floating_tensors(values)))  # before anything in place
-
-    def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
-        note((args, kwargs))
-
-    def leaving(module: nn.Module, args: Any, output: Any) -> None:
-        note(output)
-
-    with register_hook(model, place, entering, leaving):
-        yield seen
-
-
-def register_hook(
-    model: nn.Module, place: HookPoint, entering: Callable[..., Any], leaving: Callable[..., Any]
-) -> RemovableHandle:
-    """Hook a place with one of two functions: of arguments and keywords, or of the output."""
-    module = model.get_submodule(place.name)
-    if place.side == "input":
-        return module.register_forward_pre_hook(entering, with_kwargs=True)
-    return module.register_forward_hook(leaving)
-
-
 def find_hook_point(model: nn.Module, layer: str | nn.Module, side: Side) -> HookPoint:
-    """Return the place at a layer, given by name or itself.
+    """Return the hook point of a layer, which is given by its qualified name or as a module.
 
     Raises
     ------
@@ -74,38 +47,79 @@ def find_hook_point(model: nn.Module, layer: str | nn.Module, side: Side) -> Hoo
     for name, module in model.named_modules():
         if layer == name or layer is module:
             return HookPoint(name, side)
-    near = get_close_matches(str(layer), dict(model.named_modules()), n=3, cutoff=0.3)
-    hint = f"; is it one of {', '.join(near)}?" if near else ""
+    similar = get_close_matches(str(layer), dict(model.named_modules()), n=3, cutoff=0.3)
+    hint = f"; is it one of {', '.join(similar)}?" if similar else ""
     raise InputError(f"{type(model).__name__} has no module {str(layer)!r}{hint}")
 
 
+def register_hook(
+    model: nn.Module,
+    hook_point: HookPoint,
+    input_hook: Callable[..., Any],
+    output_hook: Callable[..., Any],
+) -> RemovableHandle:
+    """Register one of two hooks at a hook point, by its side.
+
+    Parameters
+    ----------
+    model : nn.Module
+    hook_point : HookPoint
+    input_hook : callable
+        Takes the module, its positional and its keyword arguments.
+    output_hook : callable
+        Takes the module, its positional arguments and its output.
+    """
+    module = model.get_submodule(hook_point.name)
+    if hook_point.side == "input":
+        return module.register_forward_pre_hook(input_hook, with_kwargs=True)
+    return module.register_forward_hook(output_hook)
+
+
+@contextmanager
+def record_tensors(model: nn.Module, hook_point: HookPoint) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Record copies of the tensors at a hook point, in one tuple for every call of the module."""
+    calls: list[tuple[Tensor, ...]] = []
+
+    def record(values: Any) -> None:
+        # Copies, because a later operation may change the tensors in place.
+        calls.append(tuple(x.clone() for x in floating_tensors(values)))
+
+    def input_hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        record((args, kwargs))
+
+    def output_hook(module: nn.Module, args: Any, output: Any) -> None:
+        record(output)
+
+    with register_hook(model, hook_point, input_hook, output_hook):
+        yield calls
+
+
 def floating_tensors(values: Any) -> list[Tensor]:
-    """Return the floating-point tensors among values, those given twice once."""
-    leaves = pytree.tree_leaves(values)
-    found = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point() and x.dim()]
-    return list({id(x): x for x in found}.values())
+    """Return the floating-point tensors with dimensions in nested values, each of them once."""
+    tensors = [x for x in pytree.tree_leaves(values) if is_floating(x) and x.dim()]
+    return list({id(x): x for x in tensors}.values())
 
 
-def single_call(place: HookPoint, seen: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return what passed a place, which must have been passed once.
+def single_call(hook_point: HookPoint, calls: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return the tensors of the only call of a module.
 
     Raises
     ------
     InputError
         If the module was not called, or several times, or without floating-point tensors.
     """
-    if not seen:
+    if not calls:
         raise InputError(
-            f"{place} cannot be explained: forward never calls this module. A container such as a "
-            "ModuleList only holds modules, and some layers lend their weights to others; choose "
-            "a module that is called"
+            f"{hook_point} cannot be explained: forward never calls this module. A container such "
+            "as a ModuleList only holds modules, and some layers lend their weights to others; "
+            "choose a module that is called"
         )
-    if len(seen) > 1:
+    if len(calls) > 1:
         raise InputError(
-            f"{place} cannot be explained: forward calls this module {len(seen)} times, so there "
-            "is no one such tensor; give each use a module of its own, or choose a module that is "
-            "called once"
+            f"{hook_point} cannot be explained: forward calls this module {len(calls)} times, so "
+            "it has several such tensors; give each use a module of its own, or choose a module "
+            "that is called once"
         )
-    if not seen[0]:
-        raise InputError(f"{place} cannot be explained: no floating-point tensor passes there")
-    return seen[0]
+    if not calls[0]:
+        raise InputError(f"{hook_point} cannot be explained: it has no floating-point tensor")
+    return calls[0]

@@ -1,4 +1,4 @@
-"""What inputs must be, and what is said when they are not."""
+"""Checks of the inputs of a call and of the model's weights, each with a message of what to do."""
 
 from __future__ import annotations
 
@@ -9,89 +9,138 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.errors import InputError, WeightError
-
-
-def is_floating(value: Any) -> bool:
-    """Say whether a value is a floating-point tensor."""
-    return isinstance(value, Tensor) and value.is_floating_point()
+from fxshap.ops.dtypes import is_floating
 
 
 def check_floating(inputs: Sequence[Tensor]) -> None:
-    """Raise unless all inputs are floating-point tensors."""
+    """Raise an InputError unless all inputs are floating-point tensors."""
     for position, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise InputError(f"input {position} is a {type(x).__name__}, not a torch.Tensor")
-        if not x.is_floating_point():
+        if not is_floating(x):
             raise InputError(
                 f"input {position} is of {x.dtype}; only floating-point inputs have attributions. "
-                "Cast features with .float(), bind what is not to be explained "
+                "Cast features with .float(), bind the arguments that are not explained "
                 "(explainable.bind), and explain token ids from their embeddings "
-                "(explainable.from_layer)"
+                "(explainable.split_at)"
             )
 
 
+def check_inputs(
+    inputs: Sequence[Tensor], bound: Mapping[str, Any] | None = None, library: str = ""
+) -> None:
+    """Raise an InputError unless inputs can be explained.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+        The explained inputs of a call.
+    bound : mapping, optional
+        The bound arguments, which must have one row each for SHAP.
+    library : str
+        The calling library. SHAP also converts the inputs to NumPy arrays.
+    """
+    check_floating(inputs)
+    if library == "shap":
+        check_single_row(bound or {})
+        check_numpy_dtypes(inputs)
+
+
 def check_matching_rows(references: Sequence[Any], samples: Sequence[Any]) -> None:
-    """Raise unless references and samples are tensors with rows of the same shapes."""
-    for what, inputs in (("background", references), ("samples", samples)):
-        for position, x in enumerate(inputs):
-            if not isinstance(x, Tensor):
-                raise InputError(
-                    f"input {position} of the {what} is a {type(x).__name__}, not a torch.Tensor "
-                    "(torch.from_numpy makes one)"
-                )
-            if x.dim() == 0 or len(x) == 0:
-                raise InputError(f"input {position} of the {what} has no rows")
+    """Raise an InputError unless references and samples are tensors with rows of the same shapes.
+
+    The number of rows may differ.
+    """
+    check_rows_present("background", references)
+    check_rows_present("samples", samples)
     if len(references) != len(samples):
         raise InputError(
-            f"the background is of {len(references)} inputs, but the samples of {len(samples)}"
+            f"the background has {len(references)} inputs, but the samples have {len(samples)}"
         )
     for position, (r, x) in enumerate(zip(references, samples, strict=True)):
         if r.shape[1:] != x.shape[1:]:
             raise InputError(
-                f"rows of input {position} are of shape {tuple(r.shape[1:])} in the background, "
+                f"rows of input {position} have the shape {tuple(r.shape[1:])} in the background, "
                 f"but {tuple(x.shape[1:])} in the samples; the first dimension counts the rows"
             )
 
 
+def check_rows_present(role: str, inputs: Sequence[Any]) -> None:
+    """Raise an InputError unless all inputs are tensors with at least one row."""
+    for position, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"input {position} of the {role} is a {type(x).__name__}, not a torch.Tensor "
+                "(torch.from_numpy makes one)"
+            )
+        if x.dim() == 0 or len(x) == 0:
+            raise InputError(f"input {position} of the {role} has no rows")
+
+
 @torch.no_grad()
 def check_dtypes(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
-    """Raise if inputs are not of the type of the model's weights and the model fails on them."""
-    wanted = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    found = {x.dtype for x in inputs}
-    if len(wanted) != 1 or not found or found & wanted:
+    """Raise an InputError if the model fails because its weights have another dtype.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+    model : nn.Module
+    call : callable
+        Calls the model with the inputs. It is only called where the dtypes differ.
+    """
+    weight_dtypes = {p.dtype for p in model.parameters() if is_floating(p)}
+    input_dtypes = {x.dtype for x in inputs}
+    if len(weight_dtypes) != 1 or not input_dtypes or input_dtypes & weight_dtypes:
         return
     try:
         call()
     except RuntimeError as error:
         raise InputError(
-            f"the inputs are of {found.pop()} but the model's weights of {wanted.pop()}; cast "
-            "samples and background to the dtype of the model"
+            f"the inputs are of {input_dtypes.pop()} but the model's weights of "
+            f"{weight_dtypes.pop()}; cast samples and background to the dtype of the model"
         ) from error
 
 
-def check_numpy_dtypes(inputs: Sequence[Tensor], output: Tensor) -> None:
-    """Raise if SHAP cannot make NumPy arrays of the inputs or the output."""
-    if any(x.dtype is torch.bfloat16 for x in (*inputs, output)):
+def has_rows(value: Any) -> bool:
+    """Return True if a value is a tensor with a first dimension."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def check_single_row(bound: Mapping[str, Any]) -> None:
+    """Raise an InputError if a tensor is bound with several rows, of which SHAP names none."""
+    for name, value in bound.items():
+        if has_rows(value) and len(value) != 1:
+            raise InputError(
+                f"{name!r} is bound with {len(value)} rows, but SHAP compares one sample at a time "
+                "with all references, and does not tell which; make an explainer for each sample, "
+                f"from explainable.bind({name}={name}[i:i+1])"
+            )
+
+
+def check_numpy_dtypes(tensors: Sequence[Tensor]) -> None:
+    """Raise an InputError if SHAP cannot convert inputs or an output to NumPy arrays."""
+    if any(x.dtype is torch.bfloat16 for x in tensors):
         raise InputError(
-            "SHAP makes NumPy arrays of the inputs and the output, and NumPy has no bfloat16; "
-            "explain a small nn.Module around the model whose forward takes float32 and returns "
-            "it: `return self.model(x.bfloat16()).float()`"
+            "SHAP converts the inputs and the output to NumPy arrays, and NumPy has no bfloat16; "
+            "explain a small nn.Module around the model whose forward takes and returns float32: "
+            "`return self.model(x.bfloat16()).float()`"
         )
 
 
-def check_finite(what: str, inputs: Sequence[Tensor]) -> None:
-    """Raise if samples or references contain NaN or infinity."""
+def check_finite(role: str, inputs: Sequence[Tensor]) -> None:
+    """Raise an InputError if samples or references contain NaN or infinity."""
     for position, x in enumerate(inputs):
-        if not x.isfinite().all():
-            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+        finite = x.isfinite()
+        if not finite.all():
+            row = int((~finite).flatten(1).any(1).nonzero()[0])
             raise InputError(
-                f"input {position} of the {what} contains NaN or infinity (row {row}), from which "
-                "there is no difference to attribute; fill in or leave out such rows"
+                f"input {position} of the {role} contains NaN or infinity (row {row}), so there "
+                "is no difference to attribute; impute or drop such rows"
             )
 
 
 def check_finite_weights(weights: Mapping[str, Tensor]) -> None:
-    """Raise if a weight contains NaN, or infinity where it is a parameter.
+    """Raise a WeightError if a weight contains NaN, or a parameter contains infinity.
 
     Parameters
     ----------
@@ -99,10 +148,9 @@ def check_finite_weights(weights: Mapping[str, Tensor]) -> None:
         By their qualified names. Infinity in a buffer may be a mask.
     """
     for name, weight in weights.items():
-        infinity = isinstance(weight, nn.Parameter) and bool(weight.isinf().any())
-        if infinity or bool(weight.isnan().any()):
-            what = "infinity" if infinity else "NaN"
+        infinite = isinstance(weight, nn.Parameter) and bool(weight.isinf().any())
+        if infinite or bool(weight.isnan().any()):
             raise WeightError(
-                f"the weight {name!r} contains {what}, from which no attribution can be had; load "
-                "or train the model again"
+                f"the weight {name!r} contains {'infinity' if infinite else 'NaN'}, so the model "
+                "has no attributions; load or train the model again"
             )

@@ -1,4 +1,4 @@
-"""Picking the tensor to explain from what a model returns."""
+"""Selecting the tensor to explain from the model's result, and checks of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from fxshap.errors import OutputError
+from fxshap.frontend.inputs import check_numpy_dtypes
+from fxshap.ops.dtypes import is_floating
 
+#: The option ``output=``: a key or attribute name, an index, or a function of the result.
 Selector = str | int | Callable[[Any], Tensor] | None
 
 
 def select_output(result: Any, output: Selector) -> Tensor:
-    """Return the floating-point tensor that `output` picks from a model's result.
+    """Return the floating-point tensor that `output` selects from a model's result.
 
     Parameters
     ----------
@@ -27,67 +30,31 @@ def select_output(result: Any, output: Selector) -> Tensor:
     OutputError
         If there is no such output, or it is not a floating-point tensor with rows.
     """
-    picked = pick_output(result, output)
-    if not isinstance(picked, Tensor):
+    selected = pick_output(result, output)
+    if not isinstance(selected, Tensor):
         raise OutputError(
-            f"the model returns {describe_result(picked)}, not one tensor; choose the tensor to "
+            f"the model returns {describe_result(selected)}, not one tensor; choose the tensor to "
             "explain with make_explainable(model, output=...), a key, an index or a function"
         )
-    if not picked.is_floating_point():
+    if not is_floating(selected):
         raise OutputError(
-            f"the model returns a tensor of {picked.dtype}, which has no attributions; choose a "
+            f"the model returns a tensor of {selected.dtype}, which has no attributions; choose a "
             "floating-point output, such as the logits, with make_explainable(model, output=...)"
         )
-    if picked.dim() == 0:
-        check_two_dimensional(picked)
-    return picked
-
-
-def check_two_dimensional(result: Tensor) -> None:
-    """Raise unless an output is of shape (rows, outputs), the only one that SHAP explains."""
-    if result.dim() != 2:
-        raise OutputError(
-            f"the model returns a tensor of shape {tuple(result.shape)}; SHAP explains outputs of "
-            "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
-            "example output=lambda y: y.reshape(len(y), -1)"
-        )
-
-
-def check_rows(result: Tensor, inputs: Sequence[Tensor]) -> None:
-    """Raise if the output has not one row for every row of the inputs."""
-    rows = [len(x) for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
-    if any(len(result) != count for count in rows):
-        raise OutputError(
-            f"the model returns {len(result)} rows for inputs of {', '.join(map(str, rows))}; "
-            "every row of the inputs (their first dimension) needs its own row of outputs"
-        )
-
-
-def check_finite_outputs(output: Tensor, grad: Tensor) -> None:
-    """Raise if an output is NaN or infinite whose multipliers are asked for.
-
-    Parameters
-    ----------
-    output : Tensor
-        For rows ``[samples; references]``.
-    grad : Tensor
-        Cotangent of the rows of one half.
-    """
-    for what, end in zip(("sample", "references"), output.chunk(2), strict=True):
-        wrong = (~end.isfinite() & (grad != 0)).flatten(1)
-        if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
-            raise OutputError(
-                f"output {column} of the {what} is NaN or infinity (row {row}), so there is no "
-                "difference to attribute; choose outputs that are finite, such as logits, with "
-                "make_explainable(model, output=...)"
-            )
+    if selected.dim() == 0:
+        check_two_dimensional(selected)
+    return selected
 
 
 def pick_output(result: Any, output: Selector) -> Any:
-    """Apply a key, an attribute name, an index or a function.
+    """Apply a key, an attribute name, an index or a function to a model's result, unchecked.
 
-    An index of a tensor is a column, as a class or a time step is, never a row.
+    An index of a tensor selects a column, such as a class or a time step, never a row.
+
+    Raises
+    ------
+    OutputError
+        If the result has no such key, attribute or index.
     """
     if output is None:
         return result
@@ -97,8 +64,8 @@ def pick_output(result: Any, output: Selector) -> Any:
         if isinstance(output, str) and not isinstance(result, dict):
             return getattr(result, output)
         if isinstance(result, Tensor) and isinstance(output, int):
-            picked = result[:, output]
-            return picked.unsqueeze(1) if picked.dim() == 1 else picked
+            column = result[:, output]
+            return column.unsqueeze(1) if column.dim() == 1 else column
         return result[output]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise OutputError(
@@ -107,10 +74,69 @@ def pick_output(result: Any, output: Selector) -> Any:
 
 
 def describe_result(result: Any) -> str:
-    """Say what a result is, with its keys if it has any."""
+    """Describe a model's result for messages: its type, with its keys, items or shape."""
     kind = type(result).__name__
     if isinstance(result, dict):
         return f"a {kind} with keys {list(result)}"
     if isinstance(result, tuple | list):
         return f"a {kind} of {len(result)} ({', '.join(type(item).__name__ for item in result)})"
     return f"a {kind} of shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {kind}"
+
+
+def check_output(output: Tensor, inputs: Sequence[Any], library: str = "") -> None:
+    """Raise an OutputError unless an output can be explained.
+
+    Parameters
+    ----------
+    output : Tensor
+        The selected output.
+    inputs : sequence
+        The inputs of the call. Every row of them needs its own row of the output.
+    library : str
+        The calling library. SHAP needs outputs of two dimensions, and converts them to NumPy.
+    """
+    if library == "shap":
+        check_numpy_dtypes([output])
+        check_two_dimensional(output)
+    check_rows(output, inputs)
+
+
+def check_two_dimensional(output: Tensor) -> None:
+    """Raise an OutputError unless an output has the shape (rows, outputs), as SHAP requires."""
+    if output.dim() != 2:
+        raise OutputError(
+            f"the model returns a tensor of shape {tuple(output.shape)}; SHAP explains outputs of "
+            "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
+            "example output=lambda y: y.reshape(len(y), -1)"
+        )
+
+
+def check_rows(output: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Raise an OutputError unless the output has one row for every row of the inputs."""
+    rows = [len(x) for x in inputs if isinstance(x, Tensor) and x.dim() > 0]
+    if any(len(output) != count for count in rows):
+        raise OutputError(
+            f"the model returns {len(output)} rows for inputs of {', '.join(map(str, rows))}; "
+            "every row of the inputs (their first dimension) needs its own row of outputs"
+        )
+
+
+def check_finite_outputs(output: Tensor, grad: Tensor) -> None:
+    """Raise an OutputError if an output that is explained is NaN or infinite.
+
+    Parameters
+    ----------
+    output : Tensor
+        For rows ``[samples; references]``.
+    grad : Tensor
+        Cotangent of the rows of one half. It is nonzero for the outputs that are explained.
+    """
+    for role, rows in zip(("sample", "references"), output.chunk(2), strict=True):
+        invalid = (~rows.isfinite() & (grad != 0)).flatten(1)
+        if invalid.any():
+            row, column = invalid.nonzero()[0].tolist()
+            raise OutputError(
+                f"output {column} of the {role} is NaN or infinite (row {row}), so there is no "
+                "difference to attribute; choose outputs that are finite, such as logits, with "
+                "make_explainable(model, output=...)"
+            )

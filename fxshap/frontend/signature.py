@@ -1,4 +1,4 @@
-"""TorchScript modules: their parameters by name, and calls of them under a tracer."""
+"""The signature of a model's ``forward``, of Python or of TorchScript."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import nn
 
 
 def signature(model: nn.Module) -> inspect.Signature:
-    """Return the signature of a model's ``forward``; a traced module tells only its schema."""
+    """Return the signature of a model's ``forward``.
+
+    A module that ``torch.jit.trace`` made has no Python signature; it is read from the schema.
+    """
     try:
         return inspect.signature(model.forward)
     except ValueError:
         if not isinstance(model.forward, torch.ScriptMethod):
             raise
-    _, *arguments = model.forward.schema.arguments
+    _, *arguments = model.forward.schema.arguments  # the first is `self`
     return inspect.Signature(
         [
             inspect.Parameter(

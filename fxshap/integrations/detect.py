@@ -1,10 +1,11 @@
-"""Which attribution library is asking, told by the marks it leaves on a module that is never run.
+"""Which attribution library is calling an explainable model, and what it requests.
 
-A library that explains by differences hooks the nonlinear modules of a model, calls it with rows
-``[samples; references]``, and removes its hooks. The explainable model owns one such module for
-this purpose, the probe. Hooks may also be left over from a call that failed, and a release of
-tomorrow may hook in another way; so the stack says whether the library is really at work, and where
-marks and stack disagree there is an error, never an ordinary gradient in silence.
+A library that computes DeepLIFT attributions registers hooks on the nonlinear modules of a model,
+calls it with rows ``[samples; references]``, and removes its hooks. For it to find, the explainable
+model owns one such module, the probe, which is never run. Hooks on the probe are not proof enough:
+a call that failed may have left them behind, and a future release may register none. So the call
+stack is consulted too. Where the library is on the stack and its hooks are missing or unknown,
+fxshap raises an error, and never returns ordinary gradients in silence.
 """
 
 from __future__ import annotations
@@ -14,36 +15,41 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxshap.errors import RecognitionError
-from fxshap.frontend.hook_point import HookPoint
-from fxshap.integrations.hooks import LayerHook, hooking_libraries, live_hooks
-from fxshap.integrations.libraries import (
-    LIBRARIES,
-    is_from,
-    module_of,
-    unknown_release,
+from fxshap.frontend.hook_point import HookPoint, Side
+from fxshap.integrations.hooks import (
+    LayerHook,
+    RegisteredHook,
+    hooking_libraries,
+    live_hooks,
+    registered_hooks,
 )
+from fxshap.integrations.libraries import LIBRARIES, is_from, unknown_release_message
+from fxshap.integrations.stack import enclosing_frames, frame_module
 
-#: What the mode is called while :func:`paired` is on.
-MULTIPLIER_MODE = "paired"
+#: The value of :func:`active_library` inside :func:`multiplier_mode`.
+MULTIPLIER_MODE = "multiplier_mode"
+
+#: The tables of hooks that are called as the model runs.
+FORWARD_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
 _multiplier_mode: ContextVar[bool] = ContextVar("fxshap.multiplier_mode", default=False)
 
 
 @contextmanager
 def multiplier_mode() -> Iterator[None]:
-    """Have explainable models take rows as ``[samples; references]``, whoever calls.
+    """Have explainable models read their rows as ``[samples; references]``, whoever calls them.
 
-    SHAP, Captum and tangermeme are recognised without it; this is for code of your own, or for a
-    library that fxshap has not met. Within it, the gradient of an explainable model with respect to
-    an input that requires one is the multiplier of the pair: row i of the samples with row i of the
-    references. Both rows of a pair get it. Calls that record no gradient stay plain.
+    SHAP, Captum and tangermeme are recognised without it. It is for code of your own, and for
+    libraries that fxshap does not know. Inside it, the gradient of an explainable model with
+    respect to an input that requires one is the multiplier of the pair: of row i of the samples
+    with row i of the references. Both rows of a pair get the same multiplier. Calls that record no
+    gradient return the model's ordinary output.
 
     Examples
     --------
@@ -72,96 +78,104 @@ class Request:
 
     Attributes
     ----------
-    layer : Layer or None
-        The layer that is asked about; ``None`` for the model's own inputs.
+    layer : LayerHook or None
+        The hook of the layer that is explained; ``None`` for the model's own inputs.
     """
 
     layer: LayerHook | None = None
 
 
 def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> Request | None:
-    """Return what is asked by calling an explainable model; ``None`` for an ordinary call.
+    """Return what a call of an explainable model requests; ``None`` if it is an ordinary call.
 
     Parameters
     ----------
     probe : nn.Module
-        The module that is never run.
+        The module that libraries hook and that is never run.
     model : nn.Module
         The user's model.
     inputs : sequence
-        Everything that the explainable model is called with.
+        Every argument of the call.
+
+    Returns
+    -------
+    Request or None
 
     Raises
     ------
     RecognitionError
-        If a library that explains by differences is calling but has left no mark that we know, or
-        has left marks that we do not know.
+        If a library that computes DeepLIFT attributions is calling without hooks on the probe, or
+        with hooks from an unknown module.
     """
     if not torch.is_grad_enabled():
         return None
-    recorded, calling = any(map(needs_gradient, inputs)), calling_library()
-    layer = requested_layer(model, calling) if calling else None
-    if not recorded and layer is None:
+    records_gradient, library = any(map(needs_gradient, inputs)), calling_library()
+    layer = requested_layer(model, library) if library else None
+    if not records_gradient and layer is None:
         return None
     if _multiplier_mode.get():
         return Request(layer)
-    marked = hooking_libraries(probe)
-    if calling is None:
-        return None  # the marks are left over from a call that failed
-    if calling not in marked:
-        raise RecognitionError(unknown_release(calling, "calls this model without the hooks"))
+    requesting = hooking_libraries(probe)
+    if library is None:
+        return None  # hooks on the probe are then those of a call that failed
+    if library not in requesting:
+        raise RecognitionError(
+            unknown_release_message(library, "calls this model without the hooks")
+        )
     return Request(layer)
 
 
 def needs_gradient(value: Any) -> bool:
-    """Say whether a value is a tensor whose gradient is recorded."""
+    """Return True if a value is a tensor whose gradient is recorded."""
     return isinstance(value, Tensor) and value.requires_grad
 
 
 def active_library(probe: nn.Module) -> str:
-    """Return who has prepared a model to ask it: a library's name, 'paired' or 'plain'."""
-    return (
-        MULTIPLIER_MODE if _multiplier_mode.get() else next(iter(hooking_libraries(probe)), "plain")
-    )
+    """Return the library whose hooks are on the probe, 'multiplier_mode' inside it, or 'plain'."""
+    if _multiplier_mode.get():
+        return MULTIPLIER_MODE
+    return next(iter(hooking_libraries(probe)), "plain")
 
 
 def calling_library(directly: bool = False) -> str | None:
-    """Return the library that is calling us for an explanation by differences, if one is.
+    """Return the library on the call stack that requests multipliers, if there is one.
 
     Parameters
     ----------
     directly : bool
-        Whether to look no further than to who called the explainable model.
+        Whether only the caller of the explainable model counts.
     """
     if torch.compiler.is_compiling():
         return None
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
+    for frame in enclosing_frames(sys._getframe(1)):
+        module = frame_module(frame)
         for name, library in LIBRARIES.items():
-            if is_from(module, library.asks):
+            if is_from(module, library.explaining_modules):
                 return name
         if directly and not is_from(module, ("fxshap", "torch.nn.modules.module")):
             return None
-        frame = frame.f_back
     return None
 
 
 def requested_layer(model: nn.Module, library: str) -> LayerHook | None:
-    """Return the layer of the user's model that a library asks about, if it does.
+    """Return a library's hook on the layer of the user's model that it explains, if any.
 
-    Only a hook that the running call itself has registered counts: one that an earlier call left
-    behind asks nothing.
+    Only a hook that the running call has registered counts. One that an earlier call left behind
+    requests nothing.
     """
+    packages = LIBRARIES[library].layer_modules
     live = live_hooks([sys._getframe(1)])
     for name, module in model.named_modules():
-        for table in ("_forward_pre_hooks", "_forward_hooks"):
-            hooks = getattr(module, table)
-            for key, hook in list(hooks.items()):
-                theirs = is_from(module_of(hook), (LIBRARIES[library].layers,))
-                if theirs and (id(hooks), key) in live:
-                    output = library == "captum" and table == "_forward_hooks"
-                    return LayerHook(
-                        HookPoint(name, "output" if output else "input"), module, table, key
-                    )
+        for hook in registered_hooks(module):
+            if hook.table in FORWARD_TABLES and hook.key in live and hook.is_from(packages):
+                return LayerHook(HookPoint(name, explained_side(hook, library)), hook)
     return None
+
+
+def explained_side(hook: RegisteredHook, library: str) -> Side:
+    """Return the side of a layer that a library explains by a hook on it.
+
+    Captum registers a forward hook for the output and a forward pre-hook for the input. SHAP
+    explains the input, which its forward hook keeps.
+    """
+    return "output" if library == "captum" and hook.table == "_forward_hooks" else "input"

@@ -1,4 +1,4 @@
-"""The hooks that attribution libraries register on modules."""
+"""The hooks that attribution libraries register on modules: finding, calling and removing them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,185 +16,240 @@ from torch.utils.hooks import RemovableHandle
 from fxshap.errors import InputError, RecognitionError
 from fxshap.frontend.hook_point import HookPoint
 from fxshap.integrations.libraries import (
-    EXPLAINING,
+    EXPLAINING_MODULES,
     LIBRARIES,
-    TEMPORARY,
+    SINGLE_CALL_MODULES,
     Hook,
+    defining_module,
     is_from,
-    module_of,
-    unknown_release,
+    unknown_release_message,
 )
+from fxshap.integrations.stack import enclosing_frames, frame_module
 
-#: A hook, by the identity of its table and its number there.
+#: A registered hook, by the identity of its table and its number in the table.
 HookKey = tuple[int, int]
 
-
-#: Tables of hooks on a module, with `forward` hooks last.
+#: A module's tables of hooks.
 TABLES = ("_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks", "_forward_hooks")
 
 
-@dataclass(frozen=True)
-class LayerHook:
-    """A library's hook on one of the user's modules: a question about what passes there.
+# --- registered hooks ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RegisteredHook:
+    """A hook that is registered on a module.
 
     Attributes
     ----------
-    place : Place
     module : nn.Module
     table : str
-        The table of hooks that it is in.
-    key : int
-        Its number there.
+        The name of the module's table of hooks that it is in.
+    number : int
+        Its number in the table. PyTorch gives every hook of a process a number of its own.
+    function : callable
     """
 
-    place: HookPoint
     module: nn.Module
     table: str
-    key: int
+    number: int
+    function: Hook
 
     @property
     def hooks(self) -> dict[int, Hook]:
-        """The table of hooks."""
+        """The table of hooks that it is in."""
         hooks: dict[int, Hook] = getattr(self.module, self.table)
         return hooks
 
+    @property
+    def key(self) -> HookKey:
+        """The identity of the table, and the number in it."""
+        return id(self.hooks), self.number
+
+    def is_from(self, packages: Sequence[str]) -> bool:
+        """Return True if the function is defined in one of these packages."""
+        return is_from(defining_module(self.function), packages)
+
+    def remove(self) -> None:
+        """Remove the hook from its module, unless another thread has done so already."""
+        self.hooks.pop(self.number, None)
+
+
+def registered_hooks(module: nn.Module) -> Iterator[RegisteredHook]:
+    """Iterate over the hooks on a module; they may be removed meanwhile."""
+    for table in TABLES:
+        if hooks := getattr(module, table):
+            for number, function in list(hooks.items()):
+                yield RegisteredHook(module, table, number, function)
+
+
+def hook_keys(module: nn.Module) -> tuple[HookKey, ...]:
+    """Return the keys of the hooks on a module. A hook that is registered again has a new key."""
+    return tuple(hook.key for hook in registered_hooks(module))
+
+
+def remove_hooks(
+    modules: Iterable[nn.Module], packages: Sequence[str] = EXPLAINING_MODULES
+) -> None:
+    """Remove the hooks of some packages, by default of those that request multipliers."""
+    for module in modules:
+        for hook in registered_hooks(module):
+            if hook.is_from(packages):
+                hook.remove()
+
+
+def hooking_libraries(probe: nn.Module) -> list[str]:
+    """Return the libraries that have registered hooks on the probe to request multipliers.
+
+    Raises
+    ------
+    RecognitionError
+        If a library has registered hooks from an unknown module; they are removed.
+    """
+    origins = dict.fromkeys(defining_module(hook.function) for hook in registered_hooks(probe))
+    requesting = []
+    for name, library in LIBRARIES.items():
+        own = [module for module in origins if is_from(module, (name,))]
+        unknown = [module for module in own if not is_from(module, library.gradient_modules)]
+        if any(is_from(module, library.explaining_modules) for module in own):
+            requesting.append(name)
+        elif unknown:
+            remove_hooks([probe], (name,))
+            difference = f"has hooked this model from {unknown[0]}, which is not among the modules"
+            raise RecognitionError(unknown_release_message(name, difference))
+    return requesting
+
+
+# --- requests about a layer ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHook:
+    """A library's hook on one of the user's modules, by which it explains that layer.
+
+    Attributes
+    ----------
+    hook_point : HookPoint
+    hook : RegisteredHook
+    """
+
+    hook_point: HookPoint
+    hook: RegisteredHook
+
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Take the hook away for a while, so that it does not see how the model is captured."""
-        kept = dict(self.hooks)
-        del self.hooks[self.key]
+    def suspended(self) -> Iterator[None]:
+        """Unregister the hook for a while, so that it is not called while the model is captured."""
+        hooks = self.hook.hooks
+        before = dict(hooks)
+        self.hook.remove()
         try:
             yield
         finally:
-            self.hooks.clear()
-            self.hooks.update(kept)
+            hooks.clear()
+            hooks.update(before)
 
-    def hand_over(self, passing: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Call the hook as the module would; return the tensors to go on with.
+    def call_hook(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Call the hook as the module would, and return the tensors that replace `tensors`.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor
+            What enters or leaves the module.
 
         Raises
         ------
         InputError
             If the library would differentiate the layer instead of the model.
         """
-        entering, hook = tuple(passing), self.hooks[self.key]
-        if self.table == "_forward_pre_hooks":
-            result = hook(self.module, entering)
-        elif self.place.side == "input":  # SHAP looks back at it
-            result = hook(self.module, entering, None) or entering
+        values, module, function = tuple(tensors), self.hook.module, self.hook.function
+        if self.hook.table == "_forward_pre_hooks":
+            result = function(module, values)
+        elif self.hook_point.side == "input":  # SHAP's hook keeps the input and returns None
+            result = function(module, values, None) or values
         else:
-            result = hook(self.module, (), entering[0] if len(entering) == 1 else entering)
+            result = function(module, (), values[0] if len(values) == 1 else values)
         if result is None:
             raise InputError(
-                f"{self.place} is asked for its own gradient (Captum's neuron methods); explain a "
-                "model that ends there, with the neurons as its outputs"
+                f"the library requests the gradient of {self.hook_point} itself, as Captum's "
+                "neuron methods do; explain a model that ends there, with the neurons as its "
+                "outputs"
             )
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def live_hooks(frames: Iterable[FrameType | None], but: nn.Module | None = None) -> set[HookKey]:
-    """Return the hooks that calls of attribution libraries hold handles of, now on the stack.
-
-    Parameters
-    ----------
-    frames : iterable of FrameType
-        The innermost frame of each thread to look at.
-    but : nn.Module, optional
-        An explainable model. A tangermeme call on it hooks none of the user's own modules.
-    """
-    live: set[HookKey] = set()
-    for frame in frames:
-        while frame is not None:
-            if is_from(str(frame.f_globals.get("__name__", "")), tuple(LIBRARIES)):
-                values = dict(frame.f_locals)
-                model = values.get("model")
-                if isinstance(model, nn.Module) and model is not but:
-                    values["on modules"] = [
-                        handle
-                        for module in model.modules()
-                        for handle in vars(module).get("handles", ())
-                    ]
-                for value in (
-                    *values.values(),
-                    *getattr(values.get("self"), "__dict__", {}).values(),
-                ):
-                    for handle in value if isinstance(value, list | tuple) else (value,):
-                        if isinstance(handle, RemovableHandle):
-                            live.add((id(handle.hooks_dict_ref()), handle.id))
-            frame = frame.f_back
-    return live
+# --- hooks that failed calls left behind --------------------------------------------------------
 
 
-def clear_stale(explainable: nn.Module, model: nn.Module) -> None:
-    """Remove what calls of attribution libraries that failed have left on the user's modules.
+def remove_stale_hooks(explainable: nn.Module, model: nn.Module) -> None:
+    """Remove the hooks that failed calls of attribution libraries left on the user's modules.
+
+    Hooks that a running call of any thread has registered stay.
 
     Parameters
     ----------
     explainable : nn.Module
         The explainable model.
     model : nn.Module
-        The user's model. Hooks that a running call of any thread has registered stay.
+        The user's model.
     """
     if torch.compiler.is_compiling():
         return
     found = [
-        (module, hooks, key, hook)
+        hook
         for module in model.modules()
-        for table in TABLES
-        if (hooks := getattr(module, table))
-        for key, hook in list(hooks.items())
-        if is_from(module_of(hook), TEMPORARY)
+        for hook in registered_hooks(module)
+        if hook.is_from(SINGLE_CALL_MODULES)
     ]
     if not found:
         return
-    live = live_hooks(sys._current_frames().values(), but=explainable)
-    for module, hooks, key, hook in found:
-        if (id(hooks), key) in live:
-            continue
-        hooks.pop(key, None)
-        if is_from(module_of(hook), LIBRARIES["shap"].asks):
-            drop_interim_values(module)
+    live = live_hooks(sys._current_frames().values(), explainable)
+    for hook in found:
+        if hook.key not in live:
+            hook.remove()
+            if hook.is_from(LIBRARIES["shap"].explaining_modules):
+                delete_interim_values(hook.module)
 
 
-def drop_interim_values(module: nn.Module) -> None:
-    """Delete the parameters `x` and `y` that SHAP adds to a module, and what it saw enter it."""
+def delete_interim_values(module: nn.Module) -> None:
+    """Delete the parameters `x` and `y` and the attribute that SHAP's hooks add to a module."""
     for name in ("x", "y"):
         module._parameters.pop(name, None)
     module.__dict__.pop("target_input", None)
 
 
-def hooks_on(module: nn.Module) -> tuple[int, ...]:
-    """Return the numbers of the hooks on a module; no two hooks ever have the same."""
-    return tuple(key for table in TABLES for key in getattr(module, table))
+def live_hooks(
+    frames: Iterable[FrameType | None], explainable: nn.Module | None = None
+) -> set[HookKey]:
+    """Return the keys of the hooks that running calls of attribution libraries have registered.
 
-
-def hooking_libraries(probe: nn.Module) -> list[str]:
-    """Return the libraries that have hooked the probe to ask for multipliers.
-
-    Raises
-    ------
-    RecognitionError
-        If one of them has hooked it in a way that we do not know; its hooks are removed.
+    Parameters
+    ----------
+    frames : iterable of FrameType
+        The innermost frame of each thread to look at.
+    explainable : nn.Module, optional
+        An explainable model. A call of tangermeme on it hooks none of the user's own modules.
     """
-    modules = {module_of(hook) for table in TABLES for hook in getattr(probe, table).values()}
-    found = []
-    for name, library in LIBRARIES.items():
-        theirs = [module for module in modules if is_from(module, (name,))]
-        if any(is_from(module, library.asks) for module in theirs):
-            found.append(name)
-        elif strangers := [m for m in theirs if not is_from(m, library.gradients)]:
-            remove_hooks([probe], (name,))
-            does = f"has hooked this model from {strangers[0]}, which is not among the modules"
-            raise RecognitionError(unknown_release(name, does))
-    return found
+    return {
+        (id(handle.hooks_dict_ref()), handle.id)
+        for innermost in frames
+        for frame in enclosing_frames(innermost)
+        if is_from(frame_module(frame), tuple(LIBRARIES))
+        for handle in held_handles(frame, explainable)
+    }
 
 
-def remove_hooks(modules: Iterable[nn.Module], owners: Sequence[str] = EXPLAINING) -> None:
-    """Remove hooks of libraries that ask; SHAP leaves its own behind when a call of it fails."""
-    for module in modules:
-        for table in TABLES:
-            hooks = getattr(module, table)
-            for key in [
-                key for key, hook in list(hooks.items()) if is_from(module_of(hook), owners)
-            ]:
-                hooks.pop(key, None)
+def held_handles(frame: FrameType, explainable: nn.Module | None) -> Iterator[RemovableHandle]:
+    """Iterate over the handles of hooks that the function of a frame holds.
+
+    SHAP and Captum hold them in local variables, in attributes of ``self``, or in lists there;
+    tangermeme in a list on every module of its ``model``.
+    """
+    local = dict(frame.f_locals)
+    candidates: list[Any] = [*local.values(), *getattr(local.get("self"), "__dict__", {}).values()]
+    model = local.get("model")
+    if isinstance(model, nn.Module) and model is not explainable:
+        candidates += [vars(module).get("handles") for module in model.modules()]
+    for candidate in candidates:
+        for value in candidate if isinstance(candidate, list | tuple) else (candidate,):
+            if isinstance(value, RemovableHandle):
+                yield value

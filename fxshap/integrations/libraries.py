@@ -1,4 +1,4 @@
-"""The attribution libraries that are recognised, and by which of their modules."""
+"""The attribution libraries that fxshap recognises, and the modules by which it does."""
 
 from __future__ import annotations
 
@@ -9,86 +9,91 @@ from typing import Any
 
 from fxshap._version import __version__
 
+#: A function that a library registers on a module.
+Hook = Callable[..., Any]
+
 
 @dataclass(frozen=True)
 class Library:
-    """How to know one library.
+    """The modules of one attribution library, by the kind of hooks that they register.
 
     Attributes
     ----------
-    asks : tuple of str
-        The modules of the library that ask for multipliers: they hook the probe, and stand on the
-        stack when they call the model.
-    gradients : tuple of str
-        Its modules that hook for methods of ordinary gradients.
-    layers : str
-        Its module that hooks one of the user's own modules to ask about a layer.
+    explaining_modules : tuple of str
+        Modules that request multipliers. They register hooks on the probe, and are on the stack
+        when the library calls the model.
+    gradient_modules : tuple of str
+        Modules that register hooks for methods that use ordinary gradients.
+    layer_modules : tuple of str
+        Modules that register a hook on one of the user's own modules, to explain that layer.
     """
 
-    asks: tuple[str, ...]
-    gradients: tuple[str, ...] = ()
-    layers: str = "nothing"
+    explaining_modules: tuple[str, ...]
+    gradient_modules: tuple[str, ...] = ()
+    layer_modules: tuple[str, ...] = ()
 
 
 LIBRARIES = {
-    "shap": Library(asks=("shap.explainers._deep",), layers="shap.explainers._deep"),
+    "shap": Library(
+        explaining_modules=("shap.explainers._deep",), layer_modules=("shap.explainers._deep",)
+    ),
     "captum": Library(
-        asks=(
+        explaining_modules=(
             "captum.attr._core.deep_lift",
             "captum.attr._core.layer.layer_deep_lift",
             "captum.attr._core.neuron.neuron_deep_lift",
         ),
-        gradients=(
+        gradient_modules=(
             "captum._utils",
             "captum.attr._core.guided_backprop_deconvnet",
             "captum.attr._core.lrp",
         ),
-        layers="captum._utils.gradient",
+        layer_modules=("captum._utils.gradient",),
     ),
-    "tangermeme": Library(asks=("tangermeme.deep_lift_shap", "tangermeme.pisa")),
+    "tangermeme": Library(explaining_modules=("tangermeme.deep_lift_shap", "tangermeme.pisa")),
 }
 
+#: The modules of all libraries that request multipliers.
+EXPLAINING_MODULES = tuple(
+    module for library in LIBRARIES.values() for module in library.explaining_modules
+)
 
-#: The modules of all libraries that ask for multipliers.
-EXPLAINING = tuple(module for library in LIBRARIES.values() for module in library.asks)
-
-
-#: The modules of all libraries whose hooks on the user's own modules serve one call and no longer.
-TEMPORARY = (*EXPLAINING, *{library.layers for library in LIBRARIES.values()})
-
-
-def module_of(function: Hook) -> str:
-    """Return the name of the module in which a function was defined."""
-    inner = getattr(function, "func", function)  # of a functools.partial
-    return getattr(inner, "__module__", None) or ""
+#: The modules of all libraries whose hooks on the user's own modules are for a single call.
+SINGLE_CALL_MODULES = (
+    *EXPLAINING_MODULES,
+    *(module for library in LIBRARIES.values() for module in library.layer_modules),
+)
 
 
 def is_from(module: str, packages: Sequence[str]) -> bool:
-    """Say whether a module is one of these packages or inside one."""
+    """Return True if a module is one of these packages or inside one."""
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def unknown_release(library: str, does: str) -> str:
-    """Say that a library does what the release we know does not."""
+def defining_module(function: Hook) -> str:
+    """Return the name of the module that defines a function or a ``functools.partial`` of one."""
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__module__", None) or ""
+
+
+def belongs_to_library(function: Hook) -> bool:
+    """Return True if a function is defined in a module that requests multipliers."""
+    return is_from(defining_module(function), EXPLAINING_MODULES)
+
+
+def unknown_release_message(library: str, difference: str) -> str:
+    """Return the message for a library that does not behave as its supported releases do."""
     return (
-        f"{library} {installed(library)} {does} that fxshap {__version__} knows, and would "
-        "get ordinary gradients instead of attributions that add up; use a release of "
-        f"{library} that fxshap supports, or, if it passes rows [samples; references], ask inside "
-        "`with fxshap.multiplier_mode():`"
+        f"{library} {installed_version(library)} {difference} that fxshap {__version__} knows, and "
+        "would get ordinary gradients instead of attributions that add up; use a release of "
+        f"{library} that fxshap supports, or, if it passes rows [samples; references], call it "
+        "inside `with fxshap.multiplier_mode():`"
     )
 
 
-def installed(package: str) -> str:
+def installed_version(package: str) -> str:
     """Return the version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "(of unknown version)"
-
-
-def belongs_to_library(function: Hook) -> bool:
-    """Say whether a function belongs to a library that explains by differences."""
-    return is_from(module_of(function), EXPLAINING)
-
-
-Hook = Callable[..., Any]

@@ -31,3 +31,8 @@ def accumulating(value: Any) -> Any:
 def differentiable(value: Tensor) -> bool:
     """Say whether autograd can follow a tensor of this dtype."""
     return value.is_floating_point() or value.is_complex()
+
+
+def is_floating(value: Any) -> bool:
+    """Return True if a value is a floating-point tensor."""
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -61,7 +61,7 @@ def encoder() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def cut(encoder) -> tuple[Any, nn.Module]:
-    return fxshap.make_explainable(encoder).from_layer("norm")
+    return fxshap.make_explainable(encoder).split_at("norm")
 
 
 # --- from embeddings ----------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_sentences_of_several_lengths_are_explained_from_their_embeddings(encode
         np.testing.assert_allclose(values.sum((1, 2)), change, rtol=0, atol=EXACT)
         padding = SEEN[row] == 0
         assert not values[0, padding].any() and values[0, ~padding].any((1, 2)).all()
-    assert len(head._engines) == 1  # one capture for all
+    assert len(head._calls.captures.engines) == 1  # one capture for all
     assert_same_state(encoder, before)
 
 
@@ -124,7 +124,7 @@ def test_what_is_read_off_the_ids_is_that_of_the_sample(encoder, cut):
 
 
 def test_the_layer_may_be_named_at_once_or_be_the_module_itself(encoder, cut):
-    head = fxshap.make_explainable(encoder, from_layer=encoder.tokens, bound={"mask": SEEN[:1]})
+    head = fxshap.make_explainable(encoder, layer=encoder.tokens, bound={"mask": SEEN[:1]})
     x = head.embed(IDS[:1])
     assert torch.equal(x, encoder.tokens(IDS[:1]).detach())
     head = head.bind(ids=IDS[:1])
@@ -135,7 +135,7 @@ def test_the_layer_may_be_named_at_once_or_be_the_module_itself(encoder, cut):
 
 
 def test_refined_values_from_embeddings_add_up(encoder):
-    embed, head = fxshap.make_explainable(encoder, refine=2, feature_dims=(1,)).from_layer("norm")
+    embed, head = fxshap.make_explainable(encoder, refine=fxshap.Refinement(2, feature_dims=(1,))).split_at("norm")
     one = slice(1, 2)
     model = head.bind(ids=IDS[one], mask=SEEN[one])
     (values,) = explain(model, [embed(MASKED[one], SEEN[one])], [embed(IDS[one], SEEN[one])])
@@ -154,7 +154,7 @@ def test_a_model_may_begin_with_what_enters_a_layer():
             return torch.tanh(self.join(self.a(x).exp(), input2=self.b(x)))
 
     model = built(Pair())
-    embed, head = fxshap.make_explainable(model).from_layer("join", side="input")
+    embed, head = fxshap.make_explainable(model).split_at("join", side="input")
     references, samples = normal(5, 3, seed=1) / 3, normal(2, 3, seed=2) / 3
     background, passing = embed(references), embed(samples)
     head = head.bind(x=references[:1])
@@ -170,15 +170,15 @@ def test_from_layer_says_what_is_wrong(encoder, cut):
     embed, head = cut
     explainable = fxshap.make_explainable(encoder)
     with pytest.raises(InputError, match="has no module 'token'; is it one of .*tokens"):
-        explainable.from_layer("token")
+        explainable.split_at("token")
     with pytest.raises(ModelError, match="cut it with from_layer"):
         explainable.embed(IDS)
-    with pytest.raises(InputError, match=r"\(3, 6, 8\).*bind the same inputs that were embedded"):
+    with pytest.raises(InputError, match=r"\(3, 6, 8\).*bind the arguments that the prefix was called with"):
         head.bind(ids=IDS[:1, :4])(embed(IDS))
-    never, _ = fxshap.make_explainable(encoder).from_layer("mixer.self_attn.out_proj")
+    never, _ = fxshap.make_explainable(encoder).split_at("mixer.self_attn.out_proj")
     with pytest.raises(InputError, match="the output of 'mixer.*out_proj' .*never calls"):
         never(IDS)
-    _, twice = fxshap.make_explainable(Twice()).from_layer("layer")
+    _, twice = fxshap.make_explainable(Twice()).split_at("layer")
     with pytest.raises(InputError, match="the output of 'layer' .*2 times"):
         twice.bind(x=normal(1, 3, seed=1))(normal(2, 3, seed=2))
 
@@ -233,11 +233,11 @@ def test_integers_are_bound_and_the_rest_explained(tabular, sharp):
         with torch.no_grad():
             expected = tabular(samples[0], KIND[one], samples[1], sharp=sharp)
             assert torch.equal(model(*samples), expected)
-    assert len(explainable._engines) == 1
+    assert len(explainable._calls.captures.engines) == 1
 
 
 def test_captum_takes_what_is_bound_row_by_row(tabular):
-    model = fxshap.make_explainable(tabular, bound={"kind": KIND})
+    model = fxshap.make_explainable(tabular, forward_kwargs={"kind": KIND})
     found, delta = ca.DeepLift(model).attribute(
         tuple(SAMPLES), tuple(x[:3] for x in REFERENCES), target=1, return_convergence_delta=True
     )
@@ -253,7 +253,7 @@ def test_shap_needs_one_row_that_is_bound(tabular):
 
 
 def test_only_some_of_the_numbers_are_explained(tabular):
-    model = fxshap.make_explainable(tabular, inputs="dates")
+    model = fxshap.make_explainable(tabular, input_names="dates")
     model = model.bind(numbers=SAMPLES[0][:1], kind=KIND[:1])
     (values,) = explain(model, REFERENCES[1:], SAMPLES[1:])
     assert additivity_error(model, REFERENCES[1:], SAMPLES[1:], values=[values]) <= EXACT
@@ -284,7 +284,7 @@ def test_binding_says_what_is_wrong(tabular):
     with pytest.raises(InputError, match="takes no 'kinds'; it takes numbers, kind, dates, sharp"):
         explainable.bind(kinds=KIND)
     with pytest.raises(InputError, match="takes no 'number'"):
-        fxshap.make_explainable(tabular, inputs=["number"])
+        fxshap.make_explainable(tabular, input_names=["number"])
     with pytest.raises(InputError, match="3 inputs were given.*only numbers, dates"):
         explainable.bind(kind=KIND)(*SAMPLES, SAMPLES[0])
     with pytest.raises(InputError, match="input 1 is of torch.int64.*explainable.bind"):
@@ -340,7 +340,7 @@ OUTPUTS = {
 def test_a_class_or_a_step_is_picked_from_a_longer_output(name):
     output, expected = OUTPUTS[name]
     model = built(Sequence())
-    explainable = fxshap.make_explainable(model, inputs="embeds", output=output)
+    explainable = fxshap.make_explainable(model, input_names="embeds", output=output)
     with torch.no_grad():
         assert torch.equal(explainable(STEPS), expected(model(embeds=STEPS)))
     values = explain(explainable, [BACKGROUND], [STEPS])

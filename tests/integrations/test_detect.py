@@ -95,8 +95,8 @@ def nothing_is_left(model, explainable, flat):
     assert_same_state(model, before)
     for asked in (explainable, flat):
         assert_no_shap_hooks(asked)
-        assert not hooks(asked) and not hooks(asked.probe)
-        assert asked.mode == "plain"
+        assert not hooks(asked) and not hooks(asked._probe)
+        assert asked.active_library == "plain"
 
 
 SAMPLES, REFERENCES, BACKGROUND = data(3, 1), data(3, 2), data(4, 3)
@@ -227,7 +227,7 @@ def test_captum_layers_with_additional_arguments(explainable):
 
 
 def test_captum_neurons_are_refused_by_name(model, explainable):
-    with pytest.raises(InputError, match="the output of 'mix' is asked for its own gradient"):
+    with pytest.raises(InputError, match="requests the gradient of the output of 'mix' itself"):
         ca.NeuronDeepLift(explainable, model.mix).attribute(SAMPLES, 2, REFERENCES)
 
 
@@ -377,7 +377,7 @@ def test_the_mode_tells_who_is_asking(flat, explained):
     modes: list[str] = []
 
     def note(module: nn.Module, *_) -> None:
-        modes.append(module.mode)
+        modes.append(module.active_library)
 
     with flat.register_forward_hook(note):
         shap.DeepExplainer(flat, BACKGROUND).shap_values(SAMPLES[:1])
@@ -393,8 +393,8 @@ def test_the_mode_tells_who_is_asking(flat, explained):
         tangermeme.deep_lift_shap(explained, ONE_HOT, **OPTIONS)
         assert set(modes) == {"tangermeme"}
     with fxshap.multiplier_mode():
-        assert flat.mode == "paired"
-    assert flat.mode == "plain"
+        assert flat.active_library == "multiplier_mode"
+    assert flat.active_library == "plain"
 
 
 def test_paired_gives_every_row_the_multiplier_of_its_own_cotangent(model, explainable):
@@ -436,7 +436,7 @@ def test_marks_of_a_call_that_was_broken_off_say_nothing(model, flat, monkeypatc
     monkeypatch.setattr(deep_pytorch.PyTorchDeep, "gradient", interrupt)
     with pytest.raises(KeyboardInterrupt):
         explainer.shap_values(SAMPLES)
-    assert hooks(flat.probe) and hooks(model.mix)
+    assert hooks(flat._probe) and hooks(model.mix)
 
     found = ca.InputXGradient(flat).attribute(SAMPLES, target=5)
     assert torch.equal(found, ca.InputXGradient(model).attribute(SAMPLES, target=(1, 2)))

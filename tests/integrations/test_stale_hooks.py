@@ -128,7 +128,7 @@ def test_embeddings_after_stock_shap_failed_on_ids():
     with pytest.raises(RuntimeError):
         shap.DeepExplainer(model, background).shap_values(x)
     assert hooks(model)
-    embed, head = fxshap.make_explainable(model).from_layer("0")
+    embed, head = fxshap.make_explainable(model).split_at("0")
     values = shap.DeepExplainer(head.bind(input=x), embed(background)).shap_values(embed(x))
     difference = (model(x) - model(background)).mean(0).detach().numpy()
     assert abs(values.sum((0, 1, 2)) - difference).max() < 1e-5

@@ -350,7 +350,7 @@ def test_refuses_arguments_by_name():
     explainable = fxshap.make_explainable(attention())
     with pytest.raises(OptionError, match="give output= to make_explainable"):
         fxshap.verify(explainable, BACKGROUND, SAMPLES, output=0)
-    with pytest.raises(InputError, match="background is of 1 inputs, but the samples of 2"):
+    with pytest.raises(InputError, match="background has 1 inputs, but the samples have 2"):
         fxshap.verify(explainable, BACKGROUND, [SAMPLES, SAMPLES])
     with pytest.raises(OptionError, match="feature_mask describes 2 inputs"):
         fxshap.verify(explainable, BACKGROUND, SAMPLES, feature_mask=[SAMPLES[0].long()] * 2)
