@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks.accuracy.fidelity import join, split
-from benchmarks.page import replace_section
 from fxshap.autograd.tape import Tape
 from fxshap.runtime.coalitions import (
     CoalitionChains,
@@ -43,6 +42,7 @@ from fxshap.runtime.coalitions import (
 from fxshap.runtime.engine import Engine
 from fxshap.verification.shapley import coalitions, shapley_weights
 from tests.networks import NETWORKS, Network
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
 REFERENCES = 16
@@ -86,9 +86,9 @@ class Game:
     def engine(self, variances: bool) -> Engine:
         """Capture the network, to be walked with the variances of sums or without."""
         points = list(split(self.r, self.network.shapes))
-        explainable = fxshap.make_explainable(self.model, points, variances=variances)
-        (engine,) = explainable._engines.values()
-        engine.bind_weights(object())
+        explainable = fxshap.make_explainable(self.model, points, rule="variance" if variances else "rescale")
+        (engine,) = explainable._calls.captures.engines.values()
+        engine.program.bind_weights(object())
         return engine
 
     def mean(self, values: Tensor) -> Tensor:
@@ -101,15 +101,15 @@ class Game:
         shapes, count = self.network.shapes, max(len(chains.drawn), 1)
         x, r = self.x.repeat(count, 1), self.r.repeat(count, 1)  # all chains in one batch
         start, end = list(split(r, shapes)), list(split(x, shapes))
-        tape = Tape(engine.rewritten.rescaled_graph, start, len(start))
+        tape = engine.program.tape(start)
         units = torch.eye(self.network.outputs, dtype=torch.float64)
         grads = [unit.repeat(len(x), 1) for unit in units]
         walker = CoalitionPasses(
-            lambda points: [engine.observe(point)[1] for point in points],
-            lambda a, b: tape.walks(*engine.complete(a, b, start), grads),
+            lambda points: [engine.program.tapped(point)[1] for point in points],
+            lambda a, b: tape.backward_many(*engine.program.with_variances(a, b, start), grads),
             end,
             start,
-            engine.observe(end)[1],
+            engine.program.tapped(end)[1],
             tape.references,
         )
         drawn = [join(tuple(chain)).repeat(self.samples, 1) for chain in chains.drawn]

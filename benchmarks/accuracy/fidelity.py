@@ -233,7 +233,7 @@ METHODS: dict[str, Method] = {
     "tangermeme": tangermeme_deep_lift_shap,
     GRADIENTS: integrated_gradients,
     FXSHAP: rewritten,
-    VARIANCES: partial(rewritten, variances=True),
+    VARIANCES: partial(rewritten, rule="variance"),
     "fxshap, refine=4": partial(rewritten, refine=4),
 }
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 import fxshap
 from benchmarks.accuracy.refinement import Problem, digits
-from benchmarks.page import replace_section
 from fxshap.autograd.tape import Tape, Taps
 from fxshap.runtime.coalitions import (
     CoalitionChains,
@@ -32,6 +31,7 @@ from fxshap.runtime.coalitions import (
     draw_blocks,
     refined_multipliers,
 )
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
 SIDE = 8
@@ -74,9 +74,9 @@ class Digits:
         self.problem = problem
         self.references = problem.references
         explainable = fxshap.make_explainable(problem.model, (self.references,))
-        (self.engine,) = explainable._engines.values()
-        self.engine.bind_weights(object())
-        self.tape = Tape(self.engine.rewritten.rescaled_graph, [self.references], 1)
+        (self.engine,) = explainable._calls.captures.engines.values()
+        self.engine.program.bind_weights(object())
+        self.tape = self.engine.program.tape([self.references])
         count, outputs = len(self.references), problem.outputs
         self.grads = [unit.expand(count, -1).clone() for unit in torch.eye(outputs)]
 
@@ -93,11 +93,11 @@ class Digits:
             idle.append(
                 float(np.mean([float((start[t] == stop[t]).double().mean()) for t in start]))
             )
-            return self.tape.walks(start, stop, self.grads)
+            return self.tape.backward_many(start, stop, self.grads)
 
         walker = CoalitionPasses(
-            lambda points: [self.engine.observe(point)[1] for point in points],
-            walks, [end], [self.references], self.engine.observe([end])[1], self.tape.references,
+            lambda points: [self.engine.program.tapped(point)[1] for point in points],
+            walks, [end], [self.references], self.engine.program.tapped([end])[1], self.tape.references,
         )  # fmt: skip
         found = refined_multipliers(walker, CoalitionChains(2, blocks, torch.zeros(len(end))))
         values = [(m * (end - self.references)).mean(0).flatten() for (m,) in found]

@@ -41,10 +41,10 @@ from torch import Tensor, nn
 
 import fxshap
 from benchmarks.accuracy.fidelity import Flat
-from benchmarks.page import replace_section
 from fxshap.demo import DigitNet, load_digits
 from fxshap.verification.shapley import shapley_values
 from tests.networks.tables import FeatureTokenTransformer
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
 FIGURE = Path("docs/figures/refinement.png")
@@ -211,7 +211,7 @@ def deep(model: nn.Module, problem: Problem) -> Explain:
 
 def refined(problem: Problem, pairs: int, variances: bool = False) -> Explain:
     """Explain with SHAP on the explainable model."""
-    explainable = fxshap.make_explainable(problem.model, refine=pairs, variances=variances)
+    explainable = fxshap.make_explainable(problem.model, refine=pairs, rule="variance" if variances else "rescale")
     return deep(explainable, problem)
 
 
@@ -295,7 +295,7 @@ def powers(first: int, last: int) -> list[int]:
 #: Every method and how much of it to take, one point of its curve after another.
 METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
     "fxshap, refine": (refined, [0, *powers(1, 64)]),
-    "fxshap, variances": (partial(refined, variances=True), [0, *powers(1, 64)]),
+    "fxshap, variances": (partial(refined, rule="variance"), [0, *powers(1, 64)]),
     "PermutationExplainer": (permutations, powers(1, 1024)),
     "KernelExplainer": (kernel, powers(32, 65536)),
     "SamplingExplainer": (sampling, powers(64, 65536)),

@@ -4,7 +4,7 @@ A secant gives all inputs of a unit one slope, f(z_x) - f(z_r) over z_x - z_r. T
 an input averages over what the others have already added: with u_j = w_j (x_j - r_j), the sum of a
 random part of the others lies around the straight line between z_r and z_x with a variance of
 t (1 - t) sum u^2, which is sum u^2 / 6 on the average over t (Ancona et al. 2019 propagate such
-variances). The library's rule for ``variances=True`` (:mod:`fxshap.rules.smoothed_activations`) is
+variances). The library's rule for ``rule="variance"`` (:mod:`fxshap.rules.smoothed_activations`) is
 
     m_j = w_j (S + T u_j),    S = secant of z -> E f(z + N(0, sum u^2 / 6)),
     T = (f(z_x) - f(z_r) - S (z_x - z_r)) / sum u^2,
@@ -30,8 +30,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 import fxshap
-from benchmarks.page import replace_section
 from fxshap.verification.shapley import coalitions, shapley_values, shapley_weights
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
 FEATURES, WIDTH, OUTPUTS, PAIRS, SEEDS = 10, 24, 3, 16, 6

@@ -16,7 +16,7 @@ import torch
 
 import fxshap
 from benchmarks.coverage.torchvision_import import torchvision
-from benchmarks.page import replace_section
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/limits.md")
 ROUNDS = 3

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import trange
 
 import fxshap
-from benchmarks.page import replace_section
+from tests.tools.pages import replace_section
 
 #: Most growth of resident memory, in MB per 1,000 calls.
 MOST_GROWTH = 1.0

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
-from benchmarks.accuracy.narrow import DTYPES, LIMIT, WAYS, Halved, build, error
 from fxshap.errors import InputError
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
@@ -20,8 +19,16 @@ from fxshap.verification.metrics import additivity_error
 from fxshap.verification.verify import shap_values
 from tests.helpers import Between, sine_for
 from tests.networks import NETWORKS
+from tests.networks.low_precision import (
+    DTYPES,
+    LIMIT,
+    VARIANTS,
+    HalfPrecision,
+    build,
+    error_in_units,
+)
 
-#: One of each kind; `make narrow` takes all.
+#: One of each kind; `make low-precision` takes all.
 SOME = (
     "gelu_module",
     "batch_norm",
@@ -35,11 +42,11 @@ SOME = (
 
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("way", WAYS)
-def test_it_adds_up(name: str, way: str, dtype: torch.dtype) -> None:
-    model = build(name, way, dtype)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_adds_up(name: str, variant: str, dtype: torch.dtype) -> None:
+    model = build(name, variant, dtype)
     assert model is not None
-    assert error(model, NETWORKS[name], dtype) <= LIMIT
+    assert error_in_units(model, NETWORKS[name], dtype) <= LIMIT
 
 
 #: Functions of six numbers whose squares, or sums of them, are more than float16 holds.
@@ -53,11 +60,11 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"refine": 1}, {"variances": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"refine": 1}, {"rule": "variance"}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", LARGE)
 def test_rules_compute_in_float32(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    model = Halved(Between(LARGE[name]), dtype).eval()
+    model = HalfPrecision(Between(LARGE[name]), dtype).eval()
     background, samples = torch.randn(6, 4), torch.randn(3, 4)
     explainable = fxshap.make_explainable(model, **options)
     values, _ = shap_values(explainable, [background], [samples], None)
@@ -66,19 +73,20 @@ def test_rules_compute_in_float32(name: str, dtype: torch.dtype, options: dict[s
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
-def test_multipliers_of_narrow_ends_are_those_of_the_same_numbers_in_float32(
+def test_multipliers_of_low_precision_endpoints_are_those_in_float32(
     dtype: torch.dtype,
 ) -> None:
     weights = torch.randn(3, 16).to(dtype)
-    ends = [torch.randn(5, 16).to(dtype) for _ in range(3)]
+    *endpoints, grad = [torch.randn(5, 16).to(dtype) for _ in range(3)]
     operation, _ = Operation.bind(
-        torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0], weights[1])
+        torch.ops.aten.layer_norm.default, (endpoints[0], [16], weights[0], weights[1])
     )
-    found = apply_rule(operation, ends[:1], ends[1:2], ends[2])
+    found = apply_rule(operation, endpoints[:1], endpoints[1:], grad)
     operation, _ = Operation.bind(
-        torch.ops.aten.layer_norm.default, (ends[0], [16], weights[0].float(), weights[1].float())
+        torch.ops.aten.layer_norm.default,
+        (endpoints[0], [16], weights[0].float(), weights[1].float()),
     )
-    r, x, grad = (end.float() for end in ends)
+    r, x, grad = (tensor.float() for tensor in (*endpoints, grad))
     assert torch.equal(found[0], apply_rule(operation, [r], [x], grad)[0].to(dtype))
 
 
@@ -91,10 +99,10 @@ def chosen(h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("function", [half_sine, chosen], ids=["a user's operator", "a choice"])
-def test_functions_in_a_narrow_type_alone(
+def test_functions_in_a_low_precision_type_only(
     function: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
-    model = Halved(Between(function), dtype).eval()
+    model = HalfPrecision(Between(function), dtype).eval()
     background, samples = torch.randn(6, 4), torch.randn(3, 4)
     values, _ = shap_values(fxshap.make_explainable(model), [background], [samples], None)
     found = additivity_error(model, [background], [samples], values)
@@ -140,4 +148,4 @@ def test_inputs_of_another_type_are_refused_where_the_model_fails() -> None:
     with pytest.raises(InputError, match=r"float64 but the model's weights of torch\.float32"):
         shap.DeepExplainer(explainable, torch.randn(3, 4).double())
     with pytest.raises(InputError, match=r"cast samples and background"):
-        explainable.prepare(torch.randn(3, 4).double())
+        explainable.capture(torch.randn(3, 4).double())

@@ -29,13 +29,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from benchmarks.page import replace_section
 from fxshap.testing.rule_check import EACH, TOLERANCE, Case
 from tests.property.exactness import LIMIT, WORST_CONDITION, check_exact
 from tests.property.extremes import check_draws, rows_of
 from tests.property.networks import Data, Network
 from tests.property.strategies import datasets, networks
 from tests.rules.rule_cases import ALL
+from tests.tools.pages import replace_section
 
 PAGE = Path("docs/reliability.md")
 RESULTS = "tests/property/results-{}.jsonl"

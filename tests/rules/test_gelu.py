@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxshap
-from benchmarks.accuracy.gelu_error import FORMS, grid, reference, slopes
+from tests.rules.gelu_reference import FORMS, grid, reference, slopes
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 

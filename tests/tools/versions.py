@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.page import replace_section
+from tests.tools.pages import replace_section
 
 TESTS = ["tests/integrations/test_detect.py", "tests/end_to_end/test_networks.py"]
 
