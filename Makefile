@@ -1,4 +1,5 @@
-.PHONY: demo test docs ecosystem fidelity refinement speed zoo fuzz capture narrow soak newest clean
+.PHONY: demo test docs ecosystem fidelity refinement speed coverage zoo fuzz capture low-precision narrow soak \
+	newest clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +15,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
 docs: $(VENV)/.docs
@@ -34,8 +36,10 @@ refinement: $(VENV)/.test
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.performance.speed --memory --growth --output docs/speed.md
 
-zoo: $(VENV)/.zoo
+coverage: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.coverage
+
+zoo: coverage
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.property networks --page docs/reliability.md
@@ -43,8 +47,10 @@ fuzz: $(VENV)/.test
 capture: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.performance.capture
 
-narrow: $(VENV)/.test
-	$(BIN)/python -m benchmarks.accuracy.narrow
+low-precision: $(VENV)/.test
+	$(BIN)/python -m benchmarks.accuracy.low_precision
+
+narrow: low-precision
 
 soak: $(VENV)/.test
 	$(BIN)/python -m benchmarks.performance.soak --page docs/reliability.md
@@ -60,7 +66,7 @@ newest:
 	$(VENV)-newest/bin/python -m tests.tools.versions --page docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.
