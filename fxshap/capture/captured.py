@@ -9,18 +9,18 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Captured:
-    """A model as a graph.
+    """A model as one functional ATen graph.
 
     Attributes
     ----------
     module : fx.GraphModule
-        Placeholders are the model's inputs, ``get_attr`` nodes its weights.
+        Its placeholders are the model's inputs, its ``get_attr`` nodes the model's weights.
     weights : dict of str to str
         For each weight of the graph, its qualified name in the user's model.
     rows : int or None
-        The only number of rows the graph runs on; ``None`` if any will do.
+        The only number of rows that the graph runs on; ``None`` if it runs on any number.
     explained : int
-        How many of the placeholders, the first ones, are explained.
+        How many of the placeholders are explained. They come first.
     """
 
     module: fx.GraphModule

@@ -1,4 +1,4 @@
-"""Error messages for models that cannot be captured."""
+"""Error messages for models that cannot be captured: which line, why, and what to do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from types import TracebackType
 
 from fxshap.graph.provenance import UNKNOWN_LINE, is_user_file
 
-#: The error of torch.export against which no other way to export helps.
-DECISION = "GuardOnDataDependentSymNode"
+#: The error of torch.export for control flow that depends on values. No export strategy avoids it.
+DATA_DEPENDENT = "GuardOnDataDependentSymNode"
 
-
-#: By what is said in the error or in what caused it.
+#: What to do, by a part of the error's text or of the text of one of its causes.
 REMEDIES = {
-    DECISION: (
+    DATA_DEPENDENT: (
         "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
         "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
         "time, or explain the part after the decision"
@@ -26,27 +25,32 @@ REMEDIES = {
 }
 
 
-def find_remedy(error: BaseException) -> str | None:
-    """Return what to do about an error, if we know."""
-    said = [f"{type(cause).__name__}: {cause}" for cause in exception_chain(error)]
-    known = (text for mark, text in REMEDIES.items() if any(mark in line for line in said))
-    return next(known, None)
-
-
 def explain_failure(error: BaseException) -> str:
-    """Say which of the user's lines cannot be captured, why, and what to do."""
-    where = innermost_user_line(error.__traceback__)
-    remedy = find_remedy(error) or f"torch.export says: {first_line(error)}"
-    return f"the model cannot be captured as one graph: at {where}, {remedy}"
+    """Return a message that names the user's line that cannot be captured, why, and what to do."""
+    line = innermost_user_line(error.__traceback__)
+    remedy = find_remedy(error) or f"torch.export reports: {first_line(error)}"
+    return f"the model cannot be captured as one graph: at {line}, {remedy}"
+
+
+def find_remedy(error: BaseException) -> str | None:
+    """Return what to do about an error, or ``None`` if its cause is not a known one."""
+    texts = [f"{type(cause).__name__}: {cause}" for cause in exception_chain(error)]
+    remedies = (remedy for part, remedy in REMEDIES.items() if any(part in text for text in texts))
+    return next(remedies, None)
+
+
+def is_data_dependent(error: BaseException) -> bool:
+    """Return True if control flow that depends on values caused an error."""
+    return any(type(cause).__name__ == DATA_DEPENDENT for cause in exception_chain(error))
 
 
 def exception_chain(error: BaseException | None) -> list[BaseException]:
     """Return an exception and its causes."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return chain
 
 
 def first_line(error: BaseException) -> str:
@@ -64,12 +68,15 @@ def innermost_user_line(trace: TracebackType | None) -> str:
 
 
 class DataDependentError(Exception):
-    """A decision by the value of a tensor; torch.export prints its graph with a RuntimeError."""
+    """Stands for torch's RuntimeError about data-dependent control flow.
+
+    It is no RuntimeError, because torch.export prints its whole graph when it sees one of those.
+    """
 
 
 @contextmanager
 def convert_data_dependent_errors() -> Iterator[None]:
-    """Raise what torch.export says of a decision as :class:`Undecided`, from the user's line."""
+    """Raise torch's errors about data-dependent control flow as :class:`DataDependentError`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Contexts in which the model runs while it is exported."""
+"""Contexts in which the user's model runs while torch.export records it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+# --- TorchScript --------------------------------------------------------------------------------
+
 
 @contextmanager
 def trace_scripted_modules(model: nn.Module) -> Iterator[None]:
-    """Let the operations of TorchScript modules be traced, not their Python sources.
+    """Have the operations of TorchScript modules recorded, rather than their Python source run.
 
-    A script method that finds itself exported calls the method that it was made of instead, and
-    torch 2.13 gives that one its module twice.
+    During an export a script method calls the Python method that it was compiled from, and
+    torch 2.13 passes that one its module twice.
     """
-    found = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
-    methods = [module.forward for module in found]
-    for module, method in zip(found, methods, strict=True):
+    modules = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    methods = [module.forward for module in modules]
+    for module, method in zip(modules, methods, strict=True):
         module.__dict__["forward"] = partial(call_as_not_exporting, method)
     try:
         yield
     finally:
-        for module, method in zip(found, methods, strict=True):
+        for module, method in zip(modules, methods, strict=True):
             module.__dict__["forward"] = method
 
 
 def call_as_not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a method while ``torch.compiler.is_exporting()`` denies it."""
+    """Call a method while ``torch.compiler.is_exporting()`` returns False."""
     exporting = torch.compiler._is_exporting_flag
     torch.compiler._is_exporting_flag = False
     try:
@@ -41,14 +43,17 @@ def call_as_not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any)
         torch.compiler._is_exporting_flag = exporting
 
 
+# --- batch norm ---------------------------------------------------------------------------------
+
+
 class RecordBatchNorms(TorchFunctionMode):
-    """Record batch norms in evaluation mode as the operation above."""
+    """Record every batch norm in evaluation mode as one ``fxshap::batch_norm`` operation."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        stands_in = batch_norm_as_operator if func is functional.batch_norm else func
-        return stands_in(*args, **(kwargs or {}))
+        recorded = batch_norm_as_operator if func is functional.batch_norm else func
+        return recorded(*args, **(kwargs or {}))
 
 
 def batch_norm_as_operator(
@@ -61,7 +66,7 @@ def batch_norm_as_operator(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Stand in for ``torch.nn.functional.batch_norm``."""
+    """Compute ``torch.nn.functional.batch_norm``, in evaluation mode by ``fxshap::batch_norm``."""
     if training:
         return functional.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
