@@ -1,4 +1,4 @@
-"""What cannot be explained is refused early and clearly, and leaves nothing behind."""
+"""Errors: what cannot be explained raises early and clearly, and the model stays as it was."""
 
 import re
 from dataclasses import dataclass
@@ -16,10 +16,8 @@ from fxshap.errors import (
     InputError,
     ModelError,
     OutputError,
-    RuleError,
 )
-from fxshap.rules.core.registry import RULES, Rule
-from fxshap.runtime.batching import probe_layout
+from tests.error_cases import REFERENCES, SAMPLES, Model, assert_raises, assert_works_as_new
 from tests.helpers import (
     assert_exact,
     assert_no_shap_hooks,
@@ -29,60 +27,7 @@ from tests.helpers import (
     state_of,
 )
 
-torch.manual_seed(0)
-REFERENCES = torch.randn(5, 4)
-SAMPLES = torch.randn(2, 4)
-
-
-class Model(nn.Module):
-    """One hidden GELU layer whose result goes through `end`, given the hidden values too."""
-
-    def __init__(self, end=lambda y, h: y) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.hidden = nn.Linear(4, 6)
-            self.head = nn.Linear(6, 3)
-        self.end = end
-        self.eval()
-
-    def forward(self, x: Tensor):
-        h = F.gelu(self.hidden(x))
-        return self.end(self.head(h), h)
-
-
-class In(nn.Module):
-    """A function as a submodule, to be named in errors."""
-
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def assert_as_new(explainable: nn.Module) -> None:
-    """Check that it explains, and like a fresh one."""
-    found = explain(explainable, [REFERENCES], [SAMPLES])
-    assert_same_values(
-        found, explain(fxshap.make_explainable(explainable.model), [REFERENCES], [SAMPLES])
-    )
-    assert_no_shap_hooks(explainable)
-
-
-def refused(model: nn.Module, error: type[Exception], says: str, **options) -> str:
-    """Check that explaining a model raises `error` and leaves it as it was; return the message."""
-    explainable = fxshap.make_explainable(model, **options)
-    before = state_of(model)
-    with pytest.raises(error, match=says) as raised:
-        shap.DeepExplainer(explainable, REFERENCES).shap_values(SAMPLES)
-    assert_no_shap_hooks(explainable)
-    assert_same_state(model, before)
-    return str(raised.value)
-
-
-# --- what is given ------------------------------------------------------------------------------
+# --- the model and the inputs --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [lambda x: x, torch.tanh, nn.Linear, "model", None])
@@ -93,16 +38,16 @@ def test_model_must_be_a_module(model):
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.bool, torch.uint8])
 def test_inputs_must_be_floating_point(dtype):
-    whole = REFERENCES.to(dtype)
+    integers = REFERENCES.to(dtype)
     explainable = fxshap.make_explainable(Model())
     with pytest.raises(InputError, match=f"input 0 is of {dtype}; only floating-point"):
-        shap.DeepExplainer(explainable, whole)
+        shap.DeepExplainer(explainable, integers)
     with pytest.raises(InputError, match=f"input 0 is of {dtype}; only floating-point"):
-        fxshap.make_explainable(Model(), whole)
+        fxshap.make_explainable(Model(), integers)
     explainer = shap.DeepExplainer(explainable, REFERENCES)
     with pytest.raises((InputError, RuntimeError)):
-        explainer.shap_values(whole[:2])
-    assert_as_new(explainable)
+        explainer.shap_values(integers[:2])
+    assert_works_as_new(explainable)
 
 
 def test_inputs_must_be_tensors():
@@ -123,7 +68,7 @@ def test_samples_shaped_unlike_the_background_leave_nothing(samples):
     assert_same_state(model, before)
     assert torch.equal(explainable(REFERENCES), model(REFERENCES))
     assert_no_shap_hooks(explainable)
-    assert_as_new(explainable)
+    assert_works_as_new(explainable)
 
 
 @pytest.mark.parametrize("wrong", ["samples", "background", "both"])
@@ -133,7 +78,7 @@ def test_dtype_must_be_that_of_the_weights(wrong):
     samples = SAMPLES if wrong == "background" else SAMPLES.double()
     with pytest.raises(InputError, match=r"torch.float64 but the model's weights of torch.float32"):
         shap.DeepExplainer(explainable, references).shap_values(samples)
-    assert_as_new(explainable)
+    assert_works_as_new(explainable)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -144,7 +89,7 @@ def test_inputs_must_be_finite(where, value):
     (samples if where == "sample" else references)[1, 2] = value
     with pytest.raises(InputError, match=f"input 0 of the {where} contains NaN or infinity"):
         shap.DeepExplainer(explainable, references).shap_values(samples, check_additivity=False)
-    assert_as_new(explainable)
+    assert_works_as_new(explainable)
 
 
 def test_inputs_must_have_equally_many_rows():
@@ -156,7 +101,7 @@ def test_inputs_must_have_equally_many_rows():
         shap.DeepExplainer(fxshap.make_explainable(Two()), [REFERENCES, REFERENCES[:1]])
 
 
-# --- what is returned ---------------------------------------------------------------------------
+# --- the output ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -179,8 +124,8 @@ RESULTS = {
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_output_must_be_chosen_and_can_be(name):
-    end, output, says = RESULTS[name]
-    message = refused(Model(end), OutputError, says)
+    end, output, expected = RESULTS[name]
+    message = assert_raises(Model(end), OutputError, expected)
     assert "output=" in message
 
     chosen = fxshap.make_explainable(Model(end), output=output)
@@ -193,7 +138,7 @@ def test_output_must_be_chosen_and_can_be(name):
 
 
 @pytest.mark.parametrize(
-    "end, says",
+    "end, expected",
     [
         (lambda y, h: y.sum(1), r"of shape \(5,\)"),
         (lambda y, h: y.sum(), r"of shape \(\)"),
@@ -204,17 +149,17 @@ def test_output_must_be_chosen_and_can_be(name):
         (lambda y, h: y.mean(0, keepdim=True), "returns 1 rows for inputs of 5"),
     ],
 )
-def test_output_must_be_rows_of_numbers(end, says):
-    refused(Model(end), OutputError, says)
+def test_output_must_be_rows_of_numbers(end, expected):
+    assert_raises(Model(end), OutputError, expected)
 
 
 @pytest.mark.parametrize("output", ["scores", 2, 0.5, ("logits",)])
 @pytest.mark.parametrize("name", ["dict", "tuple", "dataclass"])
 def test_output_must_exist(name, output):
-    refused(Model(RESULTS[name][0]), OutputError, re.escape(repr(output)), output=output)
+    assert_raises(Model(RESULTS[name][0]), OutputError, re.escape(repr(output)), output=output)
 
 
-# --- what cannot be captured --------------------------------------------------------------------
+# --- models that cannot be captured -------------------------------------------------------------
 
 
 class Branch(Model):
@@ -291,8 +236,8 @@ class Experts(Model):
         (Experts, "# the groups", 'set_experts_implementation("batched_mm")'),
     ],
 )
-def test_control_flow_by_values_is_refused_by_file_and_line(build, comment, remedy):
-    message = refused(build(), CaptureError, "cannot be captured as one graph")
+def test_control_flow_by_values_raises_naming_file_and_line(build, comment, remedy):
+    message = assert_raises(build(), CaptureError, "cannot be captured as one graph")
     with open(__file__) as source:
         lines = enumerate(source, 1)
         line = next(number for number, text in lines if text.rstrip().find(comment) > 0)
@@ -300,13 +245,13 @@ def test_control_flow_by_values_is_refused_by_file_and_line(build, comment, reme
     assert remedy in message
 
 
-def test_after_a_refusal_the_next_explanation_works():
+def test_after_an_error_the_next_explanation_works():
     model = Branch()
     explainable = fxshap.make_explainable(model)
     with pytest.raises(CaptureError):
         shap.DeepExplainer(explainable, REFERENCES).shap_values(SAMPLES)
     model.forward = lambda x: Model.forward(model, x)
-    assert_as_new(explainable)
+    assert_works_as_new(explainable)
 
 
 def test_an_error_of_the_model_itself_stays_as_it_is():
@@ -318,7 +263,7 @@ def test_an_error_of_the_model_itself_stays_as_it_is():
 
 
 class AlwaysTraining(Model):
-    """Batch norm that stays in training mode, whatever is asked."""
+    """Batch norm that stays in training mode, also after ``eval()``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,8 +289,10 @@ MIXING = {
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_rows_that_influence_each_other_are_refused(name):
-    message = refused(MIXING[name](), BatchMixingError, "the rows of a batch influence each other")
+def test_rows_that_influence_each_other_raise_an_error(name):
+    message = assert_raises(
+        MIXING[name](), BatchMixingError, "the rows of a batch influence each other"
+    )
     assert "model.eval()" in message
 
 
@@ -364,112 +311,9 @@ def test_rows_that_influence_each_other_are_refused(name):
     ],
     ids=["dropout", "dropout_", "randn_like", "rand", "bernoulli", "gumbel"],
 )
-def test_random_outputs_are_refused(end):
+def test_random_outputs_raise_an_error(end):
     state = torch.get_rng_state()
-    refused(Model(end), CaptureError, "draws random numbers in its forward.*turn the sampling off")
+    assert_raises(
+        Model(end), CaptureError, "draws random numbers in its forward.*turn the sampling off"
+    )
     torch.set_rng_state(state)
-
-
-# --- operators without a derivative -------------------------------------------------------------
-
-
-@torch.library.custom_op("fxshap_test::square", mutates_args=())
-def square(x: Tensor) -> Tensor:
-    return x * x
-
-
-@square.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-LIBRARY = torch.library.Library("fxshap_test", "FRAGMENT")
-LIBRARY.define("cube(Tensor x) -> Tensor")
-LIBRARY.impl("cube", lambda x: x * x * x, "CPU")
-LIBRARY.impl("cube", torch.empty_like, "Meta")
-
-
-@pytest.mark.parametrize(
-    "operator",
-    [
-        torch.ops.fxshap_test.square,
-        torch.ops.fxshap_test.cube,
-        lambda x: torch.igamma(x.exp(), x.exp()),
-        lambda x: torch.stack([torch.histc(row, 3) for row in x.unbind()]),
-    ],
-    ids=["custom_op", "library", "igamma", "histc"],
-)
-def test_operators_without_derivative_and_rule_are_refused(operator):
-    model = Model(lambda y, h: model.block(y))
-    model.block = nn.Sequential(nn.Identity(), In(operator)).eval()
-    message = refused(model, RuleError, "has no derivative and no rule")
-    assert re.match(
-        r"(fxshap_test\.\w+|aten\.(igamma|histc))\.default \(.* in block\.1, .*\.py:\d+\)", message
-    )
-    assert "register_autograd" in message and "fxshap.rules" in message
-
-
-def test_an_operator_without_derivative_needs_only_a_rule(monkeypatch):
-    def secant(operation, reference, sample, grad):
-        (r,), (x,) = reference, sample
-        return (grad * (x + r),)
-
-    monkeypatch.setitem(RULES, torch.ops.fxshap_test.square, Rule("square", secant))
-    model = Model(lambda y, h: torch.ops.fxshap_test.square(y))
-    assert_exact(model, fxshap.make_explainable(model), [REFERENCES], [SAMPLES], 1e-5)
-
-
-def test_a_rule_that_fails_names_operator_and_module(monkeypatch):
-    def broken(operation, reference, sample, grad):
-        raise ZeroDivisionError("the reason")
-
-    monkeypatch.setitem(RULES, torch.ops.aten.tanh, Rule("broken", broken))
-    model = Model(lambda y, h: model.block(y))
-    model.block = nn.Sequential(nn.Tanh()).eval()
-    refused(
-        model,
-        RuleError,
-        r"the rule 'broken' failed on aten.tanh.default \(tanh in block.0, .*:\d+\): the reason",
-    )
-    monkeypatch.undo()
-    assert_as_new(fxshap.make_explainable(model))
-
-
-@pytest.mark.parametrize(
-    "returned, says",
-    [
-        (lambda grad: grad, "it returned a Tensor, not a tuple of 1"),
-        (lambda grad: (grad, grad), "it returned a tuple, not a tuple of 1"),
-        (lambda grad: (grad[:, :2],), r"a cotangent of shape \(5, 2\) for the varying argument 0"),
-    ],
-    ids=["tensor", "too many", "shape"],
-)
-def test_what_a_rule_returns_is_checked(monkeypatch, returned, says):
-    def rule(operation, reference, sample, grad):
-        return returned(grad)
-
-    monkeypatch.setitem(RULES, torch.ops.aten.tanh, Rule("mine", rule))
-    model = Model(lambda y, h: y.tanh())
-    message = refused(model, RuleError, f"the rule 'mine' failed on aten.tanh.default.*{says}")
-    assert f"(tanh, {__file__}:" in message
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        lambda y, h: y * (h.argmax(1, keepdim=True) ^ 1).float(),
-        lambda y, h: y + torch.arange(108.0).reshape(6, 6, 3)[h.argmax(1), h.argmin(1)],
-    ],
-    ids=["bits", "two indices"],
-)
-def test_dependence_through_integers_alone_is_refused(end):
-    refused(Model(end), RuleError, "depends on the input only through integers or booleans")
-
-
-def test_rounding_that_depends_on_the_number_of_rows_is_not_mixing():
-    def observe(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return x.sum(1, keepdim=True) * (1 + 0.1 * len(x)), (x,)
-
-    assert not probe_layout(observe, [REFERENCES]).tile
-    with pytest.raises(BatchMixingError):
-        probe_layout(lambda x: (observe(x)[0] * len(x), (x,)), [REFERENCES])

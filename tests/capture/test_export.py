@@ -1,4 +1,4 @@
-"""Capture and rewrite: what the two graphs show, share and follow."""
+"""Capture: the two graphs, when they are made, and the weights that they share."""
 
 import contextlib
 import gc
@@ -24,7 +24,7 @@ from tests.helpers import (
 
 
 class Blocks(nn.Module):
-    """Functions and modules in blocks of their own."""
+    """Functions and modules, in nested blocks."""
 
     def __init__(self, size: int = 4) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ BACKGROUND, SAMPLES = [torch.randn(5, 4)], [torch.randn(2, 4)]
 
 def test_both_graphs_can_be_read():
     explainable = fxshap.make_explainable(blocks(), BACKGROUND[0])
-    assert isinstance(explainable.observe, fx.GraphModule)
-    assert isinstance(explainable.attribute, fx.GraphModule)
-    assert "rescale" not in explainable.observe.code
-    assert "aten.gelu" in explainable.observe.code
-    code = explainable.attribute.code
+    assert isinstance(explainable.tapped_graph, fx.GraphModule)
+    assert isinstance(explainable.rescaled_graph, fx.GraphModule)
+    assert "rescale" not in explainable.tapped_graph.code
+    assert "aten.gelu" in explainable.tapped_graph.code
+    code = explainable.rescaled_graph.code
     assert code.count("rescale_rescale(") == 4
     assert "'gelu in first.1, " in code and f"'tanh in second.act, {__file__}:" in code
 
 
-def test_rewritten_nodes_know_the_users_module():
+def test_rewritten_nodes_name_the_users_module():
     explainable = fxshap.make_explainable(blocks(), BACKGROUND[0])
     found = [(node.args[4], user_module(node)) for node in rewritten(explainable)]
     aten = torch.ops.aten
@@ -80,7 +80,7 @@ def test_dropout_in_evaluation_is_left_out(dropout, in_place):
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), dropout(0.5, in_place), nn.Linear(8, 2))
     explainable = fxshap.make_explainable(model.eval())
     assert_exact(model, explainable, BACKGROUND, SAMPLES, 1e-6)
-    assert "dropout" not in explainable.observe.code
+    assert "dropout" not in explainable.tapped_graph.code
 
 
 # --- when ---------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_capture_waits_for_the_first_explanation():
     explainable = fxshap.make_explainable(blocks())
     explainable(SAMPLES[0])
     with pytest.raises(CaptureError, match="captured at the first explanation"):
-        print(explainable.attribute)
+        print(explainable.rescaled_graph)
     explain(explainable, BACKGROUND, SAMPLES)
     assert rewritten(explainable)
 
@@ -98,11 +98,11 @@ def test_capture_waits_for_the_first_explanation():
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_example_inputs_capture_at_once_for_any_number_of_rows(rows):
     explainable = fxshap.make_explainable(blocks(), example_inputs=torch.zeros(rows, 4))
-    graph = explainable.attribute
+    graph = explainable.rescaled_graph
     for references in (5, 1, 3):
         background = [torch.randn(references, 4)]
-        assert_exact(explainable.model, explainable, background, SAMPLES, 1e-5)
-    assert explainable.attribute is graph
+        assert_exact(explainable.original_model, explainable, background, SAMPLES, 1e-5)
+    assert explainable.rescaled_graph is graph
 
 
 def test_capturing_in_training_mode_is_for_evaluation_and_leaves_the_modes():
@@ -113,12 +113,12 @@ def test_capturing_in_training_mode_is_for_evaluation_and_leaves_the_modes():
     before = state_of(model)
     explainable = fxshap.make_explainable(model, BACKGROUND[0])
     assert_same_state(model, before)
-    graph = explainable.attribute
+    graph = explainable.rescaled_graph
     assert_exact(model, explainable, BACKGROUND, SAMPLES, 1e-5)
-    assert explainable.attribute is graph
+    assert explainable.rescaled_graph is graph
 
 
-def test_another_shape_or_dtype_is_captured_anew():
+def test_another_shape_or_dtype_is_captured_separately():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
     explainable = fxshap.make_explainable(model)
@@ -126,15 +126,15 @@ def test_another_shape_or_dtype_is_captured_anew():
     for size in (5, 9, 5):
         background, samples = [torch.randn(4, 1, size)], [torch.randn(2, 1, size)]
         assert_exact(model.eval(), explainable, background, samples, 1e-5)
-        graphs.add(explainable.attribute)
+        graphs.add(explainable.rescaled_graph)
     assert len(graphs) == 2
 
     background, samples = ([x.double() for x in end] for end in (background, samples))
     assert_exact(model.double(), explainable.double(), background, samples, 1e-12)
-    assert explainable.attribute not in graphs
+    assert explainable.rescaled_graph not in graphs
 
 
-def test_another_module_is_captured_anew():
+def test_a_replaced_module_is_captured_again():
     model = blocks()
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, BACKGROUND, SAMPLES, 1e-5)
@@ -169,7 +169,7 @@ def test_rows_that_are_counted_and_not_put_into_a_shape():
 
 
 def test_attention_of_one_tensor_and_of_three_of_its_size():
-    """What is taken apart once for equal operations: they are not, if arguments are the same."""
+    """Two calls whose arguments are one tensor and three tensors are not decomposed alike."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -203,7 +203,7 @@ def test_weights_are_shared_not_copied():
     explainable = fxshap.make_explainable(model, BACKGROUND[0])
     explain(explainable, BACKGROUND, SAMPLES)
     own = {parameter.data_ptr() for parameter in model.parameters()}
-    for graph in (explainable.observe, explainable.attribute):
+    for graph in (explainable.tapped_graph, explainable.rescaled_graph):
         names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
         assert {getattr(graph, name).data_ptr() for name in names} == own
         assert not any(getattr(graph, name).requires_grad for name in names)
@@ -248,7 +248,7 @@ def test_reparametrised_weights_are_followed(tie):
     assert_same_values(values, explain(fxshap.make_explainable(model), BACKGROUND, SAMPLES))
 
 
-def test_state_that_forward_changes_is_left_alone():
+def test_capture_does_not_change_state_that_forward_changes():
     class Counting(Blocks):
         def __init__(self) -> None:
             super().__init__()
@@ -265,7 +265,7 @@ def test_state_that_forward_changes_is_left_alone():
     model = Counting().eval()
     explainable = fxshap.make_explainable(model)
     plain = model(SAMPLES[0])
-    explainable.prepare(*BACKGROUND)
+    explainable.capture(*BACKGROUND)
     assert (model.calls, model.python_calls) == (1, 1)
     assert model.last is plain
     explain(explainable, BACKGROUND, SAMPLES)  # SHAP itself calls the model twice
@@ -273,7 +273,7 @@ def test_state_that_forward_changes_is_left_alone():
     assert type(model.last) is Tensor and torch.equal(model.last, plain)
 
 
-def test_the_model_is_let_go_with_the_explainable():
+def test_the_model_is_freed_with_the_explainable():
     model = blocks()
     explainable = fxshap.make_explainable(model, BACKGROUND[0])
     explain(explainable, BACKGROUND, SAMPLES)
@@ -283,19 +283,22 @@ def test_the_model_is_let_go_with_the_explainable():
     assert [reference() for reference in gone] == [None, None]
 
 
-def test_only_the_latest_captures_are_kept(monkeypatch):
-    monkeypatch.setattr("fxshap.module.MAX_CAPTURES", 2)
+def test_only_the_latest_captures_are_cached(monkeypatch):
+    monkeypatch.setattr("fxshap.runtime.captures.MAX_CAPTURES", 2)
     explainable = fxshap.make_explainable(nn.Tanh().eval())
     shapes = [(3, size) for size in (2, 3, 4)]
     for shape in shapes:
-        explainable.prepare(torch.randn(shape))
-    graphs = [engine.captured.module.graph for engine in explainable._engines.values()]
-    kept = [next(iter(graph.nodes)).meta["val"].shape[1] for graph in graphs]
-    assert kept == [3, 4]
+        explainable.capture(torch.randn(shape))
+    graphs = [
+        engine.program.captured.module.graph
+        for engine in explainable._calls.captures.engines.values()
+    ]
+    sizes = [next(iter(graph.nodes)).meta["val"].shape[1] for graph in graphs]
+    assert sizes == [3, 4]
 
 
 class Slices(nn.Module):
-    """A list of layers, walked through in parts."""
+    """A list of layers, called in slices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +310,7 @@ class Slices(nn.Module):
         return x
 
 
-def test_modules_of_a_part_of_a_list_have_their_own_names():
+def test_modules_of_a_slice_of_a_list_have_their_own_names():
     report = fxshap.make_explainable(Slices(), torch.randn(2, 3)).report().to_dict()
     (gelu,) = report["operations"]
     assert gelu["modules"] == ["layers.0", "layers.1", "layers.3", "layers.4"]

@@ -1,4 +1,4 @@
-"""Hooks that a call of an attribution library left behind are never read as a request."""
+"""Hooks that failed calls of attribution libraries left behind are no request for multipliers."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ import fxshap
 
 
 class InPlace(nn.Module):
-    """Stock SHAP raises in its backward hook, and leaves its hooks and parameters behind."""
+    """A model on which stock SHAP fails, leaving its hooks and parameters behind."""
 
     def __init__(self):
         super().__init__()
@@ -164,15 +164,15 @@ def sequences(model, background, x):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("ask", [explain, deep_lift, of_layer, sequences])
-def test_after_any_call_was_interrupted(data, name, ask, error):
+@pytest.mark.parametrize("explain_by", [explain, deep_lift, of_layer, sequences])
+def test_after_any_call_was_interrupted(data, name, explain_by, error):
     model = Interrupted().eval()
-    right = ask(model, *data)
+    right = explain_by(model, *data)
     model.broken, model.error = True, error
     with pytest.raises(error):
         CALLS[name](model, *data)
     model.broken = False
-    torch.testing.assert_close(ask(model, *data), right)
+    torch.testing.assert_close(explain_by(model, *data), right)
     assert right.abs().sum() > 0.1
 
 
@@ -191,7 +191,7 @@ def test_a_layer_explained_in_between_leaves_the_inputs_explained(data):
 
 
 def test_hooks_of_a_running_call_stay(data):
-    """Stock SHAP explains a model that asks an explainable one about the same modules."""
+    """Stock SHAP explains a model that calls an explainable model of the same modules."""
     background, x = data
     model = Interrupted().eval()
 
