@@ -1,6 +1,7 @@
-"""Operations that are made of others: replaced by their parts before the rewrite.
+"""Decompositions: operations that are replaced by other operations, each with its own rule.
 
-Each decomposition is called with the operator's own arguments and must return what it returns.
+A decomposition is called with the operator's own arguments and must return what the operator
+returns. It has the operator's name.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.core.registry import decomposition
+from fxshap.rules.core.shapes import unsqueeze_dims
 
 aten = torch.ops.aten
 
 
 @decomposition(aten.scaled_dot_product_attention.default)
-def attention(
+def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -27,7 +29,10 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(q k^T scale + mask) v (Vaswani et al. 2017, eq. 1); a row that sees nothing is 0."""
+    """softmax(q k^T scale + mask) v (Vaswani et al. 2017, eq. 1).
+
+    A query whose keys are all masked gives 0.
+    """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -35,8 +40,8 @@ def attention(
     scores = torch.matmul(query * scale, key.transpose(-2, -1))
     if is_causal:
         size = scores.shape[-2:]
-        seen = torch.ones(size, dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(seen.logical_not(), -math.inf)
+        visible = torch.ones(size, dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(visible.logical_not(), -math.inf)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
     elif attn_mask is not None:
@@ -46,23 +51,23 @@ def attention(
 
 @decomposition(aten.glu.default)
 def glu(x: Tensor, dim: int = -1) -> Tensor:
-    """A sigmoid(B) of the two halves (Dauphin et al. 2017)."""
+    """a * sigmoid(b), where a and b are the halves of x (Dauphin et al. 2017)."""
     a, b = x.chunk(2, dim)
     return a * torch.sigmoid(b)
 
 
 @decomposition(aten.cosine_similarity.default)
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Sum of the product of the normalised vectors."""
-    lengths = (torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
-    unit1, unit2 = (x / length for x, length in zip((x1, x2), lengths, strict=True))
+    """The dot product of x1 / max(|x1|, eps) and x2 / max(|x2|, eps)."""
+    norms = (torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
+    unit1, unit2 = (x / norm for x, norm in zip((x1, x2), norms, strict=True))
     product: Tensor = (unit1 * unit2).sum(dim)
     return product
 
 
 @decomposition(aten.cdist.default, aten._cdist_forward.default)
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
-    """Norms of all differences of two sets of points."""
+    """The p-norms of the differences of all pairs of points from two sets."""
     difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
     distance: Tensor = torch.linalg.vector_norm(difference, ord=p, dim=-1)
     return distance
@@ -70,49 +75,49 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
 
 @decomposition(aten.floor_divide.default)
 def floor_divide(self: Tensor, other: Tensor) -> Tensor:
-    """The quotient rounded down, which autograd knows under this other name."""
+    """self / other rounded down, by the operator that autograd supports."""
     quotient: Tensor = self.div(other, rounding_mode="floor")
     return quotient
 
 
 @decomposition(aten.addcdiv.default)
 def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    """Self + value * tensor1 / tensor2."""
+    """self + value * tensor1 / tensor2."""  # noqa: D403
     return self + value * (tensor1 / tensor2)
 
 
 @decomposition(aten.logaddexp.default)
 def logaddexp(self: Tensor, other: Tensor) -> Tensor:
-    """Logsumexp of two."""
+    """log(exp(self) + exp(other)): logsumexp of the two tensors, stacked."""  # noqa: D403
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(self, other)), 0)
 
 
 @decomposition(aten.argsort.default)
 def argsort(self: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
-    """The indices of a sort, whose ranks have a form (:mod:`.ranking`)."""
+    """The indices of a sort, which :mod:`.ranking` relaxes."""
     return self.sort(dim, descending).indices
 
 
 @decomposition(aten.argsort.stable)
-def stable_argsort(
+def argsort_stable(
     self: Tensor, *, stable: bool, dim: int = -1, descending: bool = False
 ) -> Tensor:
-    """The indices of a stable sort."""
+    """The indices of a stable sort, which :mod:`.ranking` relaxes."""
     return self.sort(dim=dim, descending=descending, stable=stable).indices
 
 
 @decomposition(aten.angle.default)
 def angle(self: Tensor) -> Tensor:
-    """Of a complex number, atan2 of its parts; of a real one, pi below 0."""
+    """atan2(imag, real) of a complex number; pi for a negative real number and 0 for others."""
     if self.is_complex():
-        turned: Tensor = torch.atan2(self.imag, self.real)
-        return turned
-    below: Tensor = (self < 0).to(self.dtype) * math.pi
-    return below
+        of_complex: Tensor = torch.atan2(self.imag, self.real)
+        return of_complex
+    of_real: Tensor = (self < 0).to(self.dtype) * math.pi
+    return of_real
 
 
 @decomposition(aten.linalg_norm.default)
-def norm(
+def linalg_norm(
     self: Tensor,
     ord: float | None = None,
     dim: list[int] | None = None,
@@ -120,18 +125,18 @@ def norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A vector norm of one dimension, or of everything; else a norm of matrices."""
+    """A vector norm over one dimension or over all; otherwise a matrix norm."""
     dims = list(range(self.dim())) if dim is None else list(dim)
     if ord is None or len(dims) == 1:
         order = 2 if ord is None else ord
-        found: Tensor = torch.linalg.vector_norm(self, order, dims, keepdim, dtype=dtype)
+        norm: Tensor = torch.linalg.vector_norm(self, order, dims, keepdim, dtype=dtype)
     else:
-        found = matrix_norm(self, ord, dims, keepdim, dtype=dtype)
-    return found
+        norm = linalg_matrix_norm(self, ord, dims, keepdim, dtype=dtype)
+    return norm
 
 
 @decomposition(aten.linalg_norm.ord_str)
-def named_norm(
+def linalg_norm_str(
     self: Tensor,
     ord: str,
     dim: list[int] | None = None,
@@ -139,13 +144,13 @@ def named_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Frobenius and nuclear norms."""
-    found: Tensor = named_matrix_norm(self, ord, dim or [-2, -1], keepdim, dtype=dtype)
-    return found
+    """The Frobenius or the nuclear norm of matrices."""
+    norm: Tensor = linalg_matrix_norm_str(self, ord, dim or [-2, -1], keepdim, dtype=dtype)
+    return norm
 
 
 @decomposition(aten.linalg_matrix_norm.default)
-def matrix_norm(
+def linalg_matrix_norm(
     self: Tensor,
     ord: float,
     dim: list[int] | tuple[int, ...] = (-2, -1),
@@ -153,18 +158,21 @@ def matrix_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The largest or smallest sum of magnitudes of rows (inf) or columns (1), or singular value."""
-    last = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
+    """The largest or, for a negative order, the smallest of the numbers that the order selects.
+
+    These are the sums of absolute values of rows (inf) or columns (1), or the singular values (2).
+    """
+    matrices = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
     if abs(ord) == 2:
-        values = torch.linalg.svdvals(last)
+        values = torch.linalg.svdvals(matrices)
     else:
-        values = last.abs().sum(-1 if math.isinf(ord) else -2)
-    found = values.amax(-1) if ord > 0 else values.amin(-1)
-    return with_dims(found, dim, self.dim()) if keepdim else found
+        values = matrices.abs().sum(-1 if math.isinf(ord) else -2)
+    norm = values.amax(-1) if ord > 0 else values.amin(-1)
+    return unsqueeze_dims(norm, sorted(d % self.dim() for d in dim)) if keepdim else norm
 
 
 @decomposition(aten.linalg_matrix_norm.str_ord)
-def named_matrix_norm(
+def linalg_matrix_norm_str(
     self: Tensor,
     ord: str = "fro",
     dim: list[int] | tuple[int, ...] = (-2, -1),
@@ -174,69 +182,77 @@ def named_matrix_norm(
 ) -> Tensor:
     """Frobenius: the vector norm of all entries; nuclear: the sum of the singular values."""
     if ord == "fro":
-        length: Tensor = torch.linalg.vector_norm(self, 2, dim, keepdim, dtype=dtype)
-        return length
-    last = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
-    found = torch.linalg.svdvals(last).sum(-1)
-    return with_dims(found, dim, self.dim()) if keepdim else found
+        frobenius: Tensor = torch.linalg.vector_norm(self, 2, dim, keepdim, dtype=dtype)
+        return frobenius
+    matrices = (self if dtype is None else self.to(dtype)).movedim(list(dim), (-2, -1))
+    nuclear = torch.linalg.svdvals(matrices).sum(-1)
+    return unsqueeze_dims(nuclear, sorted(d % self.dim() for d in dim)) if keepdim else nuclear
 
 
-def with_dims(value: Tensor, dims: list[int] | tuple[int, ...], count: int) -> Tensor:
-    """Put reduced dimensions of a tensor of `count` dimensions back as ones."""
-    for place in sorted(d % count for d in dims):
-        value = value.unsqueeze(place)
-    return value
-
-
-#: What changes nothing, for each reduction.
-NEUTRAL = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
+#: The identity element of each reduction.
+IDENTITY = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
 
 
 @decomposition(aten.scatter_reduce.two)
 def scatter_reduce(
     self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
-    """Reduce, at every place, what goes there; all of which is written out: n x m values a row."""
+    """Reduce over a matrix of all pairs of targets and sources along `dim`.
+
+    A source that goes to another target is replaced by the identity element. The matrix has n x m
+    entries for n targets and m sources.
+    """
     if not self.dim():
         base, at, new = (value.reshape(1) for value in (self, index, src))
-        whole: Tensor = scatter_reduce(base, 0, at, new, reduce, include_self=include_self)
-        return whole.reshape(())
+        reduced: Tensor = scatter_reduce(base, 0, at, new, reduce, include_self=include_self)
+        return reduced.reshape(())
     dim %= self.dim()
     for other, size in enumerate(index.shape):
         src = src.narrow(other, 0, size)
     base, at, new = (value.movedim(dim, -1) for value in (self, index, src))
-    goes = at.unsqueeze(-2) == torch.arange(base.shape[-1], device=at.device).unsqueeze(-1)
-    new = torch.where(goes, new.unsqueeze(-2), NEUTRAL[reduce])
+    selected = at.unsqueeze(-2) == torch.arange(base.shape[-1], device=at.device).unsqueeze(-1)
+    new = torch.where(selected, new.unsqueeze(-2), IDENTITY[reduce])
     for other, size in enumerate(base.shape[:-1]):
-        more = size - at.shape[other]
-        if more:
-            goes, new = grown(goes, other, more, False), grown(new, other, more, NEUTRAL[reduce])
-    count = goes.sum(-1)
+        missing = size - at.shape[other]
+        if missing:
+            selected = append_slices(selected, other, missing, False)
+            new = append_slices(new, other, missing, IDENTITY[reduce])
+    count = selected.sum(-1)
     if include_self:
         new, count = torch.cat([base.unsqueeze(-1), new], -1), count + 1
     match reduce:
         case "prod":
-            found = new.prod(-1)
+            out = new.prod(-1)
         case "amax":
-            found = new.amax(-1)
+            out = new.amax(-1)
         case "amin":
-            found = new.amin(-1)
+            out = new.amin(-1)
         case _:
-            found = new.sum(-1)
+            out = new.sum(-1)
     if reduce == "mean":
-        found = found / count.clamp_min(1)
+        out = out / count.clamp_min(1)
     if not include_self:
-        found = torch.where(count > 0, found, base)
-    return found.movedim(-1, dim)
+        out = torch.where(count > 0, out, base)
+    return out.movedim(-1, dim)
+
+
+def append_slices(value: Tensor, dim: int, count: int, fill: float) -> Tensor:
+    """Append `count` slices along `dim`, filled with one number."""
+    size = [*value.shape[:dim], count, *value.shape[dim + 1 :]]
+    return torch.cat([value, value.new_full(size, fill)], dim)
 
 
 @decomposition(aten.scatter.reduce)
-def scatter_with(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
-    """A ``scatter_reduce`` by its older names."""
+def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
+    """The older form of ``scatter_reduce``, whose reductions are "add" and "multiply"."""
     if reduce == "add":
         return self.scatter_add(dim, index, src)
     product: Tensor = scatter_reduce(self, dim, index, src, "prod")
     return product
+
+
+#: The numbers of the modes of ``aten.embedding_bag``; the sum is 0.
+BAG_MEAN, BAG_MAX = 1, 2
 
 
 @decomposition(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
@@ -251,7 +267,10 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embed, and reduce bag by bag; nobody reads the three other results of the operator."""
+    """Sum, mean or maximum of the embeddings of each bag.
+
+    The other three results of the operator are only placeholders: autograd alone reads them.
+    """
     count = offsets.shape[0] - include_last_offset
     order = torch.arange(indices.shape[0], device=indices.device)
     bag = torch.searchsorted(offsets[:count].to(order), order, right=True) - 1
@@ -266,22 +285,16 @@ def embedding_bag(
     if mode == BAG_MAX:
         rows = torch.where(counted > 0, rows, -math.inf)
         at = bag.unsqueeze(-1).expand(rows.shape)
-        found = scatter_reduce(empty, 0, at, rows, "amax", include_self=False)
-        found = torch.where(sizes > 0, found, 0.0)
+        out = scatter_reduce(empty, 0, at, rows, "amax", include_self=False)
+        out = torch.where(sizes > 0, out, 0.0)
     else:
-        found = empty.index_add(0, bag, rows * counted)
-        found = found / sizes.clamp_min(1) if mode == BAG_MEAN else found
-    return found, bag, bag, bag
+        out = empty.index_add(0, bag, rows * counted)
+        out = out / sizes.clamp_min(1) if mode == BAG_MEAN else out
+    return out, bag, bag, bag
 
 
-#: How ``aten.embedding_bag`` numbers its modes; 0 is the sum.
-BAG_MEAN, BAG_MAX = 1, 2
-
-
-def grown(value: Tensor, dim: int, more: int, fill: float) -> Tensor:
-    """Add slices filled with one number."""
-    size = [*value.shape[:dim], more, *value.shape[dim + 1 :]]
-    return torch.cat([value, value.new_full(size, fill)], dim)
+#: How the position of a quantile between two sorted values is rounded, by interpolation.
+ROUND_POSITION = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}
 
 
 @decomposition(aten.quantile.default, aten.quantile.scalar)
@@ -293,21 +306,19 @@ def quantile(
     *,
     interpolation: str = "linear",
 ) -> Tensor:
-    """Values in order, and between two of them; several quantiles are the first dimension."""
+    """Interpolation between adjacent sorted values; several quantiles form the first dimension."""
     q = q.to(self) if isinstance(q, Tensor) else self.new_full((), q)
-    last = (self.flatten() if dim is None else self.movedim(dim, -1)).sort(-1).values
-    place = q * (last.shape[-1] - 1)
-    if interpolation in ("lower", "higher", "nearest"):
-        place = {"lower": torch.floor, "higher": torch.ceil, "nearest": torch.round}[interpolation](
-            place
-        )
-    below, above = place.floor(), place.ceil()
-    way = torch.full_like(place, 0.5) if interpolation == "midpoint" else place - below
-    low, high = (last.index_select(-1, at.reshape(-1).long()) for at in (below, above))
-    found = low + (high - low) * way.reshape(-1)
+    values = (self.flatten() if dim is None else self.movedim(dim, -1)).sort(-1).values
+    position = q * (values.shape[-1] - 1)
+    if interpolation in ROUND_POSITION:
+        position = ROUND_POSITION[interpolation](position)
+    below, above = position.floor(), position.ceil()
+    weight = torch.full_like(position, 0.5) if interpolation == "midpoint" else position - below
+    low, high = (values.index_select(-1, at.reshape(-1).long()) for at in (below, above))
+    out = low + (high - low) * weight.reshape(-1)
     if dim is not None:
-        found = found.movedim(-1, 0)
-        found = found.unsqueeze(1 + dim % self.dim()) if keepdim else found
+        out = out.movedim(-1, 0)
+        out = out.unsqueeze(1 + dim % self.dim()) if keepdim else out
     elif keepdim:
-        found = found.reshape(*found.shape, *[1] * self.dim())
-    return found if q.dim() else found.squeeze(0)
+        out = out.reshape(*out.shape, *[1] * self.dim())
+    return out if q.dim() else out.squeeze(0)

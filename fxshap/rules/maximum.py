@@ -1,14 +1,17 @@
 """Maxima: the exact Shapley value of the max game.
 
-Among the elements of one window let w = max(x, r), t0 = max_j min(x_j, r_j), and sort w downwards.
-Between two neighbouring levels above t0, p elements are there only in the sample and q only in the
-reference. A coalition S (elements taken from the sample) is above the level when it holds one of
-the p or lacks one of the q, so that slice of the level is worth
+The players are the elements over which a maximum is taken, and a coalition S holds those that take
+their sample's value. Let w = max(x, r) and t0 = max_j min(x_j, r_j), and sort w downwards.
+At a level between two neighbouring values of w above t0, p elements reach the level in the sample
+only and q in the reference only. The maximum of a coalition reaches it if S contains one of the p
+or lacks one of the q. The interval between the two values, times its length, adds to the Shapley
+values (Shapley 1953)
 
-    +q! (p-1)! / (p+q)!  to each of the p,      -p! (q-1)! / (p+q)!  to each of the q
+    +q! (p-1)! / (p+q)!  for each of the p,      -p! (q-1)! / (p+q)!  for each of the q
 
-(Shapley 1953). Below t0 every coalition is above the level and nothing is owed. The multipliers,
-shares over differences, lie in [0, 1]. Minima are maxima of the negative.
+Below t0 the maximum of every coalition reaches the level, and the interval adds nothing. The
+multipliers, Shapley values divided by differences, lie in [0, 1]. A minimum is the negative maximum
+of the negatives.
 """
 
 from __future__ import annotations
@@ -23,65 +26,69 @@ from torch import Tensor
 from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Tensors, rule
+from fxshap.rules.core.registry import Target, Tensors, rule
 from fxshap.rules.core.shapes import reduced_dims, restore_dims
 
 aten = torch.ops.aten
 
 
-#: Elements for which multipliers are found at a time: sorting takes ten times their memory.
-AT_A_TIME = 2**18
+#: The number of elements whose multipliers are computed at once: sorting takes ten times their
+#: memory.
+MAX_CHUNK_ELEMENTS = 2**18
+#: The largest number of elements whose Shapley weights are looked up in a table.
+MAX_TABLE_SIZE = 128
 
 
 def max_multiplier(r: Tensor, x: Tensor) -> Tensor:
-    """Multipliers of max over the last dimension, in [0, 1]."""
+    """Return the multipliers of the maximum over the last dimension, in [0, 1]."""
     r, x = torch.broadcast_tensors(r, x)
-    parts = r.numel() // AT_A_TIME + 1
-    if r.dim() == 1 or parts == 1:
+    chunks = r.numel() // MAX_CHUNK_ELEMENTS + 1
+    if r.dim() == 1 or chunks == 1:
         return shapley_multiplier(r, x)
-    ends = zip(r.chunk(parts), x.chunk(parts), strict=True)
-    return torch.cat([shapley_multiplier(*part) for part in ends])
+    pairs = zip(r.chunk(chunks), x.chunk(chunks), strict=True)
+    return torch.cat([shapley_multiplier(*pair) for pair in pairs])
 
 
 def shapley_multiplier(r: Tensor, x: Tensor) -> Tensor:
-    """Multipliers of max over the last dimension, all at once."""
+    """Return the multipliers of the maximum over the last dimension, without chunks."""
     d = x - r
     level, order = torch.maximum(x, r).sort(dim=-1, descending=True)
     floor = torch.minimum(x, r).amax(-1, keepdim=True)
     below = torch.cat([level[..., 1:], floor], -1)
-    slices = (torch.maximum(level, floor) - torch.maximum(below, floor)).nan_to_num(0.0)
+    length = (torch.maximum(level, floor) - torch.maximum(below, floor)).nan_to_num(0.0)
     gains = (d > 0).gather(-1, order)
     p, q = gains.cumsum(-1), (~gains).cumsum(-1)
-    # An element is present in its own slice and in every slice below it. The share of the q is
-    # negative, as are their differences: the ratio is positive for both.
-    gain = slices * slice_share(p, q, d.dtype)
-    loss = slices * slice_share(q, p, d.dtype)
-    owed = torch.where(gains, from_here_down(gain), from_here_down(loss))
-    owed = torch.zeros_like(owed).scatter(-1, order, owed)
-    still_top = (d == 0) & (x == level[..., :1])
-    tie = still_top.to(d.dtype) / still_top.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(d == 0, tie, torch.where(owed > 0, owed / d.abs(), 0.0))
+    # An element reaches the interval below its own level and all lower ones. The Shapley values of
+    # the q are negative, as are their differences: the quotient of the sizes is right for both.
+    gain = length * shapley_weight(p, q, d.dtype)
+    loss = length * shapley_weight(q, p, d.dtype)
+    phi = torch.where(gains, reverse_cumsum(gain), reverse_cumsum(loss))
+    phi = torch.zeros_like(phi).scatter(-1, order, phi)
+    # Of elements that do not change, those at the top share the derivative.
+    constant_top = (d == 0) & (x == level[..., :1])
+    tie = constant_top.to(d.dtype) / constant_top.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(d == 0, tie, torch.where(phi > 0, phi / d.abs(), 0.0))
 
 
-def from_here_down(value: Tensor) -> Tensor:
-    """Sum over this and all later places of the last dimension."""
+def reverse_cumsum(value: Tensor) -> Tensor:
+    """Return the sum over each element and all later ones of the last dimension."""
     return value.flip(-1).cumsum(-1).flip(-1)
 
 
-def slice_share(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
-    """q! (p-1)! / (p+q)!, 0 where p = 0, for whole p and q up to the size of a window."""
+def shapley_weight(p: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return q! (p-1)! / (p+q)!, 0 where p = 0, for p + q up to the size of the last dimension."""
     size = p.shape[-1]
-    if size <= 128:
-        table = share_table(size).to(device=p.device, dtype=dtype)
+    if size <= MAX_TABLE_SIZE:
+        table = shapley_weight_table(size).to(device=p.device, dtype=dtype)
         return table[p * (size + 1) + q]
     p, q = p.double(), q.double()
-    log_share = torch.lgamma(q + 1) + torch.lgamma(p.clamp(min=1)) - torch.lgamma(p + q + 1)
-    return torch.where(p > 0, log_share.exp(), 0.0).to(dtype)
+    log_weight = torch.lgamma(q + 1) + torch.lgamma(p.clamp(min=1)) - torch.lgamma(p + q + 1)
+    return torch.where(p > 0, log_weight.exp(), 0.0).to(dtype)
 
 
 @lru_cache(maxsize=64)
-def share_table(size: int) -> Tensor:
-    """Every q! (p-1)! / (p+q)! = 1 / (p C(p+q, p)), at index p * (size + 1) + q."""
+def shapley_weight_table(size: int) -> Tensor:
+    """Return all q! (p-1)! / (p+q)! = 1 / (p C(p+q, p)), at index p * (size + 1) + q."""
     rows = [
         [1 / (p * math.comb(p + q, p)) if p else 0.0 for q in range(size + 1)]
         for p in range(size + 1)
@@ -89,105 +96,95 @@ def share_table(size: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).flatten()
 
 
-# --- over whole dimensions ----------------------------------------------------------------------
+# --- over dimensions ----------------------------------------------------------------------------
 
 
-def over_dims(r: Tensor, x: Tensor, grad: Tensor, dims: list[int]) -> Tensor:
-    """Multiply through a maximum over `dims`, which `grad` has as ones."""
+def max_backward(r: Tensor, x: Tensor, grad: Tensor, dims: list[int]) -> Tensor:
+    """Return the cotangent of the argument of a maximum over `dims`, which are ones in `grad`."""
     last = list(range(r.dim() - len(dims), r.dim()))
     ends = [value.movedim(dims, last) for value in (r, x)]
     multiplier = max_multiplier(*(value.flatten(last[0]) for value in ends))
     return multiplier.reshape(ends[0].shape).movedim(last, dims) * grad
 
 
-def extremum(operation: Operation, r: Tensor, x: Tensor, grad: Tensor, sign: int) -> Tensor:
-    """Maximum (sign 1) or minimum (-1) over the operation's dimensions, all by default."""
-    dims = reduced_dims(operation, r)
-    return over_dims(sign * r, sign * x, restore_dims(operation, grad, dims), dims)
-
-
 def values_grad(grad: Any) -> Tensor:
-    """Return the cotangent of the values, the first output of operations that also give indices."""
+    """Return the cotangent of the values, the first output if an operation also returns indices."""
     found: Tensor = grad if isinstance(grad, Tensor) else grad[0]
     return found
 
 
-@rule(aten.amax, aten.max.dim, aten.max.default)
-def amax(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -> tuple[Tensor]:
-    """Maximum over dimensions."""
-    return (extremum(operation, reference[0], sample[0], values_grad(grad), 1),)
+def reduction_rule(name: str, sign: int, *targets: Target) -> None:
+    """Declare a maximum (`sign` 1) or minimum (-1) over dimensions, by default over all."""
+
+    @rule(*targets, name=name)
+    def backward(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor]:
+        (r,), (x,) = reference, sample
+        dims = reduced_dims(operation, r)
+        grad = restore_dims(operation, values_grad(grad), dims)
+        return (max_backward(sign * r, sign * x, grad, dims),)
 
 
-@rule(aten.amin, aten.min.dim, aten.min.default)
-def amin(operation: Operation, reference: Tensors, sample: Tensors, grad: Any) -> tuple[Tensor]:
-    """Minimum over dimensions."""
-    return (extremum(operation, reference[0], sample[0], values_grad(grad), -1),)
+reduction_rule("amax", 1, aten.amax, aten.max.dim, aten.max.default)
+reduction_rule("amin", -1, aten.amin, aten.min.dim, aten.min.default)
+
+# --- cumulative ---------------------------------------------------------------------------------
+
+#: The largest dimension for which the maxima of all its prefixes are computed; the time and memory
+#: grow with its square.
+MAX_CUMULATIVE_SIZE = 256
 
 
-# --- of everything so far ----------------------------------------------------------------------
-
-#: The longest dimension for which the maxima of all its beginnings are taken.
-LONGEST_WAY = 256
-
-
-def beginnings(value: Tensor, rest: Tensor | float) -> Tensor:
-    """Return every beginning of the last dimension, as rows filled up with `rest`."""
+def prefixes(value: Tensor, padding: Tensor) -> Tensor:
+    """Return every prefix of the last dimension as a row, filled up with `padding`."""
     size = value.shape[-1]
-    seen = torch.ones(size, size, dtype=torch.bool, device=value.device).tril()
-    return torch.where(seen, value.unsqueeze(-2), rest)
+    in_prefix = torch.ones(size, size, dtype=torch.bool, device=value.device).tril()
+    return torch.where(in_prefix, value.unsqueeze(-2), padding)
 
 
-@rule(aten.cummax, aten.cummin)
-def cumulative_maximum(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
-) -> tuple[Tensor | None, ...]:
-    """Largest or smallest element so far: the maximum of every beginning."""
-    dim, shape = operation["dim"], reference[0].shape
-    if reference[0].dim() == 0 or shape[dim] > LONGEST_WAY:
-        return generic(operation, reference, sample, grad)
-    sign = 1 if operation.target is aten.cummax.default else -1
-    ends = [sign * value.movedim(dim, -1) for value in (reference[0], sample[0])]
-    lowest = torch.minimum(*ends).amin(-1, keepdim=True).unsqueeze(-1)
-    # What stands for the elements to come is lower than all, and the same at both ends.
-    rest = (lowest - lowest.abs() - 1).clamp_min(torch.finfo(lowest.dtype).min)
-    multiplier = max_multiplier(*(beginnings(value, rest) for value in ends))
-    total = beginnings_sum(multiplier, values_grad(grad).movedim(dim, -1))
-    return (total.movedim(-1, dim),)
+def cumulative_rule(name: str, sign: int, target: Target) -> None:
+    """Declare a cumulative maximum (`sign` 1) or minimum (-1): the maximum of every prefix."""
+
+    @rule(target, name=name)
+    def backward(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+    ) -> tuple[Tensor | None, ...]:
+        dim, shape = operation["dim"], reference[0].shape
+        if reference[0].dim() == 0 or shape[dim] > MAX_CUMULATIVE_SIZE:
+            return generic(operation, reference, sample, grad)
+        ends = [sign * value.movedim(dim, -1) for value in (reference[0], sample[0])]
+        lowest = torch.minimum(*ends).amin(-1, keepdim=True).unsqueeze(-1)
+        # The padding is lower than all elements, and the same at both endpoints.
+        padding = (lowest - lowest.abs() - 1).clamp_min(torch.finfo(lowest.dtype).min)
+        multiplier = max_multiplier(*(prefixes(value, padding) for value in ends))
+        prefix_grads = multiplier.tril() * values_grad(grad).movedim(dim, -1).unsqueeze(-1)
+        return (prefix_grads.sum(-2).movedim(-1, dim),)
 
 
-def beginnings_sum(multiplier: Tensor, grad: Tensor) -> Tensor:
-    """Sum over the beginnings that each element is in."""
-    return (multiplier.tril() * grad.unsqueeze(-1)).sum(-2)
-
+cumulative_rule("cummax", 1, aten.cummax)
+cumulative_rule("cummin", -1, aten.cummin)
 
 # --- of two tensors -----------------------------------------------------------------------------
 
 
-def of_two(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor, sign: int
-) -> tuple[Tensor, ...]:
-    """Larger (sign 1) or smaller (-1) of two tensors, either of which may be constant."""
-    constant = operation["other" if operation.slots[0] == 0 else "self"]
-    r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
-    shape = grad.shape
-    ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
-    multiplier = cached_between(
-        operation, reference[0], sample[0], lambda: max_multiplier(*ends)
-    ) * grad.unsqueeze(-1)
-    return tuple(multiplier[..., i].sum_to_size(value.shape) for i, value in enumerate(reference))
+def elementwise_rule(name: str, sign: int, *targets: Target) -> None:
+    """Declare the larger (`sign` 1) or smaller (-1) of two tensors; one of them may be constant."""
+
+    @rule(*targets, name=name)
+    def backward(
+        operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+    ) -> tuple[Tensor, ...]:
+        constant = operation["other" if operation.slots[0] == 0 else "self"]
+        r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
+        shape = grad.shape
+        ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
+        multiplier = cached_between(
+            operation, reference[0], sample[0], lambda: max_multiplier(*ends)
+        )
+        grads = (multiplier * grad.unsqueeze(-1)).unbind(-1)
+        return tuple(g.sum_to_size(value.shape) for g, value in zip(grads, reference, strict=False))
 
 
-@rule(aten.maximum, aten.max.other, aten.fmax)
-def maximum(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor, ...]:
-    """Elementwise maximum of two tensors."""
-    return of_two(operation, reference, sample, grad, 1)
-
-
-@rule(aten.minimum, aten.min.other, aten.fmin)
-def minimum(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor, ...]:
-    """Elementwise minimum of two tensors."""
-    return of_two(operation, reference, sample, grad, -1)
+elementwise_rule("maximum", 1, aten.maximum, aten.max.other, aten.fmax)
+elementwise_rule("minimum", -1, aten.minimum, aten.min.other, aten.fmin)
