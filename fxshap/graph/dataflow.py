@@ -12,20 +12,20 @@ from fxshap.graph.nodes import op_packet
 aten = torch.ops.aten
 
 
-#: Operations that take only the shape of their arguments.
+#: Operations that read only the shapes of their arguments.
 SHAPE_ONLY = (
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
     aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
 )  # fmt: skip
 
 
-#: Operations that take only the shape, or the type, of their second argument.
+#: Operations that read only the shape, or the type, of their second argument.
 SECOND_BY_SHAPE = (aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as)
 
 
 def value_sources(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes on whose values, and not on their shapes alone, that of a node depends."""
-    packet = getattr(node.target, "overloadpacket", None)
+    """Return the arguments of which a node reads the values, and not only the shapes."""
+    packet = op_packet(node)
     if packet in SHAPE_ONLY:
         return []
     return node.all_input_nodes[: 1 if packet in SECOND_BY_SHAPE else None]
@@ -37,28 +37,33 @@ def explained_inputs(graph: fx.Graph) -> list[fx.Node]:
 
 
 def mark_varying(graph: fx.Graph) -> fx.Graph:
-    """Write into ``meta["varying"]`` whether a node's value depends on the values of the input."""
+    """Set ``meta["varying"]`` of every node: True if its value depends on the input's values."""
     varying = value_dependents(graph, explained_inputs(graph))
     for node in graph.nodes:
         node.meta["varying"] = node in varying
     return graph
 
 
+def varying_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that :func:`mark_varying` marked True, in the order of the graph."""
+    return [node for node in graph.nodes if node.meta["varying"]]
+
+
 def value_dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values depend on the values of `roots`, these included."""
-    found = set(roots)
+    dependents = set(roots)
     for node in graph.nodes:
-        if not found.isdisjoint(value_sources(node)):
-            found.add(node)
-    return found
+        if not dependents.isdisjoint(value_sources(node)):
+            dependents.add(node)
+    return dependents
 
 
-#: Identities in a functional graph.
+#: Operations that change nothing in a functional graph.
 IDENTITIES = (aten.clone, aten.alias, aten.detach, aten.lift_fresh_copy, aten.contiguous)
 
 
 def skip_identities(node: fx.Node) -> fx.Node:
-    """Return the node that a copy of it was made from."""
+    """Return the node that a chain of copies starts from."""
     while op_packet(node) in IDENTITIES:
         (node,) = node.all_input_nodes
     return node

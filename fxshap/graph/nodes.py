@@ -1,4 +1,4 @@
-"""What a node of a captured or rewritten graph is."""
+"""Properties of the nodes of a captured or rewritten graph."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxshap.ops.dtypes import differentiable
@@ -17,35 +18,62 @@ aten = torch.ops.aten
 CASTS = (aten._to_copy, aten.to, aten.type_as)
 
 
-def op_packet(node: fx.Node) -> Any:
-    """Return the operator packet of a node, such as ``aten.relu`` of ``aten.relu.default``."""
-    return getattr(node.target, "overloadpacket", node.target)
+# --- operators and their arguments --------------------------------------------------------------
 
 
 def call_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Iterate over the operations of a graph, which may change under way."""
+    """Iterate over the calls of a graph, which may be changed meanwhile."""
     return (node for node in list(graph.nodes) if node.op == "call_function")
 
 
-def has_floating_output(node: fx.Node) -> bool:
-    """Say whether any output of a node is floating point."""
-    return any(map(differentiable, output_tensors(node)))
+def op_packet(node: fx.Node) -> Any:
+    """Return the operator packet of a node, such as ``aten.relu`` of ``aten.relu.default``.
+
+    For a Python function, such as ``operator.getitem``, return the function.
+    """
+    return getattr(node.target, "overloadpacket", node.target)
 
 
-def output_tensors(node: fx.Node) -> list[Tensor]:
-    """Return the tensors among what a node gives."""
-    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+def is_operator(node: fx.Node) -> bool:
+    """Return True if a node calls an operator of torch, and not a Python function."""
+    return isinstance(node.target, OpOverload)
+
+
+def call_args(node: fx.Node) -> tuple[Any, ...]:
+    """Return the positional arguments of a node, for the type checker as values of any type."""
+    return node.args
+
+
+def argument_names(node: fx.Node) -> list[str]:
+    """Return the names of all arguments of a node's operator, from its schema."""
+    target: Any = node.target
+    return [argument.name for argument in target._schema.arguments]
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a node by name, defaults included."""
+    target: Any = node.target
+    defaults = {argument.name: argument.default_value for argument in target._schema.arguments}
+    given = dict(zip(argument_names(node), node.args, strict=False))
+    return {**defaults, **given, **node.kwargs}
 
 
 def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
     """Return (argument position, node) for every argument that depends on the input."""
-    found = [(place, n) for place, arg in enumerate(node.args) for n in nodes_in(arg)]
-    named = [(key, n) for key, arg in node.kwargs.items() for n in nodes_in(arg)]
-    if named:
-        target: Any = node.target
-        names = [argument.name for argument in target._schema.arguments]
-        found += [(names.index(key), n) for key, n in named]
-    return [(place, n) for place, n in found if n.meta["varying"]]
+    arguments = list(enumerate(node.args))
+    if any(nodes_in(argument) for argument in node.kwargs.values()):
+        names = argument_names(node)
+        arguments += [
+            (names.index(key), argument)
+            for key, argument in node.kwargs.items()
+            if nodes_in(argument)
+        ]
+    return [
+        (position, source)
+        for position, argument in arguments
+        for source in nodes_in(argument)
+        if source.meta["varying"]
+    ]
 
 
 def nodes_in(argument: Any) -> list[fx.Node]:
@@ -54,13 +82,32 @@ def nodes_in(argument: Any) -> list[fx.Node]:
 
 
 def varying_slots(node: fx.Node) -> dict[int, str]:
-    """Return {place among the flattened arguments: tap} of what depends on the input."""
-    flat = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    """Return {slot: name of the node} for the flattened arguments that depend on the input."""
+    leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
     return {
-        place: leaf.name
-        for place, leaf in enumerate(flat)
+        slot: leaf.name
+        for slot, leaf in enumerate(leaves)
         if isinstance(leaf, fx.Node) and leaf.meta["varying"]
     }
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def output_tensors(node: fx.Node) -> list[Tensor]:
+    """Return the fake tensors among the outputs of a node."""
+    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+
+
+def is_floating(argument: Any) -> bool:
+    """Return True if an argument is a node whose output is one real floating-point tensor."""
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def has_floating_output(node: fx.Node) -> bool:
+    """Return True if an output of a node is floating-point, real or complex."""
+    return any(map(differentiable, output_tensors(node)))
 
 
 def batch_dims(node: fx.Node) -> tuple[int, ...]:
@@ -71,6 +118,14 @@ def batch_dims(node: fx.Node) -> tuple[int, ...]:
     )
 
 
+def size_key(size: int | torch.SymInt) -> Any:
+    """Return a key that is equal for equal sizes. Comparing symbolic sizes would add a guard."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
 def tensor_at(model: nn.Module, path: str) -> Tensor:
     """Return the parameter, buffer or other tensor at a dotted path below a model."""
     tensor: Tensor = attrgetter(path)(model)
@@ -78,7 +133,7 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
 
 
 def has_tensor(model: nn.Module, path: str) -> bool:
-    """Say whether a model has a tensor, registered or not, at a dotted path."""
+    """Return True if a model has a tensor, registered or not, at a dotted path."""
     try:
         return isinstance(tensor_at(model, path), Tensor)
     except AttributeError:

@@ -1,48 +1,45 @@
-"""Batch norm with running statistics: recorded as one operation, which is linear in its input.
+"""Give every batch norm with running statistics one form, however it was captured.
 
-A pass gives it one form, however it was captured (:mod:`fxshap.ops.frozen` runs it), and takes
-apart what is not linear in the input alone, or whose parts the variances follow: x scale + shift.
+The form is one operation of fxshap, which is linear in its input (:mod:`fxshap.ops.frozen` runs
+it). torch infers the output of ``aten.batch_norm`` by running its decomposition, which takes two
+fifths of the time of the export of a DenseNet; an operator of our own needs no decomposition.
 
-torch finds out what ``aten.batch_norm`` returns by running its decomposition, which takes two
-fifths of the time of the export of a DenseNet. An operation of our own says it at once.
+A batch norm is decomposed into x scale + shift if it is not linear in its input alone, or if the
+variances of sums are propagated through its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxshap.graph.insertion import insert_call
+from fxshap.graph.nodes import call_args
 from fxshap.ops.library import BATCH_NORM
+from fxshap.passes.context import Context
 
 aten = torch.ops.aten
 
+#: Positions of arguments of ``aten.batch_norm``.
+TRAINING, EPS = 5, 7
 
-def unify_batch_norms(
-    graph: fx.Graph, varying: Container[fx.Node], apart: bool = False
-) -> fx.Graph:
-    """Give every batch norm that does not look at the batch one form, in place.
 
-    Parameters
-    ----------
-    graph : fx.Graph
-        A functional ATen graph.
-    varying : container of fx.Node
-        The nodes that depend on the input.
-    apart : bool
-        Whether to take all of them apart.
-    """
+def unify_batch_norms(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Replace every batch norm with running statistics by one form, in place."""
     for node in list(graph.nodes):
+        decompose = context.variances
         if node.target is BATCH_NORM:
-            replace(node, node, node.args[-1], apart or not is_linear(node, varying))
+            replace_batch_norm(node, node, node.args[-1], decompose)
         elif node.target is aten.batch_norm.default and not node.args[TRAINING]:
-            replace(node, node, node.args[EPS], apart or not is_linear(node, varying))
+            replace_batch_norm(node, node, node.args[EPS], decompose)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             for output in list(node.users):
                 if output.args[1] == 0:
-                    replace(output, node, node.args[-1], apart or not is_linear(node, varying))
+                    replace_batch_norm(output, node, node.args[-1], decompose)
                 else:
                     replace_statistics(output, node)
             graph.erase_node(node)
@@ -50,64 +47,64 @@ def unify_batch_norms(
 
 
 def replace_statistics(output: fx.Node, norm: fx.Node) -> None:
-    """Put what is returned for training, and is empty, in the place of `output`."""
-    graph, size = output.graph, list(output.meta["val"].shape)
-    with graph.inserting_before(output):
-        empty = graph.call_function(aten.new_zeros.default, (norm.args[0], size))
-    empty.meta = dict(output.meta)
-    output.replace_all_uses_with(empty)
-    graph.erase_node(output)
-
-
-#: Argument positions of ``aten.batch_norm``.
-TRAINING, EPS = 5, 7
-
-
-def is_linear(norm: fx.Node, varying: Container[fx.Node]) -> bool:
-    """Say whether a batch norm is linear in its input alone, and of one type."""
-    x, weight, bias, mean, variance, *_ = norm.args
-    assert isinstance(x, fx.Node) and isinstance(variance, fx.Node)
-    # Statistics may be in float32 and what autocast made narrow not.
-    one_type = variance.meta["val"].dtype == x.meta["val"].dtype
-    return one_type and not any(node in varying for node in (weight, bias, mean, variance))
-
-
-def replace(output: fx.Node, norm: fx.Node, eps: float, apart: bool) -> None:
-    """Put in the place of `output` the batch norm of the arguments of `norm`."""
-    x, weight, bias, mean, variance, *_ = norm.args
+    """Replace a statistic that a batch norm returns for training; in evaluation it is empty."""
+    size = list(output.meta["val"].shape)
     with output.graph.inserting_before(output):
-        if apart:
-            result = decomposed_batch_norm(output, norm, eps)
+        empty = insert_call(
+            output.graph, output, aten.new_zeros.default, (norm.args[0], size), meta=output.meta
+        )
+    output.replace_all_uses_with(empty)
+    output.graph.erase_node(output)
+
+
+def is_linear(norm: fx.Node) -> bool:
+    """Return True if a batch norm is linear in its input alone, and all its types are the same."""
+    x, weight, bias, mean, variance, *_ = call_args(norm)
+    # The statistics may be in float32 when autocast has made the input half precision.
+    same_dtype = bool(variance.meta["val"].dtype == x.meta["val"].dtype)
+    statistics = [node for node in (weight, bias, mean, variance) if node is not None]
+    return same_dtype and not any(node.meta["varying"] for node in statistics)
+
+
+def replace_batch_norm(output: fx.Node, norm: fx.Node, eps: float, decompose: bool) -> None:
+    """Replace `output` by a batch norm of the arguments of `norm`, decomposed if it must be."""
+    arguments = (*call_args(norm)[:5], eps)
+    with output.graph.inserting_before(output):
+        if decompose or not is_linear(norm):
+            result = decomposed_batch_norm(output, *arguments)
         else:
-            args = (x, weight, bias, mean, variance, eps)
-            result = output.graph.call_function(BATCH_NORM, args)
-            result.meta = dict(output.meta)
+            result = insert_call(output.graph, output, BATCH_NORM, arguments, meta=output.meta)
     output.replace_all_uses_with(result)
     output.graph.erase_node(output)
 
 
-def decomposed_batch_norm(output: fx.Node, norm: fx.Node, eps: float) -> fx.Node:
-    """Write a batch norm as x scale + shift, with constants a channel."""
-    x, weight, bias, mean, variance, *_ = norm.args
+def decomposed_batch_norm(
+    output: fx.Node,
+    x: fx.Node,
+    weight: fx.Node | None,
+    bias: fx.Node | None,
+    mean: fx.Node,
+    variance: fx.Node,
+    eps: float,
+) -> fx.Node:
+    """Write a batch norm as x scale + shift, with one scale and one shift per channel."""
 
     def call(target: Callable[..., Any], *args: Any, val: Any) -> fx.Node:
-        node = output.graph.call_function(target, args)
-        node.meta = {**output.meta, "val": val}
-        return node
+        return insert_call(output.graph, output, target, args, meta={"val": val})
 
-    assert isinstance(x, fx.Node) and isinstance(variance, fx.Node)
-    val, one = x.meta["val"], variance.meta["val"]
-    channels = [-1] + [1] * (val.dim() - 2)
-    many = one.reshape(channels)
-    scale = call(aten.rsqrt.default, call(aten.add.Tensor, variance, eps, val=one), val=one)
+    x_val, channel_val = x.meta["val"], variance.meta["val"]
+    broadcastable = [-1] + [1] * (x_val.dim() - 2)
+    per_channel = partial(call, val=channel_val)
+    shaped = partial(call, val=channel_val.reshape(broadcastable))
+    scale = per_channel(aten.rsqrt.default, per_channel(aten.add.Tensor, variance, eps))
     if weight is not None:
-        scale = call(aten.mul.Tensor, scale, weight, val=one)
-    shift = call(aten.mul.Tensor, call(aten.neg.default, mean, val=one), scale, val=one)
+        scale = per_channel(aten.mul.Tensor, scale, weight)
+    shift = per_channel(aten.mul.Tensor, per_channel(aten.neg.default, mean), scale)
     if bias is not None:
-        shift = call(aten.add.Tensor, shift, bias, val=one)
-    scale, shift = (call(aten.reshape.default, part, channels, val=many) for part in (scale, shift))
-    scaled = call(aten.mul.Tensor, x, scale, val=val)
-    result = call(aten.add.Tensor, scaled, shift, val=val)
-    if one.dtype != val.dtype:
-        result = call(aten.to.dtype, result, val.dtype, val=val)
+        shift = per_channel(aten.add.Tensor, shift, bias)
+    scale, shift = (shaped(aten.reshape.default, part, broadcastable) for part in (scale, shift))
+    scaled = call(aten.mul.Tensor, x, scale, val=x_val)
+    result = call(aten.add.Tensor, scaled, shift, val=x_val)
+    if channel_val.dtype != x_val.dtype:
+        result = call(aten.to.dtype, result, x_val.dtype, val=x_val)
     return result

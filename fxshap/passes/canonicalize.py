@@ -1,4 +1,4 @@
-"""Passes that give equivalent nodes one form."""
+"""Passes that give equivalent nodes one form, so that later passes and rules know fewer forms."""
 
 from __future__ import annotations
 
@@ -6,46 +6,49 @@ import torch
 from torch import fx
 
 from fxshap.graph.dataflow import IDENTITIES
-from fxshap.graph.nodes import call_nodes, op_packet
+from fxshap.graph.nodes import call_args, call_nodes, op_packet
+from fxshap.passes.context import Context
 
 aten = torch.ops.aten
 
 
-#: Views need matching strides, and a rule may return others.
-RESHAPES = (aten.view, aten._unsafe_view)
+#: Operations that check their arguments and compute nothing.
+ASSERTIONS = (
+    aten._assert_async, aten._assert_scalar, aten._assert_tensor_metadata,
+    aten._functional_assert_async, aten._functional_assert_scalar, torch._assert,
+)  # fmt: skip
+
+#: Operations that need an input of matching strides, which the output of a rule may not have.
+VIEWS = (aten.view, aten._unsafe_view)
 
 
-def drop_identities(graph: fx.Graph) -> fx.Graph:
+def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
     """Remove copies, detachments and assertions, which change nothing in a functional graph."""
     for node in call_nodes(graph):
-        if op_packet(node) is aten.copy:  # copy(old, new) is new in the shape and the type of old
+        if op_packet(node) is aten.copy:  # copy(old, new) is `new` with the shape and type of `old`
             old, new, *_ = node.args
             node.target, node.args = aten.expand_as.default, (new, old)
         if op_packet(node) in IDENTITIES:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            node.replace_all_uses_with(source)
+            node.replace_all_uses_with(call_args(node)[0])
             graph.erase_node(node)
-        elif "assert" in str(node.target) and not node.users:
+        elif op_packet(node) in ASSERTIONS and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
 
 
-def sort_topk(graph: fx.Graph) -> fx.Graph:
-    """Ask every top-k for its values in order, which the rules count on, where it is left open."""
+def sort_topk(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Make every top-k return its values in order, which the rules rely on."""
     for node in call_nodes(graph):
-        if op_packet(node) is aten.topk:
-            node.args, node.kwargs = (
-                node.args[:4],
-                {k: v for k, v in node.kwargs.items() if k != "sorted"},
-            )
+        if op_packet(node) is aten.topk:  # its last argument is `sorted`, True by default
+            node.args = node.args[:4]
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "sorted"}
     return graph
 
 
-def reshape_views(graph: fx.Graph) -> fx.Graph:
-    """Turn ``view`` into ``reshape``."""
+def reshape_views(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Turn ``view`` into ``reshape``, which copies where the strides do not match."""
     for node in call_nodes(graph):
-        if op_packet(node) in RESHAPES and node.target is not aten.view.dtype:
+        if op_packet(node) in VIEWS and node.target is not aten.view.dtype:
             node.target = aten.reshape.default
     return graph

@@ -1,17 +1,18 @@
-"""A pass: what is computed where a mask holds is computed everywhere, and chosen where it holds.
+"""Compute everywhere what a model computes only where a mask that depends on the input is True.
 
-``out[mask] = f(h[mask])`` works on as many numbers as the mask holds, so its sizes depend on
-values. A function that looks at each place by itself gives there what it gives among all places:
+``out[mask] = f(h[mask])`` works on as many values as the mask has True elements, so its sizes
+depend on values. A function that works on every position by itself gives the same there if it runs
+on all positions:
 
     out = where(mask, f(h), out)
 
-So it is for places that are written as indices, ``at, slot = torch.where(mask)``, as the experts of
-a mixture find their tokens: they become the indices of all places, and where the mask does not hold
-nothing is added.
+The same is done for positions that are written as indices, ``row, slot = torch.where(mask)``, as
+the experts of a mixture find their tokens. They become the indices of all positions, and nothing is
+added where the mask is False.
 
-A node is *packed* if one of its dimensions holds the places of a mask, in order. What stands for it
-has all places there. Whether a function does look at each place by itself is found out at the first
-explanation, by the numbers (:func:`fxshap.runtime.batching.check_densified`).
+A node is *masked* if one of its dimensions has one entry per True element of a mask, in order. Its
+*dense* form has all positions there. Whether a function really works on every position by itself is
+checked at the first explanation, by values (:func:`fxshap.runtime.batching.check_densified`).
 """
 
 from __future__ import annotations
@@ -26,33 +27,35 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.insertion import insert_call, insert_function
-from fxshap.graph.nodes import call_nodes, op_packet
+from fxshap.graph.nodes import call_args, call_nodes, op_packet
+from fxshap.passes.context import Context
 
 aten = torch.ops.aten
 
 READS = (aten.index, aten._unsafe_index)
 WRITES = (aten.index_put, aten._unsafe_index_put, aten.index_copy, aten.index_add)
-#: The indices of the places of a mask: one tensor for each of its dimensions, or all in one.
-EACH_INDEX = (aten.where.default, aten.nonzero_numpy.default)
-ALL_INDICES = aten.nonzero.default
-#: What leaves the only index of a mask of one dimension what it is.
-SAME_NUMBERS = (aten.squeeze, aten.view, aten.reshape, aten.flatten)
+#: Return the indices of a mask's True elements as one tensor for each dimension of the mask.
+INDEX_TUPLES = (aten.where.default, aten.nonzero_numpy.default)
+#: Returns these indices in one tensor, with one column for each dimension of the mask.
+INDEX_MATRIX = aten.nonzero.default
+#: Turn the one-column index matrix of a mask of one dimension into its only index.
+RESHAPES = (aten.squeeze, aten.view, aten.reshape, aten.flatten)
 
 
 class MaskPositions(NamedTuple):
-    """Where something is read or written: the places of a mask, in dimensions from `start` on."""
+    """The positions of a mask, in the dimensions of a tensor from `start` on."""
 
     mask: fx.Node
     start: int
 
-    def in_one(self, value: Tensor) -> Tensor:
-        """Put the dimensions of the places into one."""
+    def flatten(self, value: Tensor) -> Tensor:
+        """Flatten the dimensions of the mask into one."""
         end = self.start + self.mask.meta["val"].dim() - 1
         return value.flatten(self.start, end)
 
 
 class Write(NamedTuple):
-    """What is written, or added, where: ``base[indices] = factor * values``."""
+    """An assignment ``base[indices] = values``, or ``base[indices] += factor * values``."""
 
     base: fx.Node
     indices: Sequence[fx.Node | None]
@@ -61,214 +64,226 @@ class Write(NamedTuple):
     factor: float = 1.0
 
 
-def densify_masked_ops(graph: fx.Graph, varying: set[fx.Node]) -> bool:
-    """Compute what masks that depend on the input pack at all places, and say if there are any.
+def densify_masked_ops(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Compute at all positions what the model computes where masks that vary are True, in place.
+
+    Set ``context.densified`` if there is something of the kind.
+    """
+    densifier = MaskDensifier(graph)
+    for node in call_nodes(graph):
+        if node.meta["varying"]:
+            with graph.inserting_before(node):
+                densifier.densify(node)
+    graph.eliminate_dead_code()
+    context.densified = bool(densifier.dense)
+    return graph
+
+
+class MaskDensifier:
+    """Adds the dense forms of masked nodes to a graph.
 
     Parameters
     ----------
     graph : fx.Graph
-        A functional ATen graph, changed in place.
-    varying : set of fx.Node
-        The nodes whose values depend on those of the input.
+        Changed in place.
+
+    Attributes
+    ----------
+    dense : dict of Node to Node or tuple of Node
+        The dense form of every masked node.
+    mask_of : dict of Node to Node
+        The mask of every masked node.
     """
-    unpacked = MaskDensifier(graph, varying)
-    for node in call_nodes(graph):
-        if node in varying:
-            with graph.inserting_before(node):
-                unpacked.visit(node)
-    graph.eliminate_dead_code()
-    return bool(unpacked.full)
 
-
-class MaskDensifier:
-    """What stands for packed nodes, at all places, and the masks that packed them."""
-
-    def __init__(self, graph: fx.Graph, varying: set[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.varying = varying
-        self.full: dict[fx.Node, Any] = {}
-        self.mask: dict[fx.Node, fx.Node] = {}
-        self.first: dict[Any, fx.Node] = {}
+        self.dense: dict[fx.Node, Any] = {}
+        self.mask_of: dict[fx.Node, fx.Node] = {}
+        self._first_equal: dict[Any, fx.Node] = {}
 
-    def visit(self, node: fx.Node) -> None:
-        """Compute a packed node everywhere; let what is written at places be chosen there."""
-        if node.target in EACH_INDEX or node.target is ALL_INDICES:
-            self.keep(node, self.mask_in(node), self.indices(node))
-        elif op_packet(node) is aten.masked_select and node.args[1] in self.varying:
-            self.keep(node, *self.selected(node))
-        elif op_packet(node) in READS and (places := self.places(list[Any](node.args)[1])):
-            self.keep(node, places.mask, self.all_at(node, places))
+    def densify(self, node: fx.Node) -> None:
+        """Add the dense form of a node if it is masked; replace it if it writes masked values."""
+        if node.target in INDEX_TUPLES or node.target is INDEX_MATRIX:
+            self.record(node, self.first_equal(call_args(node)[0]), self.all_indices(node))
+        elif op_packet(node) is aten.masked_select and call_args(node)[1].meta["varying"]:
+            self.record(node, *self.select_all(node))
+        elif op_packet(node) in READS and (positions := self.positions(call_args(node)[1])):
+            self.record(node, positions.mask, self.read_all(node, positions))
         elif op_packet(node) in WRITES:
-            new = parse_write(node)
-            if places := self.places(new.indices):
-                self.choose(node, new, places)
-            elif new.adds:
-                self.add(node, new)
+            write = parse_write(node)
+            if positions := self.positions(write.indices):
+                self.write_by_where(node, write, positions)
+            elif write.adds:
+                self.add_by_where(node, write)
         else:
-            self.repeat(node)
+            self.apply_everywhere(node)
 
-    # --- what is known of nodes ---
+    # --- which nodes are masked ---
 
-    def now(self, argument: Any) -> Any:
-        """Return what stands for an argument now."""
-        return fx.map_arg(argument, lambda node: self.full.get(node, node))
+    def record(self, node: fx.Node, mask: fx.Node, dense: Any) -> None:
+        """Record the dense form of a masked node."""
+        self.dense[node], self.mask_of[node] = dense, mask
 
-    def keep(self, node: fx.Node, mask: fx.Node, full: Any) -> None:
-        """Let something stand for a packed node."""
-        self.full[node], self.mask[node] = full, mask
+    def dense_argument(self, argument: Any) -> Any:
+        """Return an argument with its masked nodes replaced by their dense forms."""
+        return fx.map_arg(argument, lambda node: self.dense.get(node, node))
 
-    def same(self, node: fx.Node) -> fx.Node:
-        """Return the first node that computes the same, as ``h < 0`` written twice does."""
+    def first_equal(self, node: fx.Node) -> fx.Node:
+        """Return the first node that computes the same: ``h < 0`` may be written twice."""
 
         def key(node: fx.Node) -> Any:
-            if node.op != "call_function" or node in self.full:
+            if node.op != "call_function" or node in self.dense:
                 return node
             leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
-            parts = [self.same(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-            return node.target, str(structure), *map(repr, parts)
+            parts = [self.first_equal(x) if isinstance(x, fx.Node) else x for x in leaves]
+            return node.target, str(structure), *map(repr, parts)  # not all leaves are hashable
 
-        return self.first.setdefault(key(node), node)
+        return self._first_equal.setdefault(key(node), node)
 
-    def mask_in(self, node: fx.Node) -> fx.Node:
-        """Return the mask whose places an operation finds."""
-        mask = node.args[0]
-        assert isinstance(mask, fx.Node)
-        return self.same(mask)
+    def positions(self, indices: Sequence[fx.Node | None]) -> MaskPositions | None:
+        """Return the positions that indices mean if they are a mask, or all its indices in order.
 
-    def places(self, indices: Any) -> MaskPositions | None:
-        """Return the places that indices stand for: a mask, or all of its indices in order."""
-        given = [place for place, index in enumerate(indices) if index is not None]
-        start = given[0]
-        nodes = [indices[place] for place in given]
-        if given != list(range(start, start + len(given))):
+        The mask depends on the input.
+        """
+        dims = [dim for dim, index in enumerate(indices) if index is not None]
+        nodes = [index for index in indices if index is not None]
+        start = dims[0]
+        if dims != list(range(start, start + len(dims))):
             return None
         if len(nodes) == 1 and nodes[0].meta["val"].dtype == torch.bool:
-            return MaskPositions(self.same(nodes[0]), start) if nodes[0] in self.varying else None
-        found = [self.index_of(node) for node in nodes]
-        mask = found[0] and found[0][0]
-        if mask not in self.varying or found != [(mask, k) for k in range(mask.meta["val"].dim())]:
+            mask = self.first_equal(nodes[0])
+            return MaskPositions(mask, start) if nodes[0].meta["varying"] else None
+        sources = [self.mask_and_dim(node) for node in nodes]
+        if sources[0] is None:
+            return None
+        mask = sources[0][0]
+        all_in_order = [(mask, dim) for dim in range(mask.meta["val"].dim())]
+        if sources != all_in_order or not mask.meta["varying"]:
             return None
         return MaskPositions(mask, start)
 
-    def index_of(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """Say of which mask, and of which of its dimensions, a node is the index."""
-        source, *rest = list[Any](node.args) or [None]
-        if not isinstance(source, fx.Node):
+    def mask_and_dim(self, index: fx.Node) -> tuple[fx.Node, int] | None:
+        """Return the mask of whose True elements a node is the index, and the dimension."""
+        arguments = call_args(index)
+        if not arguments or not isinstance(arguments[0], fx.Node):
             return None
-        if node.target is operator.getitem and source.target in EACH_INDEX:
-            return self.mask_in(source), rest[0]
-        if op_packet(node) is aten.select and rest[0] == 1:
-            if op_packet(source) is aten.slice:  # all of the other dimension
-                source = list[Any](source.args)[0]
-            return (self.mask_in(source), rest[1]) if source.target is ALL_INDICES else None
-        if op_packet(node) in SAME_NUMBERS and source.target is ALL_INDICES:
-            mask = self.mask_in(source)
+        source, *rest = arguments
+        if index.target is operator.getitem and source.target in INDEX_TUPLES:
+            return self.first_equal(call_args(source)[0]), rest[0]
+        if op_packet(index) is aten.select and rest[0] == 1:
+            if op_packet(source) is aten.slice:  # all rows of the index matrix
+                source = call_args(source)[0]
+            if source.target is INDEX_MATRIX:
+                return self.first_equal(call_args(source)[0]), rest[1]
+        elif op_packet(index) in RESHAPES and source.target is INDEX_MATRIX:
+            mask = self.first_equal(call_args(source)[0])
             return (mask, 0) if mask.meta["val"].dim() == 1 else None
         return None
 
-    # --- what is put in their place ---
+    # --- the dense forms ---
 
-    def run(self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node) -> Any:
-        """Add the nodes of a function of tensors."""
-        return insert_function(self.graph, like, function, *inputs)
+    def insert(self, like: fx.Node, function: Callable[..., Any], *inputs: fx.Node) -> Any:
+        """Add a function of the dense forms of some nodes."""
+        dense = [self.dense_argument(source) for source in inputs]
+        return insert_function(self.graph, like, function, *dense)
 
-    def indices(self, node: fx.Node) -> Any:
-        """Write the indices of all places."""
+    def all_indices(self, node: fx.Node) -> Any:
+        """Return the indices of all elements of a mask."""
 
-        def all_of_them(mask: Tensor) -> Any:
+        def indices(mask: Tensor) -> Any:
             ranges = [torch.arange(size, device=mask.device) for size in mask.shape]
             grid = [index.flatten() for index in torch.meshgrid(*ranges, indexing="ij")]
-            return torch.stack(grid, -1) if node.target is ALL_INDICES else tuple(grid)
+            return torch.stack(grid, -1) if node.target is INDEX_MATRIX else tuple(grid)
 
-        return self.run(node, all_of_them, self.now(node.args[0]))
+        return self.insert(node, indices, call_args(node)[0])
 
-    def all_at(self, node: fx.Node, places: MaskPositions) -> fx.Node:
-        """Return the numbers at all places of what is read."""
-        found: fx.Node = self.run(node, lambda x: places.in_one(x), self.now(node.args[0]))
-        return found
+    def read_all(self, node: fx.Node, positions: MaskPositions) -> Any:
+        """Return the values at all positions of what is read."""
+        return self.insert(node, lambda x: positions.flatten(x), call_args(node)[0])
 
-    def selected(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
-        """Return the mask and all numbers of a ``masked_select``."""
-        source, mask = list[Any](node.args)
+    def select_all(self, node: fx.Node) -> tuple[fx.Node, Any]:
+        """Return the mask of a ``masked_select`` and the values at all positions."""
+        source, mask = call_args(node)
 
-        def all_of_them(x: Tensor, mask: Tensor) -> Tensor:
-            whole: Tensor = torch.broadcast_tensors(x, mask)[0]
-            return whole.flatten()
+        def values(x: Tensor, mask: Tensor) -> Tensor:
+            broadcast: Tensor = torch.broadcast_tensors(x, mask)[0]
+            return broadcast.flatten()
 
-        return self.same(mask), self.run(node, all_of_them, self.now(source), self.now(mask))
+        return self.first_equal(mask), self.insert(node, values, source, mask)
 
-    def repeat(self, node: fx.Node) -> None:
-        """Do at all places what is done to packed nodes, unless it takes the places together."""
-        packed = [source for source in node.all_input_nodes if source in self.full]
-        masks = {self.mask[source] for source in packed}
-        if len(masks) != 1 or not is_masked(node.meta["val"]):
+    def apply_everywhere(self, node: fx.Node) -> None:
+        """Apply an operation on masked nodes to their dense forms.
+
+        An operation whose output is not masked, such as a sum over the True elements, stays.
+        """
+        masked = [source for source in node.all_input_nodes if source in self.dense]
+        masks = {self.mask_of[source] for source in masked}
+        if len(masks) != 1 or not has_unknown_size(node.meta["val"]):
             return
-        if node.target is operator.getitem and isinstance(self.full[packed[0]], tuple):
-            full = self.full[packed[0]][node.args[1]]
+        if node.target is operator.getitem and isinstance(self.dense[masked[0]], tuple):
+            dense = self.dense[masked[0]][node.args[1]]
         else:
-            args, kwargs = self.now(node.args), self.now(node.kwargs)
             target: Any = node.target
-            full = insert_call(self.graph, node, target, *args, **kwargs)
-        self.keep(node, masks.pop(), full)
+            args, kwargs = self.dense_argument((node.args, node.kwargs))
+            dense = insert_call(self.graph, node, target, args, kwargs)
+        self.record(node, masks.pop(), dense)
 
-    def choose(self, node: fx.Node, write: Write, places: MaskPositions) -> None:
-        """Choose between the new and the old at every place."""
-        if self.mask.get(write.values, places.mask) is not places.mask:
+    def write_by_where(self, node: fx.Node, write: Write, positions: MaskPositions) -> None:
+        """Replace a write at the True positions of a mask: choose new or old at every position."""
+        if self.mask_of.get(write.values, positions.mask) is not positions.mask:
             return
 
-        def chosen(base: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-            old = places.in_one(base)
+        def written(base: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+            old = positions.flatten(base)
             new = old + write.factor * values if write.adds else values
-            holds = in_dimension(mask, old.dim() - places.start)
-            return torch.where(holds, new, old).reshape(base.shape)
+            condition = as_first_dim(mask, old.dim() - positions.start)
+            return torch.where(condition, new, old).reshape(base.shape)
 
-        self.become(node, write.base, chosen, write.base, places.mask, write.values)
+        result = self.insert(node, written, write.base, positions.mask, write.values)
+        self.replace_write(node, write.base, result)
 
-    def add(self, node: fx.Node, write: Write) -> None:
-        """Add at some indices of the places: nothing where the mask does not hold."""
+    def add_by_where(self, node: fx.Node, write: Write) -> None:
+        """Replace an addition at some of a mask's indices: add 0 where the mask is False."""
         indices = [index for index in write.indices if index is not None]
-        start = next(place for place, index in enumerate(write.indices) if index is not None)
-        mask = self.mask.get(indices[0])
-        masks = {*map(self.mask.get, indices), self.mask.get(write.values, mask)}
+        start = next(dim for dim, index in enumerate(write.indices) if index is not None)
+        mask = self.mask_of.get(indices[0])
+        masks = {*map(self.mask_of.get, indices), self.mask_of.get(write.values, mask)}
         if mask is None or masks != {mask} or None in write.indices[start:]:
             return
 
         def added(base: Tensor, mask: Tensor, values: Tensor, *at: Tensor) -> Tensor:
-            holds = in_dimension(mask, base.dim() - start - len(at) + 1)
-            new = torch.where(holds, write.factor * values, 0.0)
-            whole: Tensor = aten.index_put(base, [None] * start + [*at], new, True)
-            return whole
+            condition = as_first_dim(mask, base.dim() - start - len(at) + 1)
+            new = torch.where(condition, write.factor * values, 0.0)
+            total: Tensor = aten.index_put(base, [None] * start + [*at], new, True)
+            return total
 
-        self.become(node, write.base, added, write.base, mask, write.values, *indices)
+        result = self.insert(node, added, write.base, mask, write.values, *indices)
+        self.replace_write(node, write.base, result)
 
-    def become(
-        self, node: fx.Node, base: fx.Node, function: Callable[..., Any], *inputs: fx.Node
-    ) -> None:
-        """Put what a function gives in the place of what is written into `base`."""
-        found = self.run(node, function, *(self.now(source) for source in inputs))
-        if base in self.full:
-            self.keep(node, self.mask[base], found)
+    def replace_write(self, node: fx.Node, base: fx.Node, result: Any) -> None:
+        """Replace a write by its result, which is a dense form if `base` is masked."""
+        if base in self.dense:
+            self.record(node, self.mask_of[base], result)
         else:
-            node.replace_all_uses_with(found)
-            self.varying.add(found)
+            node.replace_all_uses_with(result)
 
 
 def parse_write(node: fx.Node) -> Write:
-    """Read what an operation writes."""
+    """Return what an operation writes, and where."""
     if op_packet(node) in (aten.index_copy, aten.index_add):
-        base, dim, index, values = list[Any](node.args)
+        base, dim, index, values = call_args(node)
         indices = [None] * (dim % base.meta["val"].dim()) + [index]
         factor: Any = node.kwargs.get("alpha", 1.0)
         return Write(base, indices, values, op_packet(node) is aten.index_add, factor)
-    base, indices, values, *adds = list[Any](node.args)
+    base, indices, values, *adds = call_args(node)
     return Write(base, indices, values, any(adds))
 
 
-def in_dimension(mask: Tensor, count: int) -> Tensor:
-    """Say at each place whether a mask holds, in the first of `count` dimensions."""
-    return mask.bool().flatten().reshape(-1, *[1] * (count - 1))
+def as_first_dim(mask: Tensor, dims: int) -> Tensor:
+    """Return a flattened mask as booleans, in the first of several dimensions."""
+    return mask.bool().flatten().reshape(-1, *[1] * (dims - 1))
 
 
-def is_masked(value: Any) -> bool:
-    """Say whether a size, or one of a tensor's, is the number of places of a mask."""
+def has_unknown_size(value: Any) -> bool:
+    """Return True if a size, or one of a tensor's sizes, depends on values."""
     return bool(free_unbacked_symbols(value))

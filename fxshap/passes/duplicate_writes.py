@@ -1,112 +1,123 @@
-"""A pass: of several values that are written to one place, the last one counts.
+"""Write assignments at constant indices so that only the last of several values gets a cotangent.
 
-In ``h[:, index] = values``, ``scatter`` and ``index_copy`` an index may repeat itself. PyTorch then
-gives the cotangent of the place to every value, though only one of them is there.
+In ``h[:, index] = values``, ``scatter`` and ``index_copy`` an index may repeat itself, and the last
+value stays. The backward pass of PyTorch gives the cotangent of the position to every value that
+was written there. As a sum in which all values but the last are 0, an assignment has the right one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from fxshap.graph.insertion import insert_function
 from fxshap.graph.nodes import call_nodes, op_packet
+from fxshap.passes.context import Context
 
 aten = torch.ops.aten
 
 
-def resolve_duplicate_writes(graph: fx.Graph) -> fx.Graph:
-    """Write what depends on the input at constant indices as a sum of what stays.
+class Assignment(NamedTuple):
+    """An assignment at indices, as a function ``formula(base, values, *indices) -> result``."""
 
-    Indices that depend on the input have forms of their own (:mod:`fxshap.passes.relax_indices`).
+    formula: Callable[..., Tensor]
+    base: fx.Node
+    values: fx.Node
+    indices: Sequence[fx.Node]
+
+
+def resolve_duplicate_writes(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Write what depends on the input at constant indices as a sum of the values that stay.
+
+    :mod:`fxshap.passes.relax_indices` has formulas for indices that depend on the input.
     """
     for node in call_nodes(graph):
-        form = FORMS.get(op_packet(node))
-        found = form(*node.args) if form is not None and not node.kwargs else None
-        if found is None:
+        read = ASSIGNMENTS.get(op_packet(node))
+        assignment = read(*node.args) if read is not None and not node.kwargs else None
+        if assignment is None:
             continue
-        formula, base, indices, values = found
-        constant = all(not index.meta["varying"] and is_whole(index) for index in indices)
-        if not values.meta["varying"] or not constant:
+        formula, base, values, indices = assignment
+        if not values.meta["varying"] or not all(map(is_constant_index, indices)):
             continue
         with graph.inserting_before(node):
-            whole = insert_function(graph, node, formula, base, values, *indices)
-        node.replace_all_uses_with(whole)
+            result = insert_function(graph, node, formula, base, values, *indices)
+        node.replace_all_uses_with(result)
         graph.erase_node(node)
     return graph
 
 
-def is_whole(index: fx.Node) -> bool:
-    """Say whether an index holds whole numbers, not a mask, whose places are all different."""
-    return bool(index.meta["val"].dtype != torch.bool)
+def is_constant_index(index: fx.Node) -> bool:
+    """Return True for constant integers. The True positions of a mask are all different."""
+    return not index.meta["varying"] and index.meta["val"].dtype != torch.bool
 
 
-def stays(places: Tensor, size: int | torch.SymInt) -> Tensor:
-    """Say of each of several numbers of places, all below `size`, whether it is the last."""
-    order = torch.arange(places.numel(), device=places.device)
-    last = order.new_zeros(size).scatter_reduce(0, places.flatten(), order, "amax")
-    return last[places] == order.reshape(places.shape)
+def is_last(positions: Tensor, size: int | torch.SymInt) -> Tensor:
+    """Return True for each of several positions below `size` that does not occur again later."""
+    order = torch.arange(positions.numel(), device=positions.device)
+    last = order.new_zeros(size).scatter_reduce(0, positions.flatten(), order, "amax")
+    return last[positions] == order.reshape(positions.shape)
 
 
-def numbers(base: Tensor) -> Tensor:
-    """Number the places of a tensor."""
+def flat_positions(base: Tensor) -> Tensor:
+    """Return the position of every element in the flattened tensor, in the tensor's shape."""
     return torch.arange(base.numel(), device=base.device).reshape(base.shape)
 
 
-Found = tuple[Callable[..., Tensor], fx.Node, Sequence[fx.Node], fx.Node]
+# --- the operations ------------------------------------------------------------------------------
 
 
-def scatter(base: fx.Node, dim: int, index: fx.Node, source: Any, *rest: Any) -> Found | None:
+def scatter(base: fx.Node, dim: int, index: fx.Node, source: Any, *rest: Any) -> Assignment | None:
     """torch.scatter."""
     if rest or not isinstance(source, fx.Node):
         return None
 
     def formula(base: Tensor, values: Tensor, index: Tensor) -> Tensor:
         values = values[tuple(slice(size) for size in index.shape)]
-        last = stays(numbers(base).gather(dim, index), base.numel())
-        kept = torch.where(last, values, 0.0)
-        return base.scatter(dim, index, 0.0).scatter_add(dim, index, kept)
+        last = is_last(flat_positions(base).gather(dim, index), base.numel())
+        staying = torch.where(last, values, 0.0)
+        return base.scatter(dim, index, 0.0).scatter_add(dim, index, staying)
 
-    return formula, base, [index], source
+    return Assignment(formula, base, source, [index])
 
 
-def index_copy(base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> Found:
+def index_copy(base: fx.Node, dim: int, index: fx.Node, source: fx.Node) -> Assignment:
     """torch.index_copy."""
 
     def formula(base: Tensor, values: Tensor, index: Tensor) -> Tensor:
-        last = stays(index, base.shape[dim])
-        kept = torch.where(last, values.movedim(dim, -1), 0.0).movedim(-1, dim)
-        return base.index_fill(dim, index, 0.0).index_add(dim, index, kept)
+        last = is_last(index, base.shape[dim])
+        staying = torch.where(last, values.movedim(dim, -1), 0.0).movedim(-1, dim)
+        return base.index_fill(dim, index, 0.0).index_add(dim, index, staying)
 
-    return formula, base, [index], source
+    return Assignment(formula, base, source, [index])
 
 
 def index_put(
-    base: fx.Node, indices: Sequence[Any], values: fx.Node, adds: bool = False
-) -> Found | None:
+    base: fx.Node, indices: Sequence[Any], values: fx.Node, accumulate: bool = False
+) -> Assignment | None:
     """Assignment to ``base[indices]``."""
-    if adds:
+    if accumulate:
         return None
-    places = [place for place, index in enumerate(indices) if index is not None]
+    dims = [dim for dim, index in enumerate(indices) if index is not None]
 
     def formula(base: Tensor, values: Tensor, *given: Tensor) -> Tensor:
         at: list[Tensor | None] = [None] * len(indices)
-        for place, index in zip(places, given, strict=True):
-            at[place] = index
+        for dim, index in zip(dims, given, strict=True):
+            at[dim] = index
         zero = torch.zeros((), dtype=base.dtype, device=base.device)
-        taken: Tensor = aten.index.Tensor(numbers(base), at)
-        kept = torch.where(stays(taken, base.numel()), values, 0.0)
+        positions: Tensor = aten.index.Tensor(flat_positions(base), at)
+        staying = torch.where(is_last(positions, base.numel()), values, 0.0)
         cleared = aten.index_put(base, at, zero)
-        whole: Tensor = aten.index_put(cleared, at, kept, True)
-        return whole
+        result: Tensor = aten.index_put(cleared, at, staying, True)
+        return result
 
-    return formula, base, [indices[place] for place in places], values
+    return Assignment(formula, base, values, [indices[dim] for dim in dims])
 
 
-FORMS: dict[Any, Callable[..., Found | None]] = {
+#: For each operation, a function of its arguments that returns the assignment.
+ASSIGNMENTS: dict[Any, Callable[..., Assignment | None]] = {
     aten.scatter: scatter,
     aten.index_copy: index_copy,
     aten.index_put: index_put,

@@ -1,14 +1,18 @@
-"""The pass that replaces every nonlinear node by `rescale`, and taps its inputs."""
+"""Build the rescaled and the tapped graph: every nonlinear node becomes `rescale`, or is tapped.
+
+These functions run after the passes. A node that is linear in what depends on the input stays as it
+is, because autograd already gives its exact multipliers.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
-from fxshap.autograd.rescale import RESCALES, rescale, rescale_activation
+from fxshap.autograd.rescale import RESCALES, rescale
+from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import (
     aten,
     batch_dims,
@@ -24,97 +28,91 @@ from fxshap.rules.core.registry import find_rule
 
 
 def original_operator(node: fx.Node) -> Any:
-    """Return the operator that a node of the rewritten graphs is, or stands for."""
-    if node.target is rescale:
-        return node.args[4]
-    if node.target is rescale_activation:
-        return node.args[6]
-    if node.target is frozen_batch_norm:
-        return aten.batch_norm.default
-    if node.target is frozen_convolution:
-        return next(op for op, dims in CONVOLUTIONS.items() if dims == node.args[0])
-    return node.target
+    """Return the operator of the captured graph that a node of the rewritten graphs computes."""
+    return node.meta.get("op", node.target)
 
 
 def is_rescaled(node: fx.Node) -> bool:
-    """Say whether a node of the rewritten graph has a multiplier for a derivative."""
+    """Return True if the backward pass of a node gives multipliers instead of derivatives."""
     return node.target is rescale or node.target in RESCALES.values()
 
 
 def needs_rule(node: fx.Node) -> bool:
-    """Say whether a node is nonlinear in what depends on the input, and has a gradient to give."""
+    """Return True if a node is nonlinear in what depends on the input, and has a gradient."""
     if not node.meta["varying"] or node.target is operator.getitem or not has_floating_output(node):
         return False
-    rule = find_rule(node.target)
     varying = varying_arguments(node)
-    # What makes floats of nothing but integers or booleans has no derivative to be linear with.
-    jumps = not any(has_floating_output(source) for _, source in varying)
-    return jumps or rule is None or not rule.is_linear({place for place, _ in varying})
+    if not any(has_floating_output(source) for _, source in varying):
+        return True  # what makes floats of integers or booleans only has no derivative
+    rule = find_rule(node.target)
+    return rule is None or not rule.is_linear({position for position, _ in varying})
 
 
-def insert_rescale(graph: fx.Graph) -> tuple[fx.Graph, tuple[str, ...], tuple[str, ...]]:
-    """Copy a graph with every nonlinear node replaced by `rescale`.
+class RescaledGraph(NamedTuple):
+    """A graph with `rescale` nodes, and the names of its taps, those that are variances apart."""
 
-    Also return the taps, and apart from them those that are variances.
-    """
-    attribute = fx.Graph()
-    ends = attribute.placeholder("ends")
+    graph: fx.Graph
+    tap_names: tuple[str, ...]
+    variance_tap_names: tuple[str, ...]
+
+
+def insert_rescale(graph: fx.Graph) -> RescaledGraph:
+    """Copy a graph with every nonlinear node replaced by `rescale`."""
+    rescaled = fx.Graph()
+    endpoints = rescaled.placeholder("endpoints")
     copies: dict[fx.Node, fx.Node] = {}
     taps: dict[str, None] = {}
-    variances: dict[str, None] = {}
+    variance_taps: dict[str, None] = {}
     for node in graph.nodes:
         if node.op == "output":
-            attribute.output(copies[node.args[0]])
+            rescaled.output(copies[node.args[0]])
         elif node.op == "call_function" and needs_rule(node):
-            taken: Any = varying_slots(node)
-            sources = [source for _, source in varying_arguments(node)]
-            for source in sources:
-                (variances if source.meta.get("variance") else taps)[source.name] = None
-            rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
-            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            operator = () if node.target in RESCALES else (node.target,)
-            args = (ends, describe_location(node), taken, rows, *operator, *args)
-            call = RESCALES.get(node.target, rescale)
-            copies[node] = add_replacement(node, attribute, call, args, kwargs)
+            for _, source in varying_arguments(node):
+                (variance_taps if source.meta.get("variance") else taps)[source.name] = None
+            copies[node] = rescaled_node(node, rescaled, endpoints, copies)
         else:
-            copies[node] = attribute.node_copy(node, copies.__getitem__)
-    return attribute, tuple(taps), tuple(variances)
+            copies[node] = rescaled.node_copy(node, copies.__getitem__)
+    return RescaledGraph(rescaled, tuple(taps), tuple(variance_taps))
 
 
-def add_replacement(
-    node: fx.Node, graph: fx.Graph, target: Callable[..., Any], args: Any, kwargs: Any
+def rescaled_node(
+    node: fx.Node, graph: fx.Graph, endpoints: fx.Node, copies: dict[fx.Node, fx.Node]
 ) -> fx.Node:
-    """Add a call to another graph, with the name and the origin of the node it stands for."""
-    call = graph.create_node("call_function", target, args, kwargs, name=node.name)
-    call.meta = dict(node.meta)
-    return call
+    """Add the call of `rescale` for a nonlinear node of another graph, with the node's name."""
+    sources = [source for _, source in varying_arguments(node)]
+    rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+    target: Any = node.target
+    operator_argument = () if target in RESCALES else (target,)
+    return insert_call(
+        graph,
+        node,
+        RESCALES.get(target, rescale),
+        (endpoints, describe_location(node), varying_slots(node), rows, *operator_argument, *args),
+        kwargs,
+        name=node.name,
+        meta={**node.meta, "op": original_operator(node)},
+    )
 
 
 def use_frozen_kernels(graph: fx.Graph) -> fx.Graph:
-    """Let batch norms, and convolutions with constant weights, keep nothing of what they get."""
+    """Replace batch norms and frozen convolutions by kernels that save no input for backward."""
     for node in call_nodes(graph):
         if node.target is BATCH_NORM:
+            node.meta["op"] = aten.batch_norm.default
             node.target = frozen_batch_norm
         elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
+            node.meta["op"] = node.target
             node.args = (CONVOLUTIONS[node.target], *node.args)
             node.target = frozen_convolution
     return graph
 
 
-def return_taps(graph: fx.Graph, taps: tuple[str, ...]) -> fx.Graph:
+def return_taps(graph: fx.Graph, tap_names: tuple[str, ...]) -> fx.Graph:
     """Copy a graph, returning the output and the tapped values."""
-    observe = fx.Graph()
+    tapped = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    output = observe.graph_copy(graph, copies)
-    named = {node.name: copy for node, copy in copies.items()}
-    observe.output((output, tuple(named[tap] for tap in taps)))
-    return observe
-
-
-def generic_operations(attribute: fx.GraphModule) -> list[str]:
-    """Return the names of the operations that take the generic rule in a rewritten graph."""
-    targets: set[Any] = {
-        original_operator(node) for node in call_nodes(attribute.graph) if is_rescaled(node)
-    }
-    rules = {target: find_rule(target) for target in targets}
-    return sorted(str(t) for t, rule in rules.items() if rule is None or not rule.closed)
+    output = tapped.graph_copy(graph, copies)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    tapped.output((output, tuple(by_name[name] for name in tap_names)))
+    return tapped

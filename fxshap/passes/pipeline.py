@@ -1,12 +1,9 @@
-"""Rewrite: from one captured graph to two, `tapped_graph` and `rescaled_graph`.
+"""Rewrite a captured graph: run the passes, and build the graphs that an explanation runs.
 
-- ``tapped_graph(*inputs) -> (output, taps)`` is the captured graph, returning as well what every
+- ``tapped_graph(*inputs) -> (output, taps)`` is the captured graph, and also returns what every
   nonlinear node that depends on the input receives (its *taps*).
 - ``rescaled_graph(endpoints, *inputs) -> output`` is the captured graph in which every such node is
   a :func:`fxshap.autograd.rescale.rescale`.
-
-Nodes that are linear in what depends on the input stay themselves: autograd is right for them.
-Each pass is a function from graph to graph.
 """
 
 from __future__ import annotations
@@ -18,32 +15,43 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.capture.captured import Captured
-from fxshap.graph.dataflow import explained_inputs, mark_varying, value_dependents
+from fxshap.graph.dataflow import mark_varying
 from fxshap.passes.batch_norm import unify_batch_norms
 from fxshap.passes.canonicalize import drop_identities, reshape_views, sort_topk
+from fxshap.passes.context import Context, Pass
 from fxshap.passes.densify_masks import densify_masked_ops
 from fxshap.passes.duplicate_writes import resolve_duplicate_writes
 from fxshap.passes.fold_constants import fold_constants
-from fxshap.passes.insert_rescale import (
-    insert_rescale,
-    return_taps,
-    use_frozen_kernels,
-)
-from fxshap.passes.promote_float64 import lowest_precision, promote_to_float64
+from fxshap.passes.insert_rescale import insert_rescale, return_taps, use_frozen_kernels
+from fxshap.passes.promote_float64 import promote_to_float64, record_compute_dtype
 from fxshap.passes.propagate_variances import (
-    measure_variances,
+    build_variance_graph,
     propagate_variances,
-    restore_activations,
+    remove_variances,
 )
 from fxshap.passes.relax_booleans import relax_booleans
 from fxshap.passes.validate import check_deterministic, check_static
 
-aten = torch.ops.aten
+#: The passes, in the order in which they run.
+PASSES: tuple[Pass, ...] = (
+    drop_identities,
+    record_compute_dtype,  # before promotion: it is the model's own
+    promote_to_float64,
+    densify_masked_ops,  # before `check_static`, which rejects what is still masked
+    unify_batch_norms,
+    sort_topk,
+    check_static,
+    resolve_duplicate_writes,
+    relax_booleans,
+    reshape_views,  # after all passes that may add views
+    check_deterministic,
+    propagate_variances,
+)
 
 
 @dataclass(frozen=True)
 class RewrittenModel:
-    """The two rewritten graphs and what passes between and into them.
+    """The graphs that an explanation runs, and the names of what passes between them.
 
     Attributes
     ----------
@@ -80,71 +88,36 @@ class RewrittenModel:
     compute_dtype: torch.dtype
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
-        """Point all graphs at these weights and compute the constants anew."""
-        folded = [self.tapped_graph, self.rescaled_graph]
-        if self.variance_graph is not None:
-            folded.append(self.variance_graph)
-        others = [g for g in (self.constants, self.masked_graph) if g is not None]
+        """Point all graphs at these weights and compute the constants again."""
+        graphs = [self.tapped_graph, self.rescaled_graph, self.variance_graph]
+        with_constants = [graph for graph in graphs if graph is not None]
+        others = [graph for graph in (self.constants, self.masked_graph) if graph is not None]
         for name, weight in weights.items():
-            for module in (*folded, *others):
+            for module in (*with_constants, *others):
                 setattr(module, name, weight.detach())
         with torch.no_grad():
             values = self.constants()
         for name, value in zip(self.folded, values, strict=True):
-            for module in folded:
+            for module in with_constants:
                 setattr(module, name, value)
 
 
 def rewrite(captured: Captured, variances: bool = False) -> RewrittenModel:
-    """Build the two graphs of a captured model.
+    """Run the passes on a captured model and build its graphs.
 
     Parameters
     ----------
     captured : Captured
+        Not changed.
     variances : bool
         Whether activations receive the variances of the sums before them.
     """
     graph = fx.Graph()
-    output = graph.graph_copy(captured.module.graph, {})
-    graph.output(output)
-    graph = drop_identities(graph)
-    varying = value_dependents(graph, explained_inputs(graph))
-    computed_in = lowest_precision(varying, input_dtype(graph))
-    graph = promote_to_float64(graph, varying)
-    varying = value_dependents(graph, explained_inputs(graph))
-    masked = densify_masked_ops(graph, varying)
-    graph = unify_batch_norms(graph, varying, apart=variances)
-    graph = mark_varying(sort_topk(graph))
-    check_static(graph)
-    graph = resolve_duplicate_writes(graph)
-    graph = reshape_views(relax_booleans(graph, input_dtype(graph)))
-    check_deterministic(graph)
-    if variances:
-        graph = propagate_variances(graph)
-
-    constants, folded = fold_constants(graph)
-    attribute, taps, variance_taps = insert_rescale(graph)
-    observe, attribute = return_taps(graph, taps), use_frozen_kernels(attribute)
-    measure = None
-    if variance_taps:
-        observe = restore_activations(observe)
-        measure = measure_variances(attribute, variance_taps)
-    root = captured.module
-    for name in folded:  # a place for what `bind` computes
-        setattr(root, name, torch.empty(0))
-    rewritten = RewrittenModel(
-        fx.GraphModule(root, use_frozen_kernels(observe), "Observe"),
-        fx.GraphModule(root, attribute, "Attribute"),
-        taps,
-        fx.GraphModule(root, constants, "Constants"),
-        folded,
-        None if measure is None else fx.GraphModule(root, measure, "Variances"),
-        variance_taps,
-        captured.module if masked else None,
-        computed_in,
-    )
-    rewritten.bind({})
-    return rewritten
+    graph.output(graph.graph_copy(captured.module.graph, {}))
+    context = Context(input_dtype(graph), variances)
+    for apply_pass in PASSES:
+        graph = apply_pass(mark_varying(graph), context)
+    return build_graphs(captured.module, mark_varying(graph), context)
 
 
 def input_dtype(graph: fx.Graph) -> torch.dtype:
@@ -153,4 +126,38 @@ def input_dtype(graph: fx.Graph) -> torch.dtype:
     return next((v.dtype for v in values if v.is_floating_point()), torch.get_default_dtype())
 
 
-# --- passes -------------------------------------------------------------------------------------
+def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> RewrittenModel:
+    """Build the graphs of a model from the graph that the passes give.
+
+    Parameters
+    ----------
+    root : fx.GraphModule
+        The captured graph, with the weights.
+    graph : fx.Graph
+        Changed in place.
+    context : Context
+        What the passes reported.
+    """
+    constants, folded = fold_constants(graph)
+    for name in folded:  # `bind` computes the values
+        setattr(root, name, torch.empty(0))
+    rescaled, tap_names, variance_tap_names = insert_rescale(graph)
+    tapped, rescaled = return_taps(graph, tap_names), use_frozen_kernels(rescaled)
+    variance_graph = None
+    if variance_tap_names:
+        tapped = remove_variances(tapped)
+        graph_of_variances = build_variance_graph(rescaled, variance_tap_names)
+        variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
+    rewritten = RewrittenModel(
+        tapped_graph=fx.GraphModule(root, use_frozen_kernels(tapped), "Tapped"),
+        rescaled_graph=fx.GraphModule(root, rescaled, "Rescaled"),
+        tap_names=tap_names,
+        constants=fx.GraphModule(root, constants, "Constants"),
+        folded=folded,
+        variance_graph=variance_graph,
+        variance_tap_names=variance_tap_names,
+        masked_graph=root if context.densified else None,
+        compute_dtype=context.compute_dtype or context.input_dtype,
+    )
+    rewritten.bind({})
+    return rewritten

@@ -1,10 +1,10 @@
-"""A pass that leads the variance of every sum to the activation after it.
+"""Propagate the variance of every sum to the activation after it.
 
-Beside each chain of linear operations from one nonlinear operation to the next runs a second one,
-of the same operations with squared weights, which makes the variance of a sum of those of its
-terms. :mod:`fxshap.rules.smoothed_activations` has the formulas. What the tables here do not know
-is taken for a single term of what follows it. That costs nearness alone: attributions add up
-however the variances are counted, as long as they are linear in those of the terms.
+For each chain of linear operations from one nonlinear operation to the next, a second chain of the
+same operations with squared weights is added. It computes the variance of a sum from the variances
+of its terms. :mod:`fxshap.rules.smoothed_activations` has the formulas. An operation that the
+tables here do not list is counted as a single term of the sum after it. This only makes the values
+less accurate: attributions add up for any variances that are linear in those of the terms.
 """
 
 from __future__ import annotations
@@ -19,58 +19,69 @@ from torch import Tensor, fx
 
 from fxshap.autograd.rescale import rescale_variance
 from fxshap.autograd.tape import Taps
-from fxshap.graph.nodes import call_nodes, op_packet, varying_arguments
+from fxshap.graph.insertion import insert_call
+from fxshap.graph.nodes import (
+    call_args,
+    call_nodes,
+    op_packet,
+    size_key,
+    varying_arguments,
+)
+from fxshap.passes.context import Context
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, finite_change, variance
 
 aten = torch.ops.aten
 
 
-def propagate_variances(graph: fx.Graph) -> fx.Graph:
-    """Let every activation after a sum receive the variance of the sum, in place."""
+def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Make every activation after a sum receive the variance of the sum, in place."""
+    if not context.variances:
+        return graph
     variances = VariancePropagation(graph)
     for node in list(graph.nodes):
-        if node.op == "output" or not node.meta["varying"] or not gives_reals(node):
+        if node.op == "output" or not node.meta["varying"] or not has_real_outputs(node):
             continue
-        if op_packet(node) in SMOOTHED and [place for place, _ in varying_arguments(node)] == [0]:
-            source, *rest = arguments(node)
+        positions = [position for position, _ in varying_arguments(node)]
+        if op_packet(node) in SMOOTHED and positions == [0]:
+            source, *rest = call_args(node)
             if source in variances.sums:
                 node.args = (source, variances.of[source], node.target, *rest)
-                node.target = activation
-        variances.follow(node)
+                node.meta["op"], node.target = node.target, activation
+        variances.propagate(node)
     graph.eliminate_dead_code()
     return graph
 
 
-def restore_activations(graph: fx.Graph) -> fx.Graph:
-    """Take the variances out of a graph again, in place."""
+def remove_variances(graph: fx.Graph) -> fx.Graph:
+    """Undo :func:`propagate_variances`, in place."""
     for node in call_nodes(graph):
         if node.target is activation:
-            source, _, target, *rest = arguments(node)
-            node.target = target
-            node.args = (source, *rest)
+            source, _, target, *rest = call_args(node)
+            node.target, node.args = target, (source, *rest)
+            del node.meta["op"]
     graph.eliminate_dead_code()
     return graph
 
 
-def measure_variances(attribute: fx.Graph, taps: Collection[str]) -> fx.Graph:
-    """Build ``measure(reference, sample, *inputs) -> variances`` of a rewritten graph.
+def build_variance_graph(rescaled: fx.Graph, taps: Collection[str]) -> fx.Graph:
+    """Build ``variance_graph(reference, sample, *inputs) -> variances`` from the rescaled graph.
 
-    It takes the taps of both ends, by name, and the inputs of either, of which it reads the sizes,
-    and returns the variances that activations receive, in the order of `taps`.
+    It takes the taps of both endpoints, by name, and the inputs of either, of which it reads the
+    sizes. It returns the variances that activations receive, in the order of `taps`.
     """
     graph = fx.Graph()
     reference, sample = graph.placeholder("reference"), graph.placeholder("sample")
     copies: dict[fx.Node, fx.Node] = {}
-    for node in attribute.nodes:
+    for node in rescaled.nodes:
         if node.target is rescale_variance:
-            (tap,) = arguments(node)[2].values()
+            (tap,) = call_args(node)[2].values()
             copies[node] = graph.call_function(squared_change, (reference, sample, tap))
         elif node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    named = {node.name: copy for node, copy in copies.items()}
-    graph.output(tuple(named[tap] for tap in taps))
+    by_name = {node.name: copy for node, copy in copies.items()}
+    graph.output(tuple(by_name[tap] for tap in taps))
     graph.eliminate_dead_code()
-    graph.erase_node(named["ends"])
+    graph.erase_node(by_name["endpoints"])
     return graph
 
 
@@ -79,16 +90,11 @@ def squared_change(reference: Taps, sample: Taps, tap: str) -> Tensor:
     return finite_change(reference[tap], sample[tap]).square_()
 
 
-def gives_reals(node: fx.Node) -> bool:
-    """Say whether the output of a node, or each of its outputs, is real."""
+def has_real_outputs(node: fx.Node) -> bool:
+    """Return True if the output of a node, or each of its outputs, is real."""
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
     return all(isinstance(v, Tensor) and v.is_floating_point() for v in values)
-
-
-def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Return the positional arguments, of any type."""
-    return node.args
 
 
 class VariancePropagation:
@@ -97,11 +103,12 @@ class VariancePropagation:
     Parameters
     ----------
     graph : fx.Graph
-        Which gets the nodes that compute them.
+        Gets the nodes that compute the variances.
 
     Attributes
     ----------
     of : dict of Node to Node
+        The variance of a node.
     sums : set of Node
         Nodes with elements that add several terms.
     """
@@ -111,32 +118,31 @@ class VariancePropagation:
         self.of: dict[fx.Node, fx.Node] = {}
         self.sums: set[fx.Node] = set()
 
-    def follow(self, node: fx.Node) -> None:
-        """Add the variance of a node behind it."""
+    def propagate(self, node: fx.Node) -> None:
+        """Add the variance of a node after it."""
         sources = [source for _, source in varying_arguments(node)]
         known = node.op == "call_function" and all(source in self.of for source in sources)
-        form = FORMS.get(op_packet(node)) if known else None
+        formula = FORMULAS.get(op_packet(node)) if known else None
         with self.graph.inserting_before(node.next):
-            found = form(self, node, sources) if form else None
-            if found is not None:
-                self.of[node] = found
-                if adds(node, sources) or not self.sums.isdisjoint(sources):
+            result = formula(self, node, sources) if formula else None
+            if result is not None:
+                self.of[node] = result
+                if adds_terms(node, sources) or not self.sums.isdisjoint(sources):
                     self.sums.add(node)
             elif isinstance(node.meta["val"], Tensor):
                 self.of[node] = self.call(node, variance, node)
 
     def call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Call a function that gives a tensor of the shape and type of another node."""
-        found = self.graph.call_function(target, args, kwargs)
-        found.meta = {**like.meta, "variance": True}
-        return found
+        """Add a call that gives a variance of the shape and type of another node."""
+        meta = {"val": like.meta["val"], "variance": True}
+        return insert_call(self.graph, like, target, args, kwargs, meta=meta)
 
-    def now(self, argument: fx.Node) -> fx.Node:
-        """Return the variance of an argument, and for a size that of a variance."""
+    def of_argument(self, argument: fx.Node) -> fx.Node:
+        """Return the variance of an argument; for a size, the same size of the variance."""
         is_size = argument.op == "call_function" and isinstance(argument.meta["val"], torch.SymInt)
         if argument in self.of or not is_size:
             return self.of.get(argument, argument)
-        args = fx.map_arg(argument.args, self.now)
+        args = fx.map_arg(argument.args, self.of_argument)
         target: Any = argument.target
         return argument if args == argument.args else self.call(argument, target, *args)
 
@@ -144,25 +150,27 @@ class VariancePropagation:
         """Return the square of a number or of a constant tensor; ``None`` if it is neither."""
         if isinstance(factor, int | float):
             return factor * factor
-        tensor = isinstance(factor, fx.Node) and isinstance(factor.meta["val"], Tensor)
-        return self.call(factor, aten.mul.Tensor, factor, factor) if tensor else None
+        is_tensor = isinstance(factor, fx.Node) and isinstance(factor.meta["val"], Tensor)
+        return self.call(factor, aten.mul.Tensor, factor, factor) if is_tensor else None
 
 
-# --- the forms: how a linear operation makes its variance of those of its arguments --------------
+# --- formulas: the variance of a linear operation from the variances of its arguments ------------
 
-#: A form returns the variance of a node, or ``None`` if it is not known.
-Form = Callable[[VariancePropagation, fx.Node, list[fx.Node]], fx.Node | None]
+#: Takes a node and its varying arguments; returns the node's variance, or ``None`` if unknown.
+VarianceFormula = Callable[[VariancePropagation, fx.Node, list[fx.Node]], fx.Node | None]
 
 
-def moved(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
-    """The same operation."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), variances.now)
+def same_operation(
+    variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
+) -> fx.Node:
+    """The same operation on the variances."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), variances.of_argument)
     return variances.call(node, node.target, *args, **kwargs)
 
 
-def joined(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
-    """The same operation, where what is constant has no variance."""
-    parts, *rest = arguments(node)
+def concatenation(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+    """The same operation on the variances, with zeros for constants."""
+    parts, *rest = call_args(node)
     found = [
         variances.of.get(part) or variances.call(part, aten.zeros_like.default, part)
         for part in parts
@@ -170,14 +178,16 @@ def joined(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
     return variances.call(node, node.target, found, *rest, **node.kwargs)
 
 
-def signed(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
-    """That of the argument."""
+def negation(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
+    """The variance of the argument."""
     return variances.of[sources[0]]
 
 
-def summed(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
-    """The sum of the variances of two terms, of which one has a factor."""
-    plain, scaled, *rest = arguments(node)
+def addition(
+    variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
+) -> fx.Node | None:
+    """The variance of a + c b is Var(a) + c^2 Var(b); a constant term adds nothing."""
+    plain, scaled, *rest = call_args(node)
     factor: Any = node.kwargs.get("alpha", *rest or (1,))
     if op_packet(node) is aten.rsub:
         plain, scaled = scaled, plain
@@ -185,17 +195,22 @@ def summed(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
         terms = variances.of[plain], variances.of[scaled]
         return variances.call(node, aten.add.Tensor, *terms, alpha=factor * factor)
     (term,) = sources
-    same_shape = str(term.meta["val"].shape) == str(node.meta["val"].shape)
-    return variances.of[term] if same_shape and factor == 1 else None
+    return variances.of[term] if same_shape(term, node) and factor == 1 else None
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Return True if two tensors have the same shape, without a guard on symbolic sizes."""
+    first, second = ([size_key(size) for size in node.meta["val"].shape] for node in (a, b))
+    return first == second
 
 
 def product(
     variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
 ) -> fx.Node | None:
     """The same operation with the square of the constant factor, and without the bias."""
-    first, second, *rest = arguments(node)
-    quotient = op_packet(node) is aten.div
-    if len(sources) > 1 or node.kwargs or (quotient and sources[0] is not first):
+    first, second, *rest = call_args(node)
+    is_quotient = op_packet(node) is aten.div
+    if len(sources) > 1 or node.kwargs or (is_quotient and sources[0] is not first):
         return None
     factors = [variances.of.get(arg) or variances.squared(arg) for arg in (first, second)]
     rest = [None, *rest[1:]] if rest else []
@@ -205,36 +220,37 @@ def product(
 def matrix_product(
     variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
 ) -> fx.Node | None:
-    """That of ``addmm``, whose bias comes first."""
-    _, x, weight = arguments(node)
+    """The product of ``addmm`` with the squared weight, without the bias, which comes first."""
+    _, x, weight = call_args(node)
     if node.kwargs or sources != [x]:
         return None
     return variances.call(node, aten.mm.default, variances.of[x], variances.squared(weight))
 
 
-def mean(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node | None:
-    """The mean of n variances over n."""
-    count = averaged(node, sources[0].meta["val"].shape)
-    same = moved(variances, node, sources)
-    return None if count is None else variances.call(node, aten.mul.Scalar, same, 1 / count)
+def average(
+    variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]
+) -> fx.Node | None:
+    """The variance of a mean of n terms is the mean of their variances over n."""
+    count = averaged_elements(node, sources[0].meta["val"].shape)
+    mean = same_operation(variances, node, sources)
+    return None if count is None else variances.call(node, aten.mul.Scalar, mean, 1 / count)
 
 
-def averaged(node: fx.Node, shape: torch.Size) -> int | None:
-    """Return of how many elements a mean is; ``None`` if that depends on the batch."""
-    args, name = arguments(node), op_packet(node).__name__
-    if name == "mean":
+def averaged_elements(node: fx.Node, shape: torch.Size) -> int | None:
+    """Return the number of elements in a mean; ``None`` if it depends on the batch."""
+    packet, args = op_packet(node), call_args(node)
+    if packet is aten.mean:
         sizes = [shape[dim] for dim in (args[1] if len(args) > 1 else range(len(shape)))]
-    elif name.startswith("adaptive"):
-        given = node.meta["val"].shape
-        spatial = range(-int(name[-2]), 0)  # adaptive_avg_pool2d
-        sizes = [max(shape[dim] // given[dim], 1) for dim in spatial]
+    elif packet in ADAPTIVE_POOLS:
+        pooled = node.meta["val"].shape
+        sizes = [max(shape[dim] // pooled[dim], 1) for dim in range(-ADAPTIVE_POOLS[packet], 0)]
     else:
         window = [args[1]] if isinstance(args[1], int) else list(args[1])
-        sizes = window * (int(name[-2]) // len(window))
+        sizes = window * (AVERAGE_POOLS[packet] // len(window))  # one number is for all dimensions
     return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
-#: Operations that move numbers, or add them, and nothing else.
+#: Operations that only move or add elements.
 MOVES = (
     operator.getitem, aten.reshape, aten.permute, aten.transpose, aten.t, aten.mT, aten.numpy_T,
     aten.expand, aten.squeeze, aten.unsqueeze, aten.select, aten.slice, aten.narrow, aten.split,
@@ -249,25 +265,27 @@ PRODUCTS = (
     aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
 )  # fmt: skip
 SUMS = (aten.add, aten.sub, aten.rsub)
-MEANS = (
-    aten.mean, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
-)  # fmt: skip
+#: Average pooling, and its number of dimensions.
+AVERAGE_POOLS = {aten.avg_pool1d: 1, aten.avg_pool2d: 2, aten.avg_pool3d: 3}
+ADAPTIVE_POOLS = {
+    aten.adaptive_avg_pool1d: 1, aten.adaptive_avg_pool2d: 2, aten.adaptive_avg_pool3d: 3,
+}  # fmt: skip
+MEANS = (aten.mean, *AVERAGE_POOLS, *ADAPTIVE_POOLS)
 
-FORMS: dict[Any, Form] = {
-    **dict.fromkeys(MOVES, moved),
-    aten.cat: joined,
-    aten.stack: joined,
-    aten.neg: signed,
-    **dict.fromkeys(SUMS, summed),
+FORMULAS: dict[Any, VarianceFormula] = {
+    **dict.fromkeys(MOVES, same_operation),
+    aten.cat: concatenation,
+    aten.stack: concatenation,
+    aten.neg: negation,
+    **dict.fromkeys(SUMS, addition),
     **dict.fromkeys(SCALED + PRODUCTS, product),
     aten.addmm: matrix_product,
-    **dict.fromkeys(MEANS, mean),
+    **dict.fromkeys(MEANS, average),
 }
-#: What adds elements of one argument.
+#: Operations that add elements of one argument.
 ADDING = (*PRODUCTS, aten.addmm, *MEANS, aten.sum)
 
 
-def adds(node: fx.Node, sources: list[fx.Node]) -> bool:
-    """Say whether an operation adds terms that vary."""
+def adds_terms(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Return True if an operation adds terms that vary."""
     return op_packet(node) in ADDING or (op_packet(node) in SUMS and len(sources) > 1)

@@ -1,12 +1,12 @@
-"""Explaining from a layer on: what enters or leaves one of the user's modules as the features.
+"""Split a captured graph at a layer: what enters or leaves a module becomes the features.
 
 SHAP and Captum hook the layer, call the model, and differentiate with respect to what the hook has
 seen. The layers of a rewritten graph are never called, so the graph is cut at the tensors that pass
-there: the trunk leads from the model's inputs to them, the head from them to the output. The head
-is explained like any model, and the hook is given the tensors it would have seen.
+the hook: the prefix leads from the model's inputs to them, the suffix from them to the output. The
+suffix is explained like any model, and the hook gets the tensors that it would have seen.
 
-Where the model goes around the layer, the head takes the model's inputs beside those tensors. They
-differ between sample and reference too and get no attribution, as in SHAP: what goes around is
+If the model has a path around the layer, the suffix also takes the model's inputs. They differ
+between sample and reference too and get no attribution, as in SHAP: what goes around the layer is
 missing from the sum.
 """
 
@@ -24,18 +24,18 @@ from fxshap.capture.captured import Captured
 from fxshap.errors import InputError
 from fxshap.frontend.hook_point import HookPoint
 from fxshap.graph.dataflow import mark_varying, skip_identities, value_dependents
-from fxshap.graph.nodes import tensor_at
+from fxshap.graph.nodes import size_key, tensor_at
 from fxshap.graph.provenance import source_line
 
 
 @dataclass(frozen=True)
 class ModelPrefix:
-    """From the model's inputs to what the head takes.
+    """The part of a model before a layer: from the model's inputs to those of the suffix.
 
     Attributes
     ----------
     module : fx.GraphModule
-        Takes the model's inputs and returns the tensors that pass the place.
+        ``module(*inputs) -> tensors that pass the hook point``.
     weights : dict of str to str
         As in :class:`Captured`.
     """
@@ -45,74 +45,90 @@ class ModelPrefix:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs of the head: what passes the place, and the model's own inputs."""
+        """Return the inputs of the suffix: what passes the hook point, and the model's inputs."""
         for name, path in self.weights.items():
             if hasattr(self.module, name):
                 setattr(self.module, name, tensor_at(model, path).detach())
         return [*self.module(*inputs), *inputs]
 
 
-def split_at_hook_point(captured: Captured, place: HookPoint) -> tuple[ModelPrefix, Captured]:
-    """Cut a captured graph at the tensors that pass a place.
+def split_at_hook_point(captured: Captured, hook_point: HookPoint) -> tuple[ModelPrefix, Captured]:
+    """Cut a captured graph at the tensors that pass a hook point.
 
     Parameters
     ----------
     captured : Captured
-        Its graph returns ``(output, (tensors that pass the place))``.
-    place : Place
+        Its graph returns ``(output, (tensors that pass the hook point))``.
+    hook_point : HookPoint
+        Named in messages.
 
     Returns
     -------
-    trunk : Trunk
-    head : Captured
-        Its first inputs, the ones explained, are the tensors that depend on the model's inputs.
+    prefix : ModelPrefix
+    suffix : Captured
+        Its first inputs, which are explained, are the tensors that depend on the model's inputs.
 
     Raises
     ------
     InputError
-        If none does, or one has not the rows of a batch in its first dimension.
+        If none of the tensors does, or one does not have the rows of the batch in its first
+        dimension.
     """
     graph = mark_varying(captured.module.graph)
     returned: Any = graph.output_node().args[0]
     result, passing = returned
-    sources = {
-        source: None for node in passing if (source := skip_identities(node)).meta["varying"]
-    }
-    check_rows_first(graph, list(sources), place)
-
-    trunk = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    trunk.graph_copy(graph, copies)
-    trunk.output(tuple(copies[source] for source in sources))
-    trunk.eliminate_dead_code()
-
-    head = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    for position, source in enumerate(sources):
-        values[source] = head.placeholder(f"passing_{position}")
-        values[source].meta = dict(source.meta)
-    for node in graph.nodes:
-        if node.op == "placeholder" and node in sources:
-            head.placeholder(str(node.target)).meta = dict(node.meta)
-        elif node.op == "output":
-            head.output(values[result])
-        elif node not in sources:
-            values[node] = head.node_copy(node, values.__getitem__)
-    head.eliminate_dead_code()
-    warn_about_bypasses(head, len(sources), place)
-
+    sources = list(
+        {source: None for node in passing if (source := skip_identities(node)).meta["varying"]}
+    )
+    check_rows_first(graph, sources, hook_point)
+    suffix = suffix_graph(graph, sources, result)
+    warn_about_bypasses(suffix, len(sources), hook_point)
     root = captured.module
-    module = fx.GraphModule(root, head, "Head")
+    prefix = fx.GraphModule(root, prefix_graph(graph, sources), "Prefix")
+    module = fx.GraphModule(root, suffix, "Suffix")
     return (
-        ModelPrefix(fx.GraphModule(root, trunk, "Trunk"), captured.weights),
+        ModelPrefix(prefix, captured.weights),
         replace(captured, module=module, explained=len(sources)),
     )
 
 
-def check_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], place: HookPoint) -> None:
+def prefix_graph(graph: fx.Graph, sources: Sequence[fx.Node]) -> fx.Graph:
+    """Return the part of a graph that leads to some nodes, which it returns."""
+    prefix = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    prefix.graph_copy(graph, copies)
+    prefix.output(tuple(copies[source] for source in sources))
+    prefix.eliminate_dead_code()
+    return prefix
+
+
+def suffix_graph(graph: fx.Graph, sources: Sequence[fx.Node], result: fx.Node) -> fx.Graph:
+    """Return the part of a graph that leads from some nodes to the result.
+
+    Its first inputs replace the nodes, the others are the graph's own.
+    """
+    suffix = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for position, source in enumerate(sources):
+        copies[source] = suffix.placeholder(f"passing_{position}")
+        copies[source].meta = dict(source.meta)
+    for node in graph.nodes:
+        if node.op == "placeholder" and node in copies:  # the model's input itself is a source
+            suffix.placeholder(str(node.target)).meta = dict(node.meta)
+        elif node.op == "output":
+            suffix.output(copies[result])
+        elif node not in copies:
+            copies[node] = suffix.node_copy(node, copies.__getitem__)
+    suffix.eliminate_dead_code()
+    return suffix
+
+
+def check_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], hook_point: HookPoint) -> None:
     """Raise unless every tensor has as many rows as the model's inputs."""
     if not sources:
-        raise InputError(f"{place} cannot be explained: it does not depend on the model's input")
+        raise InputError(
+            f"{hook_point} cannot be explained: it does not depend on the model's input"
+        )
     first = next(node for node in graph.nodes if node.op == "placeholder")
     rows = size_key(first.meta["val"].shape[0])
     for source in sources:
@@ -120,39 +136,35 @@ def check_rows_first(graph: fx.Graph, sources: Sequence[fx.Node], place: HookPoi
         if size_key(shape[0]) != rows:
             sizes = ", ".join("rows" if size_key(size) == rows else str(size) for size in shape)
             raise InputError(
-                f"{place} cannot be explained: its shape is ({sizes}), and attributions need one "
-                "row for every row of the model's input, in the first dimension; choose a module "
-                "before or after the rows are moved"
+                f"{hook_point} cannot be explained: its shape is ({sizes}), and attributions need "
+                "one row for every row of the model's input, in the first dimension; choose a "
+                "module before or after the rows are moved"
             )
 
 
-def size_key(size: int | torch.SymInt) -> Any:
-    """Return what tells two sizes apart, without deciding anything about a symbolic one."""
-    return size.node.expr if isinstance(size, torch.SymInt) else size
-
-
-def warn_about_bypasses(head: fx.Graph, passing: int, place: HookPoint) -> None:
-    """Warn if the output depends on the model's inputs on a way around the place."""
-    placeholders = [node for node in head.nodes if node.op == "placeholder"]
-    around = value_dependents(head, [p for p in placeholders[passing:] if not p.meta.get("bound")])
-    through = value_dependents(head, placeholders[:passing])
-    if head.output_node().args[0] in around:
-        meet = next((node for node in head.nodes if node in around and node in through), None)
+def warn_about_bypasses(suffix: fx.Graph, passing: int, hook_point: HookPoint) -> None:
+    """Warn if the output depends on the model's inputs on a path around the hook point."""
+    placeholders = [node for node in suffix.nodes if node.op == "placeholder"]
+    own_inputs = [p for p in placeholders[passing:] if not p.meta.get("bound")]
+    around = value_dependents(suffix, own_inputs)
+    through = value_dependents(suffix, placeholders[:passing])
+    if suffix.output_node().args[0] in around:
+        meet = next((node for node in suffix.nodes if node in around and node in through), None)
         where = f", to meet it at {source_line(meet)}" if meet is not None else ""
         warnings.warn(
-            f"the model goes around {place}{where}: what goes around gets no attribution, so the "
-            "attributions do not add up to the whole difference of the outputs",
+            f"the model goes around {hook_point}{where}: what goes around gets no attribution, so "
+            "the attributions do not add up to the whole difference of the outputs",
             stacklevel=2,
         )
 
 
 def check_tensor_count(
-    place: HookPoint, passing: Sequence[Tensor], inputs: Sequence[Tensor]
+    hook_point: HookPoint, passing: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> None:
     """Raise if more tensors pass than SHAP has room for: as many as the model has inputs."""
     if len(passing) > len(inputs):
         raise InputError(
-            f"{place} is {len(passing)} tensors, and SHAP keeps attributions of layers for as many "
-            f"tensors as the model has inputs, here {len(inputs)}; explain from there on instead, "
-            "with explainable.from_layer(...), which gives a model with that many inputs"
+            f"{hook_point} is {len(passing)} tensors, and SHAP keeps attributions of layers for as "
+            f"many tensors as the model has inputs, here {len(inputs)}; explain from there on "
+            "instead, with explainable.split_at(...), which gives a model with that many inputs"
         )

@@ -1,4 +1,4 @@
-"""Checks that a captured graph can be explained."""
+"""Passes that change nothing and raise if a captured graph cannot be explained."""
 
 from __future__ import annotations
 
@@ -7,59 +7,85 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
 
 from fxshap.errors import CaptureError
-from fxshap.graph.nodes import call_nodes, op_packet
+from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
+from fxshap.passes.context import Context
 from fxshap.passes.densify_masks import READS
 from fxshap.rules.core.registry import find_rule
 
 aten = torch.ops.aten
 
+#: Products of every group of rows with a matrix of its own.
+GROUPED_PRODUCTS = (aten._grouped_mm, aten._scaled_grouped_mm, aten._scaled_grouped_mm_v2)
 
-def check_static(graph: fx.Graph) -> None:
+
+def check_static(graph: fx.Graph, context: Context) -> fx.Graph:
     """Raise if the input's values become Python numbers or sizes, or regroup the rows."""
-    fixed = constant_sizes(graph)
+    constant = constant_sizes(graph)
     for node in call_nodes(graph):
-        if not node.meta["varying"]:
-            continue
-        remedy = (
-            "stay in tensors of a fixed size, for example with torch.where or a product with a mask"
-        )
-        if op_packet(node) in (aten.item, aten._local_scalar_dense):
-            what = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
-        elif free_unbacked_symbols(node.meta.get("val")) - fixed:
-            what = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
-        elif "grouped_mm" in str(node.target):
-            what = "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)"
-            remedy = (
-                "multiply row by row; a mixture of experts of transformers does after "
-                'model.set_experts_implementation("batched_mm")'
+        if node.meta["varying"] and (problem := dynamic_part(node, constant)) is not None:
+            reason, remedy = problem
+            raise CaptureError(
+                f"the model cannot be captured as one graph: at {source_line(node)}, {reason}; "
+                f"{remedy}"
             )
-        else:
-            continue
-        raise CaptureError(
-            f"the model cannot be captured as one graph: at {source_line(node)}, {what}; {remedy}"
+    return graph
+
+
+def dynamic_part(node: fx.Node, constant: set[Any]) -> tuple[str, str] | None:
+    """Return what in a node depends on values and must not, and a remedy; ``None`` if nothing.
+
+    Parameters
+    ----------
+    node : fx.Node
+        A node that depends on the input.
+    constant : set of sympy.Symbol
+        The unknown sizes that are the same for every input.
+    """
+    stay_static = (
+        "stay in tensors of a fixed size, for example with torch.where or a product with a mask"
+    )
+    if op_packet(node) in (aten.item, aten._local_scalar_dense):
+        reason = "it takes a number out of a tensor (`.item()`, `.tolist()`, `float()`)"
+        return reason, stay_static
+    if free_unbacked_symbols(node.meta.get("val")) - constant:
+        reason = "the size of a tensor depends on values (as in `x[x > 0]` or `.nonzero()`)"
+        return reason, stay_static
+    if is_grouped_product(node):
+        return (
+            "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)",
+            "multiply row by row; a mixture of experts of transformers does after "
+            'model.set_experts_implementation("batched_mm")',
         )
+    return None
+
+
+def is_grouped_product(node: fx.Node) -> bool:
+    """Return True if a node multiplies groups of rows by matrices of their own."""
+    # transformers registers it when it is imported, for types and devices without a kernel.
+    fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    return op_packet(node) in (*GROUPED_PRODUCTS, fallback)
 
 
 def constant_sizes(graph: fx.Graph) -> set[Any]:
-    """Return the sizes that are unknown to torch but the same for every input.
+    """Return the symbols of sizes that are unknown to torch but the same for every input.
 
-    How many places a constant mask holds, for one.
+    An example is the number of True elements of a constant mask.
     """
-    found: set[Any] = set()
+    constant: set[Any] = set()
     for node in call_nodes(graph):
-        by_place = op_packet(node) in (*READS, aten.masked_select)
-        sources = pytree.tree_leaves(node.args[1]) if by_place else node.all_input_nodes
-        if not any(source.meta["varying"] for source in sources if isinstance(source, fx.Node)):
-            found |= free_unbacked_symbols(node.meta.get("val"))
-    return found
+        # How much is read at indices or a mask depends on these, and not on what is read.
+        reads = op_packet(node) in (*READS, aten.masked_select)
+        sources = nodes_in(call_args(node)[1]) if reads else node.all_input_nodes
+        if not any(source.meta["varying"] for source in sources):
+            constant |= free_unbacked_symbols(node.meta.get("val"))
+    return constant
 
 
-def check_deterministic(graph: fx.Graph) -> None:
-    """Raise if what depends on the input is mixed with random numbers."""
+def check_deterministic(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Raise if the graph draws random numbers."""
     for node in call_nodes(graph):
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags and find_rule(node.target) is None:
@@ -68,3 +94,4 @@ def check_deterministic(graph: fx.Graph) -> None:
                 f"{source_line(node)} ({node.target}), so it has no single output to explain; call "
                 "model.eval(), or turn the sampling off"
             )
+    return graph
