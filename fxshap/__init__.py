@@ -20,6 +20,7 @@ from fxshap.errors import (
 from fxshap.integrations.detect import multiplier_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report.report import Report
+from fxshap.runtime.coalitions import Refinement
 from fxshap.verification.result import Verification
 from fxshap.verification.verify import verify
 
@@ -36,6 +37,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "RecognitionError",
+    "Refinement",
     "Report",
     "RuleError",
     "Verification",

@@ -1,9 +1,10 @@
-"""The whole walk as one graph, fused by ``torch.compile``.
+"""The whole backward pass as one graph, compiled by ``torch.compile``.
 
-Rules read their taps several times for every walk, a pass over memory for each small operation.
-Here the walk is traced once, all its rules laid out one after another, and compiled: what is done
-element by element then takes one pass. Weights, taps and what the tape keeps of the references are
-arguments, so one compiled walk serves every state of the weights and all references of one shape.
+Rules read their taps several times in every backward pass, once for each small operation. Here the
+backward pass is traced once, with the operations of all its rules in sequence, and compiled.
+Elementwise operations then take one pass over memory. Weights, taps and what the tape caches of the
+references are arguments, so one compiled function serves every state of the weights and all
+references of one shape.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxshap.autograd.rescale import Endpoints
-from fxshap.autograd.tape import Recording, Taps, split_by_cotangent
+from fxshap.autograd.tape import EndpointBackward, Multipliers, Recording, Taps, split_by_cotangent
 from fxshap.errors import CompileError
 from fxshap.graph.nodes import tensor_at
 from fxshap.rules.core.caching import cached_values, with_cached_values
@@ -27,107 +28,112 @@ from fxshap.rules.core.tracing import tracing_rules
 
 logger = logging.getLogger("fxshap")
 
-Compiled = Callable[..., Sequence[Tensor]]
+CompiledFn = Callable[..., Sequence[Tensor]]
 
 
 class CompiledBackward:
-    """The compiled walks of one capture, one for each kind of arguments.
+    """The compiled backward passes of one capture, one for each kind of arguments.
 
     Parameters
     ----------
-    attribute : fx.GraphModule
-        ``attribute(ends, *inputs) -> output``.
+    rescaled_graph : fx.GraphModule
+        ``rescaled_graph(endpoints, *inputs) -> output``.
     explained : int
         How many of the inputs, the first ones, have multipliers.
     """
 
-    def __init__(self, attribute: fx.GraphModule, explained: int) -> None:
-        self.attribute = attribute
+    def __init__(self, rescaled_graph: fx.GraphModule, explained: int) -> None:
+        self.rescaled_graph = rescaled_graph
         self.explained = explained
-        self.weights = sorted({n.target for n in attribute.graph.nodes if n.op == "get_attr"})
-        self.compiled: dict[Any, Compiled] = {}
+        self.weights = sorted({n.target for n in rescaled_graph.graph.nodes if n.op == "get_attr"})
+        self.functions: dict[Any, CompiledFn] = {}
 
-    def record(self, references: Sequence[Tensor], ends: Endpoints) -> CompiledRecording:
-        """Return what walks between these references, copied for several cotangents, and samples.
+    def record(self, references: Sequence[Tensor], endpoints: Endpoints) -> EndpointBackward:
+        """Return the backward pass between these references and samples.
 
         Parameters
         ----------
         references : sequence of Tensor
-            One tensor an input.
-        ends : Ends
-            Whose `copies` says how many cotangents are walked side by side.
+            One tensor per input.
+        endpoints : Endpoints
+            Its `copies` is the number of cotangents in one batched backward pass.
         """
-        return CompiledRecording(self, references, ends)
+        return CompiledRecording(self, references, endpoints).backward
 
     def __call__(self, copies: int, *arguments: Any) -> Sequence[Tensor] | None:
-        """Walk, with arguments of :func:`walk`; trace and compile the first of each kind.
+        """Run :func:`record_and_backward` compiled; trace and compile each new kind of arguments.
 
-        ``None`` where something does not hold that the compiled walk takes for granted.
+        Return ``None`` if an assumption of the compiled function does not hold.
         """
-        weights = {name: tensor_at(self.attribute, name) for name in self.weights}
+        weights = {name: tensor_at(self.rescaled_graph, name) for name in self.weights}
         leaves, structure = pytree.tree_flatten((weights, *arguments))
         kind = copies, structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
         with torch.no_grad():
-            if kind not in self.compiled:
-                logger.debug("compiles the walk of %d cotangents", copies)
+            if kind not in self.functions:
+                logger.debug("compiles the backward pass of %d cotangents", copies)
                 function = partial(
-                    record_and_backward, self.attribute, self.explained, copies, structure
+                    record_and_backward, self.rescaled_graph, self.explained, copies, structure
                 )
-                self.compiled[kind] = compile_function(function, leaves)
-            *found, unlike = self.compiled[kind](*leaves)
-        return None if unlike else found
+                self.functions[kind] = compile_function(function, leaves)
+            *cotangents, violated = self.functions[kind](*leaves)
+        return None if violated else cotangents
 
 
 class CompiledRecording:
-    """Walks like :class:`fxshap.autograd.tape.Recording`, by a compiled function."""
+    """Like :class:`fxshap.autograd.tape.Recording`, but runs a compiled function."""
 
     def __init__(
-        self, fused: CompiledBackward, references: Sequence[Tensor], ends: Endpoints
+        self, compiled: CompiledBackward, references: Sequence[Tensor], endpoints: Endpoints
     ) -> None:
-        self.fused = fused
+        self.compiled = compiled
         self.references = references
-        self.ends = ends
+        self.endpoints = endpoints
 
-    def walk(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Walk between two ends, with as many cotangents as there are copies."""
+    def backward(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> Multipliers:
+        """Return the multipliers between two endpoints, for one cotangent per copy."""
         copies = len(grads)
-        kept = {name: cached_values(tap) for name, tap in reference.items()}
-        self.ends.refuse_jumps(reference, sample)
-        found = self.fused(copies, self.references, reference, kept, sample, torch.cat(list(grads)))
-        if found is None:
-            return self.careful.walk(reference, sample, grads)
-        return split_by_cotangent(found, copies)
+        cached = {name: cached_values(tap) for name, tap in reference.items()}
+        self.endpoints.check_jumps(reference, sample)
+        grad = torch.cat(list(grads))
+        batched = self.compiled(copies, self.references, reference, cached, sample, grad)
+        if batched is None:
+            return self.fallback.backward(reference, sample, grads)
+        return split_by_cotangent(batched, copies)
 
     @cached_property
-    def careful(self) -> Recording:
-        """What walks where the compiled function takes too much for granted."""
-        return Recording(self.fused.attribute, self.references, self.fused.explained, self.ends)
+    def fallback(self) -> Recording:
+        """The backward pass for inputs on which the compiled function assumes too much."""
+        compiled = self.compiled
+        return Recording(
+            compiled.rescaled_graph, self.references, compiled.explained, self.endpoints
+        )
 
 
 def record_and_backward(
-    attribute: fx.GraphModule,
+    rescaled_graph: fx.GraphModule,
     explained: int,
     copies: int,
     structure: pytree.TreeSpec,
     *leaves: Tensor,
 ) -> Sequence[Tensor]:
-    """Record and walk back at once, as a function of nothing but tensors.
+    """Record and run a backward pass, as a function of tensors only.
 
-    Of the recording only shapes and weights are left in the traced graph. The last of what is
-    returned says whether something holds that the rules take not to.
+    Of the recording, only shapes and weights remain in the traced graph. The last of the returned
+    tensors is True if an assumption of the rules does not hold.
     """
-    weights, references, reference, kept, sample, grad = pytree.tree_unflatten(leaves, structure)
-    run = _WithWeights(attribute, weights).run
-    reference = {name: with_cached_values(tap, kept[name]) for name, tap in reference.items()}
-    first = Recording(run, references, explained, Endpoints())
-    several = (
-        first if copies == 1 else Recording(run, references, explained, first.ends.copied(copies))
-    )
-    several.ends.reference, several.ends.sample = reference, sample
-    # On this thread, as is what the rules are told of tracing.
-    with tracing_rules() as taken, torch.autograd.set_multithreading_enabled(False):
-        found = several.backward(grad)
-    return [*found, torch.stack([grad.new_zeros((), dtype=torch.bool), *taken]).any()]
+    weights, references, reference, cached, sample, grad = pytree.tree_unflatten(leaves, structure)
+    run = _WithWeights(rescaled_graph, weights).run
+    reference = {name: with_cached_values(tap, cached[name]) for name, tap in reference.items()}
+    recording = Recording(run, references, explained, Endpoints())
+    if copies > 1:
+        endpoints = recording.endpoints.for_copies(copies)
+        recording = Recording(run, references, explained, endpoints)
+    recording.endpoints.reference, recording.endpoints.sample = reference, sample
+    # On this thread, like the context variable that `tracing_rules` sets.
+    with tracing_rules() as assumptions, torch.autograd.set_multithreading_enabled(False):
+        cotangents = recording.input_cotangents(grad)
+    violated = torch.stack([grad.new_zeros((), dtype=torch.bool), *assumptions]).any()
+    return [*cotangents, violated]
 
 
 class _WithWeights(fx.Interpreter):
@@ -143,32 +149,32 @@ class _WithWeights(fx.Interpreter):
 
 
 def replace_out_arguments(graph: fx.Graph) -> None:
-    """Turn ``op(..., out=place)`` into a copy: ``torch.compile`` wants such places contiguous."""
+    """Replace ``op(..., out=x)`` by a copy: ``torch.compile`` needs `x` to be contiguous."""
     for node in list(graph.nodes):
         if node.op == "call_function" and "out" in node.kwargs:
             rest = {key: value for key, value in node.kwargs.items() if key != "out"}
-            place = node.kwargs["out"]
+            out = node.kwargs["out"]
             with graph.inserting_before(node):
-                found = graph.call_function(node.target.overloadpacket, node.args, rest)
-                copied = graph.call_function(torch.ops.aten.copy_.default, (place, found))
+                result = graph.call_function(node.target.overloadpacket, node.args, rest)
+                copied = graph.call_function(torch.ops.aten.copy_.default, (out, result))
             node.replace_all_uses_with(copied)
             graph.erase_node(node)
 
 
-def compile_function(function: Callable[..., Any], leaves: Sequence[Tensor]) -> Compiled:
+def compile_function(function: Callable[..., Any], leaves: Sequence[Tensor]) -> CompiledFn:
     """Trace a function of tensors and compile the graph."""
-    # Other tensors than the taps themselves: a tracer must not find what is kept on them.
+    # Not the taps themselves: the tracer must not find the values that are cached for them.
     traced = make_fx(function)(*[x.detach().clone() for x in leaves])
     replace_out_arguments(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    fast: Compiled = torch.compile(traced, fullgraph=True, dynamic=False)
+    compiled: CompiledFn = torch.compile(traced, fullgraph=True, dynamic=False)
     try:
-        fast(*leaves)
+        compiled(*leaves)
     except Exception as error:
         raise CompileError(
-            "torch.compile could not compile the walk; compile=True needs a C++ compiler (g++ or "
-            "clang) on the CPU and Triton on a GPU. Without compile=True nothing is compiled. "
-            f"What torch says: {str(error).strip().splitlines()[0]}"
+            "torch.compile could not compile the backward pass; compile=True needs a C++ compiler "
+            "(g++ or clang) on the CPU and Triton on a GPU. Without compile=True nothing is "
+            f"compiled. torch says: {str(error).strip().splitlines()[0]}"
         ) from error
-    return fast
+    return compiled

@@ -1,8 +1,8 @@
-"""The one autograd function: forward runs an operation, backward asks its rule.
+"""The autograd function of the rescale rule: forward runs an operation, backward calls its rule.
 
-`rescale` stands in the rewritten graph where a nonlinear operation stood. Its backward pass is a
-multiplier over the finite difference between two ends, not a derivative at a point. Both ends are
-read from an :class:`Ends` at backward time, so one recorded graph serves every pair of ends.
+In the rescaled graph, `rescale` replaces every nonlinear operation. Its backward pass multiplies by
+a finite difference between two endpoints instead of a derivative at a point. Both endpoints are
+read from an :class:`Endpoints` at backward time, so one recorded graph serves every pair.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from fxshap.rules.smoothed_activations import activation, no_variance, variance
 
 
 class Endpoints:
-    """The two ends of a walk: what every nonlinear operation receives at each of them.
+    """What every nonlinear operation receives at the reference and at the sample.
 
     Attributes
     ----------
     reference, sample : dict of str to Tensor
-        The varying arguments of the rewritten operations, by the name of the graph node that made
-        them. `rescale` fills `reference`; whoever walks fills `sample`, with as many rows or one.
+        The varying arguments of the rescaled operations, by the name of the graph node that
+        computes them. `rescale` fills `reference`. The caller of a backward pass fills `sample`,
+        with as many rows or one.
     operations : dict of str to Operation
-        The rewritten operations, with constants of as many rows as there are references.
+        The rescaled operations, with constants of as many rows as there are references.
     jumps : list of (Operation, tuple of str)
-        Operations that depend on the input through integers or booleans alone, and their taps.
+        Operations that depend on the input only through integers or booleans, and their taps.
     copies : int
-        How many copies of the references the graph is recorded on, each for a cotangent of its own.
+        How many copies of the references the graph is recorded on, one for each cotangent.
     """
 
     def __init__(self) -> None:
@@ -48,14 +49,15 @@ class Endpoints:
         self.jumps: list[tuple[Operation, tuple[str, ...]]] = []
         self.copies = 1
 
-    def copied(self, copies: int) -> Endpoints:
-        """Return ends to record `copies` copies of the same references on."""
-        ends = Endpoints()
-        ends.operations, ends.jumps, ends.copies = self.operations, self.jumps, copies
-        return ends
+    def for_copies(self, copies: int) -> Endpoints:
+        """Return endpoints for a recording on `copies` copies of the same references."""
+        endpoints = Endpoints()
+        endpoints.operations, endpoints.jumps = self.operations, self.jumps
+        endpoints.copies = copies
+        return endpoints
 
-    def refuse_jumps(self, reference: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> None:
-        """Raise if integers or booleans that no multiplier can follow differ between two ends."""
+    def check_jumps(self, reference: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> None:
+        """Raise if integers or booleans without a multiplier differ between the endpoints."""
         for operation, taps in self.jumps:
             if any(bool((sample[tap] != reference[tap]).any()) for tap in taps):
                 raise RuleError(
@@ -67,7 +69,7 @@ class Endpoints:
 
 
 def rescale(
-    ends: Endpoints,
+    endpoints: Endpoints,
     name: str,
     taps: dict[int, str],
     rows: tuple[int, ...],
@@ -75,16 +77,16 @@ def rescale(
     *args: Any,
     **kwargs: Any,
 ) -> Output:
-    """Run ``target(*args, **kwargs)``, with a multiplier for a derivative.
+    """Run ``target(*args, **kwargs)``, with a multiplier instead of a derivative.
 
     Parameters
     ----------
-    ends : Ends
-        Where the two ends are kept.
+    endpoints : Endpoints
+        Where the values at both endpoints are stored.
     name : str
-        Name of the rewritten node.
+        Name of the rescaled node.
     taps : dict of int to str
-        For each varying argument, its place among the flattened arguments and its tap.
+        For each varying argument, its position among the flattened arguments and its tap.
     rows : tuple of int
         Batch dimension of each varying argument and of each output.
     target : operator
@@ -94,19 +96,19 @@ def rescale(
         target, args, kwargs, slots=tuple(taps), name=name, rows=rows
     )
     apply: Callable[..., Output] = _Rescale.apply
-    output = apply(ends, operation, tuple(taps.values()), *varying)
+    output = apply(endpoints, operation, tuple(taps.values()), *varying)
     return output
 
 
 def rescale_variance(
-    ends: Endpoints, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
+    endpoints: Endpoints, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
 ) -> Output:
     """Rescale :func:`fxshap.rules.smoothed_activations.variance`, which is no operator."""
-    return rescale(ends, name, taps, rows, variance, x)
+    return rescale(endpoints, name, taps, rows, variance, x)
 
 
 def rescale_activation(
-    ends: Endpoints,
+    endpoints: Endpoints,
     name: str,
     taps: dict[int, str],
     rows: tuple[int, ...],
@@ -117,13 +119,13 @@ def rescale_activation(
     **kwargs: Any,
 ) -> Output:
     """Rescale :func:`fxshap.rules.smoothed_activations.activation` of an operator."""
-    output = rescale(ends, name, taps, rows, activation, z, v, target, *args, **kwargs)
+    output = rescale(endpoints, name, taps, rows, activation, z, v, target, *args, **kwargs)
     _, variance_tap = taps.values()
-    ends.reference[variance_tap] = no_variance(v)  # zeros, for which no memory is needed
+    endpoints.reference[variance_tap] = no_variance(v)  # zeros, which take no memory
     return output
 
 
-#: What rescales a function that is no operator.
+#: For functions that are no operators, what rescales them.
 RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
     variance: rescale_variance,
     activation: rescale_activation,
@@ -133,17 +135,28 @@ RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
 class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, ends: Endpoints, operation: Operation, taps: tuple[str, ...], *varying: Tensor
+        ctx: Any,
+        endpoints: Endpoints,
+        operation: Operation,
+        taps: tuple[str, ...],
+        *varying: Tensor,
     ) -> Output:
-        if ends.copies == 1:
-            # Detached: with their history they would hold on to the graph that holds on to `ends`.
-            ends.reference.update(zip(taps, (value.detach() for value in varying), strict=True))
-            ends.operations[operation.name] = operation
+        if endpoints.copies == 1:
+            # Detached: with their history they would keep alive the graph, which refers to
+            # `endpoints`.
+            endpoints.reference.update(
+                zip(taps, (value.detach() for value in varying), strict=True)
+            )
+            endpoints.operations[operation.name] = operation
             if not any(map(differentiable, varying)):
-                ends.jumps.append((operation, taps))
-            elif not choose_rule(operation, varying).closed:
+                endpoints.jumps.append((operation, taps))
+            elif not choose_rule(operation, varying).closed_form:
                 check_differentiable(operation, varying)
-        ctx.ends, ctx.operation, ctx.taps = ends, ends.operations[operation.name], taps
+        ctx.endpoints, ctx.operation, ctx.taps = (
+            endpoints,
+            endpoints.operations[operation.name],
+            taps,
+        )
         ctx.set_materialize_grads(False)
         output = operation(*varying)
         outputs = (output,) if isinstance(output, Tensor) else output
@@ -153,13 +166,15 @@ class _Rescale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor | None) -> tuple[Any, ...]:
         operation: Operation = ctx.operation
-        reference = [ctx.ends.reference[tap] for tap in ctx.taps]
+        reference = [ctx.endpoints.reference[tap] for tap in ctx.taps]
         if all(g is None for g in grad):
             return (None, None, None, *[None] * len(reference))
-        sample = [ctx.ends.sample[tap] for tap in ctx.taps]
+        sample = [ctx.endpoints.sample[tap] for tap in ctx.taps]
         cotangent = grad[0] if len(grad) == 1 else grad
-        if ctx.ends.copies > 1:
-            found = apply_rule_batched(operation, reference, sample, cotangent, ctx.ends.copies)
+        if ctx.endpoints.copies > 1:
+            found = apply_rule_batched(
+                operation, reference, sample, cotangent, ctx.endpoints.copies
+            )
         else:
             found = apply_rule(operation, reference, sample, cotangent)
         return (None, None, None, *found)

@@ -1,49 +1,88 @@
-"""The arguments of a call, taken apart: tensors to explain, tensors that go along, and the rest.
+"""The arguments of a call, flattened once: explained tensors, bound tensors, and constants.
 
 A graph takes tensors with a row for every row of the batch. Of the arguments of a call, however
-nested, those that record a gradient are explained; the other tensors are bound: they go along, the
-same for sample and reference. A tensor without the rows of the batch is given to the graph repeated
-for every row, and taken from the first. Everything else is part of the graph.
+nested, those that record a gradient are explained. The other tensors are bound: they are inputs of
+the graph too, and equal for sample and reference. A tensor without the rows of the batch enters the
+graph repeated for every row, and is taken from the first row. All other arguments are constants of
+the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.errors import InputError
+from fxshap.frontend.entry import expand_bound
+from fxshap.frontend.inputs import has_rows
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an explainable model.
+
+    Attributes
+    ----------
+    args : tuple
+    kwargs : dict
+    leaves : list
+        The arguments, flattened.
+    spec : TreeSpec
+        How they are nested, as ``(args, kwargs)``.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Flatten the arguments of a call."""
+        leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        return cls(tuple(args), dict(kwargs), leaves, spec)
+
+    def expand(self, bound: Mapping[str, Any], pairs: bool = False) -> dict[str, Any]:
+        """Return the bound arguments that the call does not give, with as many rows as it has.
+
+        Parameters
+        ----------
+        bound : mapping
+        pairs : bool
+            Whether the rows of the call are ``[samples; references]``.
+        """
+        rest = {name: value for name, value in bound.items() if name not in self.kwargs}
+        like = next(filter(has_rows, self.leaves), None)
+        return rest if like is None else expand_bound(rest, like, pairs)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one argument is found again.
+    """Where one argument of a call is found again.
 
     Attributes
     ----------
-    name : str
-        What it is called in messages.
     index : int or None
-        Its place among the tensors; ``None`` for `constant`.
-    whole : bool
+        Its index among the tensors; ``None`` for a constant.
+    shared : bool
         Whether it is the same tensor for all rows.
     constant : object
         An argument that is no tensor.
     """
 
-    name: str
     index: int | None = None
-    whole: bool = False
+    shared: bool = False
     constant: Any = None
 
     def value(self, tensors: Sequence[Tensor]) -> Any:
         """Return the argument."""
         if self.index is None:
             return self.constant
-        return tensors[self.index][0] if self.whole else tensors[self.index]
+        return tensors[self.index][0] if self.shared else tensors[self.index]
 
 
 @dataclass(frozen=True)
@@ -53,82 +92,97 @@ class CallTemplate:
     Attributes
     ----------
     slots : tuple of Slot
-        Where every argument is found again.
-    spec : TreeSpec
+        Where every argument is found again: those of the call, then those that are bound.
+    spec, bound_spec : TreeSpec
         How they are nested.
     """
 
     slots: tuple[Slot, ...]
     spec: pytree.TreeSpec
+    bound_spec: pytree.TreeSpec
 
     def call(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         """Call a function with these arguments and tensors."""
-        leaves = [slot.value(tensors) for slot in self.slots]
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        return function(*args, **kwargs)
+        args, kwargs, bound = self._unflatten([slot.value(tensors) for slot in self.slots])
+        return function(*args, **bound, **kwargs)
+
+    def name_of(self, index: int) -> str:
+        """Return the name of a tensor for messages, such as "input 0" or "'mask'"."""
+        args, kwargs, bound = self._unflatten(self.slots)
+        paths, _ = pytree.tree_flatten_with_path((args, {**bound, **kwargs}))
+        return next(argument_name(path) for path, slot in paths if slot.index == index)
+
+    def _unflatten(self, leaves: Sequence[Any]) -> Iterator[Any]:
+        count = self.spec.num_leaves
+        yield from pytree.tree_unflatten(list(leaves[:count]), self.spec)
+        yield pytree.tree_unflatten(list(leaves[count:]), self.bound_spec)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of one call.
+    """The arguments of one call, as the inputs of a graph.
 
     Attributes
     ----------
     tensors : list of Tensor
-        With as many rows each; first those to explain.
+        With as many rows each; first those that are explained.
     explained : int
-        How many are to be explained.
-    form : Form
+        How many are explained.
+    template : CallTemplate
         Everything else.
     """
 
     tensors: list[Tensor]
     explained: int
-    form: CallTemplate
+    template: CallTemplate
 
     @classmethod
     def of(
-        cls, args: Sequence[Any], kwargs: Mapping[str, Any], explain: Callable[[Any], bool]
+        cls, call: Call, bound: Mapping[str, Any], is_explained: Callable[[Any], bool]
     ) -> Arguments:
-        """Take the arguments of a call apart.
+        """Sort the arguments of a call into explained tensors, bound tensors and constants.
 
         Parameters
         ----------
-        args : sequence
-        kwargs : mapping
-        explain : callable
-            Says whether an argument is to be explained.
+        call : Call
+        bound : mapping
+            Arguments that the call does not give, which are never explained.
+        is_explained : callable
+            Returns True if an argument of the call is explained.
         """
-        (tree, spec) = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
-        chosen = [place for place, (_, value) in enumerate(tree) if explain(value)]
-        along = [
-            place
-            for place, (_, value) in enumerate(tree)
-            if place not in chosen and isinstance(value, Tensor)
+        bound_leaves, bound_spec = pytree.tree_flatten(dict(bound))
+        leaves = [*call.leaves, *bound_leaves]
+        explained = [index for index, value in enumerate(call.leaves) if is_explained(value)]
+        others = [
+            index
+            for index, value in enumerate(leaves)
+            if isinstance(value, Tensor) and index not in explained
         ]
-        rows = len(tree[chosen[0]][1]) if chosen else 0
-        tensors, slots = [], [Slot(argument_name(path), constant=value) for path, value in tree]
-        for index, place in enumerate([*chosen, *along]):
-            value = tree[place][1]
-            whole = index >= len(chosen) and (value.dim() == 0 or len(value) != rows)
-            tensors.append(value.expand(rows, *value.shape) if whole else value)
-            slots[place] = Slot(argument_name(tree[place][0]), index, whole)
-        return cls(tensors, len(chosen), CallTemplate(tuple(slots), spec))
+        rows = len(leaves[explained[0]]) if explained else 0
+        tensors, slots = [], [Slot(constant=value) for value in leaves]
+        for position, index in enumerate([*explained, *others]):
+            value = leaves[index]
+            is_bound = position >= len(explained)
+            shared = is_bound and (value.dim() == 0 or len(value) != rows)
+            tensors.append(value.expand(rows, *value.shape) if shared else value)
+            slots[index] = Slot(position, shared)
+        return cls(tensors, len(explained), CallTemplate(tuple(slots), call.spec, bound_spec))
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What two calls have in common if one graph serves both."""
-        slots = [(slot.index, slot.whole, repr(slot.constant)) for slot in self.form.slots]
+        template = self.template
+        slots = [(slot.index, slot.shared, repr(slot.constant)) for slot in template.slots]
         facts = [(x.shape[1:], x.dtype, x.device) for x in self.tensors]
-        return (self.form.spec, self.explained, *slots, *facts)
+        return (template.spec, template.bound_spec, self.explained, *slots, *facts)
 
-    def halves(self) -> tuple[list[Tensor], list[Tensor]]:
+    def halves(self) -> tuple[Arguments, Arguments]:
         """Split rows into those of the samples and those of the references.
 
         Raises
         ------
         InputError
-            If there are none or not pairs of them, or a tensor that is bound differs within one.
+            If there are no rows, or they are not pairs, or a bound tensor differs within a pair.
         """
         rows = [len(x) for x in self.tensors]
         if not rows[0]:
@@ -139,18 +193,18 @@ class Arguments:
                 f"{', '.join(map(str, rows))} rows"
             )
         pairs = [x.detach().chunk(2) for x in self.tensors]
-        names = {slot.index: slot.name for slot in self.form.slots}
         for index, (sample, reference) in enumerate(pairs[self.explained :], self.explained):
             if not sample.equal(reference):
                 raise InputError(
-                    f"{names[index]} is not explained, as it records no gradient, but differs "
-                    "between samples and references; give both the same"
+                    f"{self.template.name_of(index)} is not explained, as it records no gradient, "
+                    "but differs between samples and references; give both the same"
                 )
-        return [sample for sample, _ in pairs], [reference for _, reference in pairs]
+        samples, references = ([pair[half] for pair in pairs] for half in (0, 1))
+        return replace(self, tensors=samples), replace(self, tensors=references)
 
 
 def argument_name(path: pytree.KeyPath) -> str:
-    """Name an argument: 'input 0' for the first, "'mask'" for a keyword."""
+    """Return the name of an argument from its path in ``(args, kwargs)``."""
     _, first, *rest = path
     inner = pytree.keystr(tuple(rest))
     if isinstance(first, pytree.SequenceKey):

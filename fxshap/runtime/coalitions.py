@@ -1,18 +1,20 @@
 """Coalition refinement: nearer to the exact Shapley values than one pass, and as additive.
 
-Put the features in an order, cut it into blocks, and walk from the reference to the sample in
-segments, each of which switches one block. Every feature gets the multipliers of the segment that
-switched it. This adds up exactly, for the differences telescope. The same blocks are walked in the
-reversed order too, so that both ends count alike: with two blocks, a coalition and its complement.
+The features are put in an order that is cut into blocks. The backward passes go from the reference
+to the sample in segments, each of which switches one block. Every feature gets the multipliers of
+the segment that switched it. This is exactly additive, because the differences telescope. The same
+blocks are also used in the reversed order, so that both endpoints count alike. With two blocks, a
+chain is a coalition and its complement.
 
 A pass errs in how it shares among the features that it switches together. One pass switches all
-pairs of features together, a chain only the share P that is within a block. What the chains have
-changed is therefore worth more of the same:
+pairs of features together, a chain only the share P of the pairs that lie within a block. The
+change that the chains have made is therefore extrapolated:
 
     phi = chains + w (chains - one pass),  w = trust P / (1 - P)
 
-is as additive, for the weights sum to one. It also magnifies what the draw of the blocks leaves to
-chance, so `trust` grows with the number of chains. The docs page on refinement has what was tried.
+This is as additive, because the weights sum to one. It also magnifies the variance that comes from
+drawing the blocks, so `trust` grows with the number of chains. The page on refinement in the
+documentation lists what was tried.
 """
 
 from __future__ import annotations
@@ -27,19 +29,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxshap.autograd.tape import Taps
+from fxshap.autograd.tape import Multipliers, Taps
 from fxshap.errors import InputError, OptionError
 
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
-#: For every cotangent the multipliers of each input.
-Multipliers = list[list[Tensor]]
-#: A number for every feature, or a mask of them: one tensor an input, which broadcasts against it.
+#: A number for every feature, or a mask of them: one tensor per input, which broadcasts to it.
 Features = list[Tensor]
 
-#: A chain has L blocks once there are LONGER * L**3 pairs of coalitions over all references: longer
-#: chains are nearer, but there are fewer of them for the same time, and chance counts for more.
+#: A chain has L blocks once there are LONGER * L**3 pairs of coalitions over all references. Longer
+#: chains are nearer, but there are fewer of them in the same time, and their variance is larger.
 LONGER = 2
-#: The most that a difference from one pass is trusted, and for how many chains by half of that.
+#: The largest trust in the change from one pass, and the number of chains that earns half of it.
 MAX_TRUST, HALF_TRUST = 0.6, 24
 
 
@@ -52,9 +52,9 @@ class CoalitionChains:
     blocks : int
         How many blocks a chain has.
     drawn : list of (list of Tensor)
-        For every chain the block that each feature is in, counted from 0.
+        For every chain the block of each feature, counted from 0.
     weight : Tensor
-        How far to go on in the direction of what the chains have changed, for every reference.
+        For every reference, the weight w of the extrapolation.
     """
 
     blocks: int
@@ -67,44 +67,54 @@ class CoalitionChains:
         return replace(self, drawn=drawn, weight=self.weight[rows])
 
     @property
-    def walks(self) -> int:
-        """How many walks they take."""
-        return 2 * self.blocks * len(self.drawn) + self.go_on
+    def backward_passes(self) -> int:
+        """How many backward passes the chains take."""
+        return 2 * self.blocks * len(self.drawn) + self.needs_one_pass
 
     @property
-    def go_on(self) -> bool:
-        """Whether one pass is needed too."""
+    def needs_one_pass(self) -> bool:
+        """Whether one pass over all features is needed too."""
         return bool(self.weight.any()) or not self.drawn
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """How to refine.
+    """How to refine: how many coalitions to draw, and of what.
 
     Attributes
     ----------
     pairs : int
-        Complementary pairs of coalitions for every reference, or as many walks in longer chains;
-        0 for one pass.
+        Complementary pairs of coalitions for every reference, or as many backward passes in longer
+        chains; 0 for one pass.
     seed : int
-        Seed of the coalitions.
-    feature_dims : sequence of int, or of one such sequence an input, optional
-        The dimensions of an input that index features.
-    progress : bool
-        Whether to tell those who wait.
-    variances : bool
-        Whether activations take the variances of the sums before them into account.
+        Seed of the coalitions: the same call gives the same values.
+    feature_dims : sequence of int, or of one such sequence per input, optional
+        The dimensions of an input, counted with the batch as 0, that index its features. What
+        differs in other dimensions, such as the channels of a pixel or the embedding of a token, is
+        one feature. By default (2, 3) for 4-d inputs, otherwise all. For token embeddings of shape
+        (rows, tokens, width) and one-hot sequences it is (1,) or (2,).
+
+    Raises
+    ------
+    OptionError
+        If `pairs` is not a number, or `seed` is given without coalitions to draw.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU())
+    >>> explainable = fxshap.make_explainable(model, refine=fxshap.Refinement(4, seed=1))
     """
 
-    pairs: int = 0
+    pairs: int
     seed: int = 0
     feature_dims: FeatureDims = None
-    progress: bool = True
-    variances: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pairs, int) or self.pairs < 0:
+        if not isinstance(self.pairs, int) or isinstance(self.pairs, bool) or self.pairs < 0:
             raise OptionError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
+        if self.seed and not self.pairs:
+            raise OptionError("seed has no effect without coalitions; give pairs of 1 or more")
 
     def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> CoalitionChains:
         """Draw the chains of one call, the same for the same inputs.
@@ -112,7 +122,7 @@ class Refinement:
         Parameters
         ----------
         samples, references : sequence of Tensor
-            One tensor an input, of shapes (rows or 1, ...) and (rows, ...).
+            One tensor per input, of shapes (rows or 1, ...) and (rows, ...).
         """
         dims = dims_of_inputs(references, self.feature_dims)
         if not self.pairs:
@@ -129,7 +139,7 @@ class Refinement:
         sizes = [mask[0].numel() for mask in differ]
         together = share_together(flat.sum(1), blocks)
         total = chains * len(flat)
-        # One chain a reference leaves too much to chance: some networks were then farther.
+        # The variance of one chain per reference is too large: some networks were then farther.
         trust = MAX_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
         return CoalitionChains(
             blocks,
@@ -144,7 +154,7 @@ class Refinement:
         )
 
 
-ONE_PASS = Refinement()
+ONE_PASS = Refinement(0)
 
 
 def default_dims(x: Tensor) -> tuple[int, ...]:
@@ -179,7 +189,7 @@ def chosen_dims(x: Tensor, dims: Any) -> tuple[int, ...]:
 
 
 def any_over(mask: Tensor, dims: list[int]) -> Tensor:
-    """Logical or over dimensions, kept as ones; with no dimensions the mask itself."""
+    """Return the logical or over dimensions, which become 1; without any, the mask itself."""
     return mask.any(dims, keepdim=True) if dims else mask
 
 
@@ -213,12 +223,12 @@ def share_together(features: Tensor, blocks: int) -> Tensor:
 def balanced_scores(
     features: int, blocks: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
-    """Draw scores of the features again and again, such that they part all pairs equally often.
+    """Yield scores of the features that separate all pairs of features equally often.
 
     The halves above and below the median are rows of a Hadamard matrix (of Sylvester's form: the
     sign at (i, j) is the parity of the bits that i and j share), in which all columns are
-    orthogonal; those within the halves are other rows, and so on. When all rows have been used the
-    features get other columns.
+    orthogonal. The halves within the halves are other rows, and so on. When all rows have been
+    used, the features get other columns.
     """
     size = 1 << features.bit_length()
     halvings = [0.5**level for level in range((blocks - 1).bit_length())]
@@ -229,12 +239,12 @@ def balanced_scores(
             signs = (1 - 2.0 * (np.bitwise_count(row & columns) % 2) for row in rows)
             yield sum(
                 (half * sign for half, sign in zip(halvings, signs, strict=True)),
-                start=halvings[-1] * rng.random(features),  # who goes where the halves are uneven
+                start=halvings[-1] * rng.random(features),  # decides uneven halves
             )
 
 
 def draw_blocks(differ: Tensor, blocks: int, scores: Iterator[NDArray[np.float64]]) -> Tensor:
-    """Put the features that differ into blocks of even size; the others go into the last.
+    """Put the features that differ into blocks of equal size, and the others into the last block.
 
     Parameters
     ----------
@@ -242,7 +252,7 @@ def draw_blocks(differ: Tensor, blocks: int, scores: Iterator[NDArray[np.float64
         Booleans of shape (references, features).
     blocks : int
     scores : iterator
-        Gives the scores of the features for one reference after another.
+        Yields the scores of the features for one reference after another.
 
     Returns
     -------
@@ -258,74 +268,67 @@ def draw_blocks(differ: Tensor, blocks: int, scores: Iterator[NDArray[np.float64
 
 @dataclass(frozen=True)
 class CoalitionPasses:
-    """What refinement asks of the two ends of a call.
+    """The functions and endpoints that refinement needs.
 
     Attributes
     ----------
-    observe : callable
+    tapped : callable
         Returns the taps of each of several points.
-    walks : callable
-        ``walks(start, end)`` returns the multipliers between the taps of two points.
+    backward : callable
+        ``backward(start, end)`` returns the multipliers between the taps of two points.
     samples, references : sequence of Tensor
-        The two ends, one tensor an input.
+        The two endpoints, one tensor per input.
     sample, reference : dict of str to Tensor
         Their taps.
     """
 
-    observe: Callable[[list[list[Tensor]]], list[Taps]]
-    walks: Callable[[Taps, Taps], Multipliers]
+    tapped: Callable[[list[list[Tensor]]], list[Taps]]
+    backward: Callable[[Taps, Taps], Multipliers]
     samples: Sequence[Tensor]
     references: Sequence[Tensor]
     sample: Taps
     reference: Taps
 
+    def hybrid(self, order: Features, last: int) -> list[Tensor]:
+        """Return the reference with the blocks up to `last` from the sample."""
+        return [
+            torch.where(block <= last, x, r)
+            for block, x, r in zip(order, self.samples, self.references, strict=True)
+        ]
 
-def refined_multipliers(walker: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
-    """Return the multipliers of one pass, or those of the chains beyond it.
 
-    Parameters
-    ----------
-    walker : Walker
-    chains : Chains
-    """
+def refined_multipliers(passes: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
+    """Return the multipliers of the chains, extrapolated from one pass; or those of one pass."""
     if not chains.drawn:
-        return walker.walks(walker.reference, walker.sample)
-    found = mean_of_chains(walker, chains)
-    if not chains.go_on:
-        return found
-    one_pass = walker.walks(walker.reference, walker.sample)
-    for mean, one in zip(found, one_pass, strict=True):
+        return passes.backward(passes.reference, passes.sample)
+    refined = mean_of_chains(passes, chains)
+    if not chains.needs_one_pass:
+        return refined
+    one_pass = passes.backward(passes.reference, passes.sample)
+    for mean, one in zip(refined, one_pass, strict=True):
         for a, b in zip(mean, one, strict=True):
             weight = chains.weight.to(a).reshape(-1, *[1] * (a.dim() - 1))
             a.add_(weight * (a - b))
-    return found
+    return refined
 
 
-def mean_of_chains(walker: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
-    """Average the multipliers over the chains, each walked in both orders."""
+def mean_of_chains(passes: CoalitionPasses, chains: CoalitionChains) -> Multipliers:
+    """Average the multipliers over the chains, each in both orders."""
     totals: Multipliers = []
     for drawn in chains.drawn:
         orders = drawn, [chains.blocks - 1 - block for block in drawn]
-        starts = [walker.reference] * 2
+        starts = [passes.reference] * 2
         for last in range(chains.blocks):
             ends = (
-                [walker.sample] * 2
+                [passes.sample] * 2
                 if last == chains.blocks - 1
-                else walker.observe([hybrid(walker, order, last) for order in orders])
+                else passes.tapped([passes.hybrid(order, last) for order in orders])
             )
             for order, start, end in zip(orders, starts, ends, strict=True):
-                found = walker.walks(start, end)
-                totals = totals or [[torch.zeros_like(a) for a in inputs] for inputs in found]
-                for total, inputs in zip(totals, found, strict=True):
+                multipliers = passes.backward(start, end)
+                totals = totals or [[torch.zeros_like(a) for a in inputs] for inputs in multipliers]
+                for total, inputs in zip(totals, multipliers, strict=True):
                     for sum_, a, block in zip(total, inputs, order, strict=True):
                         sum_ += torch.where(block == last, a, 0.0)
             starts = ends
     return [[sum_.div_(2 * len(chains.drawn)) for sum_ in total] for total in totals]
-
-
-def hybrid(walker: CoalitionPasses, order: Features, last: int) -> list[Tensor]:
-    """Return the reference with the blocks up to `last` from the sample."""
-    return [
-        torch.where(block <= last, x, r)
-        for block, x, r in zip(order, walker.samples, walker.references, strict=True)
-    ]

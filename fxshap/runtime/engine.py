@@ -1,34 +1,29 @@
-"""One capture of a model, the tape of its latest references, and the walks over it."""
+"""One capture of a model, the tape of its latest references, and the backward passes over it."""
 
 from __future__ import annotations
 
-import cmath
 import logging
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxshap.autograd.compiled import CompiledBackward
-from fxshap.autograd.tape import BackwardFn, Taps
-from fxshap.capture.captured import Captured
-from fxshap.frontend.inputs import check_finite, check_finite_weights
+from fxshap.autograd.tape import BackwardFn
+from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
-from fxshap.graph.nodes import tensor_at
-from fxshap.passes.pipeline import RewrittenModel, rewrite
 from fxshap.passes.split_at_layer import ModelPrefix
-from fxshap.rules.smoothed_activations import no_variance
 from fxshap.runtime.batching import BatchLayout, check_densified, probe_layout
-from fxshap.runtime.coalitions import Refinement
+from fxshap.runtime.options import Options
 from fxshap.runtime.pairs import SampleReferencePairs
 from fxshap.runtime.prefetch import EMPTY_CACHE, MultiplierCache
-from fxshap.runtime.references import ReferenceBatchSize, References, rows_that_fit
+from fxshap.runtime.program import Program
+from fxshap.runtime.references import References, rows_that_fit
 
 logger = logging.getLogger("fxshap")
 
-#: References on which what is computed at all places is compared with what the model computes.
+#: References on which densified masked operations are compared with the model's own.
 COMPARED_ROWS = 16
 
 
@@ -37,187 +32,108 @@ class Engine:
 
     Parameters
     ----------
-    model : nn.Module
-    captured : Captured
-        The model's graph, or the head of it.
-    refinement : Refinement
-        How many coalitions to walk through.
-    reference_chunk : int or "auto"
-        How many references go onto one tape.
-    trunk : Trunk, optional
-        What leads to the head.
-    compile : bool
-        Whether to compile the walks.
+    program : Program
+        The graphs of the model, or of its suffix.
+    options : Options
+    prefix : ModelPrefix, optional
+        Leads from the model's inputs to the inputs of the program.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        captured: Captured,
-        refinement: Refinement,
-        reference_chunk: ReferenceBatchSize,
-        trunk: ModelPrefix | None = None,
-        compile: bool = False,
+        self, program: Program, options: Options, prefix: ModelPrefix | None = None
     ) -> None:
-        self.model = model
-        self.captured = captured
-        self.refinement = refinement
-        self.reference_chunk = reference_chunk
-        self.trunk = trunk
-        self.rewritten: RewrittenModel = rewrite(self.captured, refinement.variances)
-        self.fused = (
-            CompiledBackward(self.rewritten.rescaled_graph, captured.explained) if compile else None
-        )
+        self.program = program
+        self.options = options
+        self.prefix = prefix
         self.layout: BatchLayout | None = None
         self.references: References | None = None
-        self.references_key: tuple[Any, ...] = ()
-        self.answers = EMPTY_CACHE
-        self.version: tuple[Any, ...] = ()
-        self.asked: Hashable = None
-        self.sums: tuple[complex, ...] = ()
+        self.references_version: tuple[Any, ...] = ()
+        self.cache = EMPTY_CACHE
 
-    def enter(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return what the graph takes for inputs of the model."""
-        return list(inputs) if self.trunk is None else self.trunk(self.model, inputs)
+    def program_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs of the program for inputs of the model."""
+        return list(inputs) if self.prefix is None else self.prefix(self.program.model, inputs)
 
     def explain(
-        self, samples: Sequence[Tensor], references: Sequence[Tensor], asked: Hashable
+        self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
     ) -> tuple[BackwardFn, Tensor]:
-        """Return the walk that gives multipliers, and the outputs of both ends.
+        """Return the backward pass that gives multipliers, and the outputs at both endpoints.
 
         Parameters
         ----------
         samples, references : sequence of Tensor
-            One tensor an input of the graph, with as many rows each.
-        asked : hashable
-            Tells one explanation, of many calls, from the next.
+            One tensor per input of the program, with as many rows each.
+        explanation : hashable
+            Identifies one explanation, of many calls.
         """
-        version = self.bind_weights(asked)
+        version = self.program.bind_weights(explanation)
         if all(bool((x == x[:1]).all()) for x in samples):
             samples = [x[:1] for x in samples]
-        check_finite("sample", samples[: self.captured.explained])
-        layout = self.layout_of(samples, references)
-        held = self.references_of(references, layout, version)
-        pairs = SampleReferencePairs(
-            self.observe, self.complete, layout, self.refinement, samples, held
-        )
+        check_finite("sample", samples[: self.program.explained])
+        layout = self.find_layout(samples, references)
+        current = self.current_references(references, layout, version)
+        pairs = SampleReferencePairs(self.program, layout, self.options, samples, current)
         if not pairs.single:
-            return with_finite_check(pairs.walk, torch.cat([pairs.output(), held.output]))
-        if self.answers.explanation != asked or self.answers.references is not held:
-            self.answers = MultiplierCache(asked, held)
-        answer = self.answers.of(samples)
-        if answer.output is None:
-            answer.output = pairs.output()
-        alike = answer.output.expand(len(references[0]), *answer.output.shape[1:])
-        walk = partial(self.answers.walk, answer, pairs.walks)
-        return with_finite_check(walk, torch.cat([alike, held.output]))
+            return with_finite_check(pairs.backward, torch.cat([pairs.output(), current.output]))
+        if self.cache.explanation != explanation or self.cache.references is not current:
+            self.cache = MultiplierCache(explanation, current)
+        cached = self.cache.for_sample(samples)
+        if cached.output is None:
+            cached.output = pairs.output()
+        repeated = cached.output.expand(len(references[0]), *cached.output.shape[1:])
+        backward = partial(self.cache.backward, cached, pairs.backward_many)
+        return with_finite_check(backward, torch.cat([repeated, current.output]))
 
-    @torch.no_grad()
-    def observe(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
-        """Run the captured graph; return the output and the taps by name."""
-        output, taps = self.rewritten.tapped_graph(*inputs)
-        return output, dict(zip(self.rewritten.tap_names, taps, strict=True))
-
-    @torch.no_grad()
-    def complete(
-        self, reference: Taps, sample: Taps, inputs: Sequence[Tensor]
-    ) -> tuple[Taps, Taps]:
-        """Return the taps of two ends with the variances between them.
-
-        Parameters
-        ----------
-        reference, sample : dict of str to Tensor
-        inputs : sequence of Tensor
-            Of as many rows as the reference has.
-        """
-        names, measure = self.rewritten.variance_tap_names, self.rewritten.variance_graph
-        if measure is None:
-            return reference, sample
-        found = measure(reference, sample, *inputs)
-        none = {name: no_variance(v) for name, v in zip(names, found, strict=True)}
-        return {**reference, **none}, {**sample, **dict(zip(names, found, strict=True))}
-
-    def layout_of(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
-        """Return where the batch lies in every tap, found out at the first explanation."""
+    def find_layout(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
+        """Return the batch dimension of every tap, probed at the first explanation."""
         if self.layout is None:
-            if self.rewritten.masked_graph is not None:
-                few = [r[: self.captured.rows or COMPARED_ROWS] for r in references]
-                check_densified(self.rewritten.tapped_graph, self.rewritten.masked_graph, few)
+            rewritten, rows = self.program.rewritten, self.program.rows
+            if rewritten.masked_graph is not None:
+                few = [r[: rows or COMPARED_ROWS] for r in references]
+                check_densified(rewritten.tapped_graph, rewritten.masked_graph, few)
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
-            self.layout = probe_layout(
-                self.rewritten.tapped_graph, pairs, self.captured.rows, self.captured.explained
-            )
+            self.layout = probe_layout(rewritten.tapped_graph, pairs, rows, self.program.explained)
             how = "as many copies of itself" if self.layout.tile else "as one row"
             logger.debug("a sample is run %s", how)
         return self.layout
 
-    def references_of(
+    def current_references(
         self, inputs: Sequence[Tensor], layout: BatchLayout, version: tuple[Any, ...]
     ) -> References:
         """Return these references with their tape, recorded again when anything has changed."""
-        held = self.references
-        if held is None or self.references_key != version or not held.are(inputs):
-            self.references, self.answers = None, EMPTY_CACHE  # let go of the old ones first
-            rows = self.rows_of_tape(inputs, layout)
-            held = References(
-                self.rewritten.rescaled_graph,
-                inputs,
-                self.captured.explained,
-                rows,
-                layout.abreast(len(inputs[0]), self.fused is not None),
-                self.fused,
-            )
-            self.references, self.references_key = held, version
+        current = self.references
+        if current is None or self.references_version != version or not current.equal(inputs):
+            self.clear_cache()  # free the memory of the old ones first
+            rows = self.rows_per_tape(inputs, layout)
+            compiled = self.program.compiled is not None
+            max_batched = layout.max_batched(len(inputs[0]), compiled)
+            current = References(self.program, inputs, rows, max_batched)
+            self.references, self.references_version = current, version
             logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
-        return held
+        return current
 
-    def rows_of_tape(self, inputs: Sequence[Tensor], layout: BatchLayout) -> int:
+    def rows_per_tape(self, inputs: Sequence[Tensor], layout: BatchLayout) -> int:
         """Return how many references go onto one tape."""
-        count, chunk = len(inputs[0]), self.reference_chunk
-        if self.captured.rows is not None:  # nothing else runs
+        count, size = len(inputs[0]), self.options.reference_batch_size
+        if self.program.rows is not None:  # nothing else runs
             return count
-        size = layout.size * (2 if self.refinement.pairs else 1)  # a coalition and its complement
-        size *= 2 if self.rewritten.variance_graph else 1  # as many variances as taps
-        fit = rows_that_fit(size, inputs[0].device) if chunk == "auto" else chunk
+        row = layout.size * (2 if self.options.refinement.pairs else 1)  # a complementary pair
+        row *= 2 if self.program.rewritten.variance_graph else 1  # as many variances as taps
+        fit = rows_that_fit(row, inputs[0].device) if size == "auto" else size
         return count if fit is None else min(fit, count)
 
-    def release(self) -> None:
-        """Let go of the tape and of the answers found ahead."""
-        self.references, self.answers = None, EMPTY_CACHE
-
-    def bind_weights(self, asked: Hashable) -> tuple[Any, ...]:
-        """Point the graphs at the model's present weights; return what tells if they change."""
-        weights = [tensor_at(self.model, path) for path in self.captured.weights.values()]
-        if asked != self.asked:  # once an explanation: edits of `.data` leave the version alone
-            sums = weight_sums(weights)
-            if not all(map(cmath.isfinite, sums)):
-                check_finite_weights(
-                    dict(zip(self.captured.weights.values(), weights, strict=True))
-                )
-            self.asked, self.sums = asked, sums
-        version = (*((weight.data_ptr(), weight._version) for weight in weights), self.sums)
-        if version != self.version:
-            self.version = version
-            self.rewritten.bind(dict(zip(self.captured.weights, weights, strict=True)))
-        return version
+    def clear_cache(self) -> None:
+        """Free the tape and the multipliers that were computed ahead."""
+        self.references, self.cache = None, EMPTY_CACHE
 
 
-def with_finite_check(walk: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:
-    """Return a walk and the output, or one that looks first whether the outputs asked for are."""
+def with_finite_check(backward: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:
+    """Return a backward pass that first checks its outputs, if any output is not finite."""
     if bool(output.isfinite().all()):
-        return walk, output
+        return backward, output
 
-    def careful(grad: Tensor) -> list[Tensor]:
+    def checked(grad: Tensor) -> list[Tensor]:
         check_finite_outputs(output, grad)
-        return walk(grad)
+        return backward(grad)
 
-    return careful, output
-
-
-def weight_sums(weights: Sequence[Tensor]) -> tuple[complex, ...]:
-    """Return the sum of every tensor."""
-    single = torch.float32
-    return tuple(
-        weight.detach().sum(dtype=torch.promote_types(weight.dtype, single)).item()
-        for weight in weights
-    )
+    return checked, output

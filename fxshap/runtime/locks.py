@@ -1,8 +1,8 @@
-"""Threads take turns: one of them captures or walks at a time, in the whole process.
+"""Locks: one thread captures or explains at a time, in the whole process.
 
-A walk writes its two ends where the recorded graph reads them. torch.export is harder on others:
-while it traces, it replaces ``nn.Module.__call__`` and puts other tensors into the modules that it
-traces, for every thread. So ordinary calls of a model run side by side, but not beside a capture.
+A backward pass writes its two endpoints where the recorded graph reads them. torch.export affects
+all threads: while it traces, it replaces ``nn.Module.__call__`` and puts other tensors into the
+modules that it traces. So ordinary calls of a model run concurrently, but not during a capture.
 """
 
 from __future__ import annotations
@@ -15,59 +15,62 @@ from threading import Condition, RLock, get_ident
 
 
 class _LockState:
-    """Who is in."""
+    """The locks, and the threads that hold them."""
 
     def __init__(self) -> None:
-        self.walking = RLock()
+        self.explaining = RLock()
         self.changed = Condition()
         self.calling: Counter[int] = Counter()  # ordinary calls of each thread
         self.capturing: int | None = None  # the thread that captures
 
 
-_turns = [_LockState()]
+_state = [_LockState()]
 
 
 @contextmanager
 def explanation_lock() -> Iterator[None]:
     """Let no other thread explain; the same thread may enter again."""
-    with _turns[-1].walking:
+    with _state[-1].explaining:
         yield
 
 
 @contextmanager
 def capture_lock() -> Iterator[None]:
-    """Let no ordinary call of another thread in, and wait for those that are; within a turn."""
-    turns, me = _turns[-1], get_ident()
-    with turns.changed:
-        turns.capturing = me
-        turns.changed.wait_for(lambda: not set(turns.calling) - {me})
+    """Block new ordinary calls of other threads, and wait for those that are running.
+
+    The thread must hold the explanation lock.
+    """
+    state, me = _state[-1], get_ident()
+    with state.changed:
+        state.capturing = me
+        state.changed.wait_for(lambda: not set(state.calling) - {me})
     try:
         yield
     finally:
-        with turns.changed:
-            turns.capturing = None
-            turns.changed.notify_all()
+        with state.changed:
+            state.capturing = None
+            state.changed.notify_all()
 
 
 @contextmanager
 def model_call() -> Iterator[None]:
-    """Wait while another thread captures; never enter a turn from within."""
-    turns, me = _turns[-1], get_ident()
-    with turns.changed:
-        turns.changed.wait_for(lambda: me in turns.calling or turns.capturing in (None, me))
-        turns.calling[me] += 1
+    """Wait while another thread captures; the explanation lock must not be taken inside."""
+    state, me = _state[-1], get_ident()
+    with state.changed:
+        state.changed.wait_for(lambda: me in state.calling or state.capturing in (None, me))
+        state.calling[me] += 1
     try:
         yield
     finally:
-        with turns.changed:
-            turns.calling[me] -= 1
-            turns.calling += Counter()  # without those that have none left
-            turns.changed.notify_all()
+        with state.changed:
+            state.calling[me] -= 1
+            state.calling += Counter()  # drops zero counts
+            state.changed.notify_all()
 
 
 def reset_after_fork() -> None:
-    """Forget who is in: the thread of a parent process does not leave in its child."""
-    _turns[:] = [_LockState()]
+    """Reset the locks after fork: the parent's threads never release them in the child."""
+    _state[:] = [_LockState()]
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

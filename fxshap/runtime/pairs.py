@@ -1,26 +1,19 @@
-"""Samples paired with references: what one question of SHAP is about."""
+"""Samples paired with references: what one call of SHAP explains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fxshap.autograd.tape import Tape, Taps
+from fxshap.autograd.tape import Multipliers, Tape, Taps
 from fxshap.runtime.batching import BatchLayout
-from fxshap.runtime.coalitions import (
-    CoalitionChains,
-    CoalitionPasses,
-    Multipliers,
-    Refinement,
-    refined_multipliers,
-)
+from fxshap.runtime.coalitions import CoalitionChains, CoalitionPasses, refined_multipliers
+from fxshap.runtime.options import Options
+from fxshap.runtime.program import Program
 from fxshap.runtime.progress import Step, progress_line
 from fxshap.runtime.references import References
-
-Observe = Callable[[Sequence[Tensor]], tuple[Tensor, Taps]]
-Complete = Callable[[Taps, Taps, Sequence[Tensor]], tuple[Taps, Taps]]
 
 
 class SampleReferencePairs:
@@ -28,32 +21,26 @@ class SampleReferencePairs:
 
     Parameters
     ----------
-    observe : callable
-        Returns the output and the taps of inputs.
-    complete : callable
-        Returns the taps of two ends with the variances between them.
-    layout : Layout
-        Where the batch lies in the taps.
-    refinement : Refinement
-        How many coalitions to walk through.
+    program : Program
+    layout : BatchLayout
+        The batch dimension of every tap.
+    options : Options
     samples : sequence of Tensor
-        One tensor an input, of as many rows as there are references, or of one row.
+        One tensor per input, with as many rows as there are references, or with one row.
     references : References
     """
 
     def __init__(
         self,
-        observe: Observe,
-        complete: Complete,
+        program: Program,
         layout: BatchLayout,
-        refinement: Refinement,
+        options: Options,
         samples: Sequence[Tensor],
         references: References,
     ) -> None:
-        self.observe = observe
-        self.complete = complete
+        self.program = program
         self.layout = layout
-        self.refinement = refinement
+        self.options = options
         self.samples = samples
         self.references = references
         self.single = len(samples[0]) == 1
@@ -63,10 +50,10 @@ class SampleReferencePairs:
         """Return the model's output for every reference's sample."""
         count = len(self.references.inputs[0])
         if self.single:
-            return self.end(slice(0, min(count, self.references.rows)))[0][:1]
-        return torch.cat([self.end(part)[0] for part in self.references.parts()])
+            return self.sample_endpoint(slice(0, min(count, self.references.rows)))[0][:1]
+        return torch.cat([self.sample_endpoint(part)[0] for part in self.references.parts()])
 
-    def end(self, part: slice) -> tuple[Tensor, Taps]:
+    def sample_endpoint(self, part: slice) -> tuple[Tensor, Taps]:
         """Return the output and the taps of the samples of a part of the references."""
         rows = part.stop - part.start
         key = (0, rows) if self.single else (part.start, rows)
@@ -78,24 +65,26 @@ class SampleReferencePairs:
 
     def _run(self, samples: Sequence[Tensor], rows: int) -> tuple[Tensor, Taps]:
         if self.layout.tile:
-            return self.observe([x.expand(rows, *x.shape[1:]) for x in samples])
-        output, taps = self.observe(samples)
+            return self.program.tapped([x.expand(rows, *x.shape[1:]) for x in samples])
+        output, taps = self.program.tapped(samples)
         if len(samples[0]) < rows:
-            taps = dict(zip(taps, self.layout.spread(list(taps.values()), rows), strict=True))
+            taps = dict(zip(taps, self.layout.expand_rows(list(taps.values()), rows), strict=True))
         return output, taps
 
-    def walk(self, grad: Tensor) -> list[Tensor]:
+    def backward(self, grad: Tensor) -> list[Tensor]:
         """Return the multipliers from the references to the samples for one cotangent."""
-        return self.walks([grad])[0]
+        return self.backward_many([grad])[0]
 
-    def walks(self, grads: Sequence[Tensor]) -> Multipliers:
+    def backward_many(self, grads: Sequence[Tensor]) -> Multipliers:
         """Return for every cotangent the multipliers from the references to the samples."""
         explained, parts = self.references.explained, self.references.parts()
-        chains = self.refinement.draw(self.samples[:explained], self.references.inputs[:explained])
-        show = self.refinement.progress and bool(chains.drawn)
-        with progress_line("fxshap refines", show, chains.walks * len(parts)) as step:
-            found = [
-                self._walk(
+        refinement = self.options.refinement
+        chains = refinement.draw(self.samples[:explained], self.references.inputs[:explained])
+        show = self.options.progress and bool(chains.drawn)
+        steps = chains.backward_passes * len(parts)
+        with progress_line("fxshap refines", show, steps) as step:
+            by_part = [
+                self._backward_on_tape(
                     self.references.tape(part),
                     part,
                     chains.of(part),
@@ -104,37 +93,46 @@ class SampleReferencePairs:
                 )
                 for part in parts
             ]
-        if len(found) == 1:
-            return found[0]
+        if len(by_part) == 1:
+            return by_part[0]
         return [
-            [torch.cat(parts) for parts in zip(*inputs, strict=True)]
-            for inputs in zip(*found, strict=True)
+            [torch.cat(rows) for rows in zip(*inputs, strict=True)]
+            for inputs in zip(*by_part, strict=True)
         ]
 
-    def _walk(
-        self, tape: Tape, part: slice, chains: CoalitionChains, grads: Sequence[Tensor], step: Step
+    def _backward_on_tape(
+        self,
+        tape: Tape,
+        part: slice,
+        chains: CoalitionChains,
+        grads: Sequence[Tensor],
+        step: Step,
     ) -> Multipliers:
         explained = self.references.explained
         references = [x[part] for x in self.references.inputs]
 
-        def walks(start: Taps, end: Taps) -> Multipliers:
+        def backward(start: Taps, end: Taps) -> Multipliers:
             step()
-            return tape.walks(*self.complete(start, end, references), grads)
+            endpoints = self.program.with_variances(start, end, references)
+            return tape.backward_many(*endpoints, grads)
 
-        walker = CoalitionPasses(
-            lambda points: self._observe([[*point, *references[explained:]] for point in points]),
-            walks,
+        def tapped(points: Sequence[Sequence[Tensor]]) -> list[Taps]:
+            return self._tapped_batches([[*point, *references[explained:]] for point in points])
+
+        passes = CoalitionPasses(
+            tapped,
+            backward,
             [x if self.single else x[part] for x in self.samples[:explained]],
             references[:explained],
-            self.end(part)[1],
+            self.sample_endpoint(part)[1],
             tape.references,
         )
-        return refined_multipliers(walker, chains)
+        return refined_multipliers(passes, chains)
 
-    def _observe(self, points: Sequence[Sequence[Tensor]]) -> list[Taps]:
-        """Return the taps of several points, as one batch where its rows come apart again."""
+    def _tapped_batches(self, points: Sequence[Sequence[Tensor]]) -> list[Taps]:
+        """Return the taps of several points, run as one batch if its rows can be split again."""
         if self.layout.tile:
-            return [self.observe(point)[1] for point in points]
-        _, taps = self.observe([torch.cat(rows) for rows in zip(*points, strict=True)])
-        pieces = self.layout.apart(list(taps.values()), len(points))
-        return [dict(zip(taps, piece, strict=True)) for piece in pieces]
+            return [self.program.tapped(point)[1] for point in points]
+        _, taps = self.program.tapped([torch.cat(rows) for rows in zip(*points, strict=True)])
+        batches = self.layout.split_batches(list(taps.values()), len(points))
+        return [dict(zip(taps, batch, strict=True)) for batch in batches]

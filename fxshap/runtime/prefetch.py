@@ -1,9 +1,9 @@
-"""Multipliers found before they are asked for.
+"""Multipliers computed before SHAP requests them.
 
-SHAP asks output by output and, within an output, sample by sample. Most of a walk does not depend
-on the output: the sample's values and the slopes between the two ends. So when a sample comes back
-for its second output, all the others are walked as well, while the slopes are at hand, and kept
-until SHAP asks for them. A model of few outputs is answered for all of them at once.
+SHAP requests output by output and, within an output, sample by sample. Most of a backward pass does
+not depend on the output: the sample's values, and the slopes between the two endpoints. So when a
+sample comes back for its second output, the multipliers of all other outputs are computed too, and
+cached until SHAP requests them. For a model of few outputs, the first request computes all of them.
 """
 
 from __future__ import annotations
@@ -13,44 +13,44 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fxshap.runtime.coalitions import Multipliers
+from fxshap.autograd.tape import Multipliers
 from fxshap.runtime.references import References
 
-#: Walks for several cotangents of the output between the same ends.
-Walks = Callable[[Sequence[Tensor]], Multipliers]
+#: Returns multipliers for several cotangents of the output between the same endpoints.
+BackwardMany = Callable[[Sequence[Tensor]], Multipliers]
 
-#: Models of so many outputs are answered for all of them at the first question.
+#: Models with up to this many outputs get the multipliers of all of them at the first request.
 FEW_OUTPUTS = 4
-#: What may be kept for later questions, in bytes.
+#: The largest size of the cache, in bytes.
 MAX_BYTES = 2**28
 
 
 class CachedMultipliers:
-    """What is known of one sample.
+    """What is cached for one sample.
 
     Attributes
     ----------
     output : Tensor or None
         The model's output for the sample.
-    found : dict of int to list of Tensor
-        For each output not asked for yet, the multipliers of every input.
-    asked : set of int
-        The outputs that were asked for.
+    by_output : dict of int to list of Tensor
+        For outputs not requested yet, the multipliers of every input.
+    requested : set of int
+        The outputs that were requested.
     """
 
     def __init__(self) -> None:
         self.output: Tensor | None = None
-        self.found: dict[int, list[Tensor]] = {}
-        self.asked: set[int] = set()
+        self.by_output: dict[int, list[Tensor]] = {}
+        self.requested: set[int] = set()
 
 
 class MultiplierCache:
-    """The answers of one explanation, by sample.
+    """The multipliers of one explanation, by sample.
 
     Parameters
     ----------
     explanation : object
-        Tells the explanation.
+        Identifies the explanation.
     references : References or None
         What the samples are compared with.
     """
@@ -58,60 +58,62 @@ class MultiplierCache:
     def __init__(self, explanation: object, references: References | None) -> None:
         self.explanation = explanation
         self.references = references
-        self.of_sample: dict[tuple[bytes, ...], CachedMultipliers] = {}
+        self.samples: dict[tuple[bytes, ...], CachedMultipliers] = {}
 
-    def of(self, sample: Sequence[Tensor]) -> CachedMultipliers:
-        """Return what is known of a sample, one row an input."""
-        return self.of_sample.setdefault(tuple(map(bytes_of, sample)), CachedMultipliers())
+    def for_sample(self, sample: Sequence[Tensor]) -> CachedMultipliers:
+        """Return what is cached for a sample, given as one row per input."""
+        return self.samples.setdefault(tuple(map(bytes_of, sample)), CachedMultipliers())
 
-    def room(self) -> int:
-        """Return for how many more outputs one sample may keep its multipliers."""
+    def free_outputs(self) -> int:
+        """Return for how many more outputs one sample may cache its multipliers."""
         assert self.references is not None
         size = self.references.size
-        kept = sum(len(answer.found) for answer in self.of_sample.values())
-        fair = MAX_BYTES // (size * max(len(self.of_sample), 1))
-        return min(fair, max(MAX_BYTES // size - kept, 0))
+        used = sum(len(cached.by_output) for cached in self.samples.values())
+        fair = MAX_BYTES // (size * max(len(self.samples), 1))
+        return min(fair, max(MAX_BYTES // size - used, 0))
 
-    def walk(self, answer: CachedMultipliers, walks: Walks, grad: Tensor) -> list[Tensor]:
-        """Return multipliers for the cotangent `grad`, and find those of other outputs ahead.
+    def backward(
+        self, cached: CachedMultipliers, backward_many: BackwardMany, grad: Tensor
+    ) -> list[Tensor]:
+        """Return multipliers for the cotangent `grad`, and cache those of other outputs.
 
         Parameters
         ----------
-        answer : Answer
-            What is known of the sample.
-        walks : callable
-            Walks from the references to the sample.
+        cached : CachedMultipliers
+            What is cached for the sample.
+        backward_many : callable
+            Returns multipliers from the references to the sample.
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
         """
         column = single_column(grad)
         if column is None:
-            return walks([grad])[0]
-        if column not in answer.found:
+            return backward_many([grad])[0]
+        if column not in cached.by_output:
             outputs = grad.shape[1]
-            ahead = [(column + k) % outputs for k in range(1, outputs)]
-            ahead = [k for k in ahead if k not in answer.asked and k not in answer.found]
-            if not answer.asked and outputs > FEW_OUTPUTS:
-                ahead = []  # perhaps only this output of this sample is wanted
-            columns = [column, *ahead[: self.room()]]
-            found = walks([unit_column(grad, k) for k in columns])
-            answer.found.update(zip(columns, found, strict=True))
-        answer.asked.add(column)
-        return answer.found.pop(column)
-
-
-def bytes_of(x: Tensor) -> bytes:
-    """Return the values of a tensor as bytes; NumPy does not know all of torch's types."""
-    # Into fresh memory, for only a tensor whose strides are in order can be viewed as bytes.
-    copy = torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten())
-    return copy.view(torch.uint8).numpy().tobytes()
+            others = [(column + k) % outputs for k in range(1, outputs)]
+            others = [k for k in others if k not in cached.requested and k not in cached.by_output]
+            if not cached.requested and outputs > FEW_OUTPUTS:
+                others = []  # SHAP may want only this output of this sample
+            columns = [column, *others[: self.free_outputs()]]
+            multipliers = backward_many([unit_column(grad, k) for k in columns])
+            cached.by_output.update(zip(columns, multipliers, strict=True))
+        cached.requested.add(column)
+        return cached.by_output.pop(column)
 
 
 EMPTY_CACHE = MultiplierCache(None, None)
 
 
+def bytes_of(x: Tensor) -> bytes:
+    """Return the values of a tensor as bytes; NumPy lacks some of torch's types."""
+    # A copy, because only a tensor with contiguous strides can be viewed as bytes.
+    copy = torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten())
+    return copy.view(torch.uint8).numpy().tobytes()
+
+
 def single_column(grad: Tensor) -> int | None:
-    """Return the column that is all ones where the others are all zeros, if there is one."""
+    """Return the column that is all ones if all other columns are zeros; otherwise ``None``."""
     if grad.dim() != 2:
         return None
     column = int(grad[0].argmax())
@@ -119,7 +121,7 @@ def single_column(grad: Tensor) -> int | None:
 
 
 def unit_column(grad: Tensor, column: int) -> Tensor:
-    """Return the cotangent of one output alone, in every row."""
+    """Return the cotangent that is 1 for one output, in every row, and 0 for the others."""
     unit = torch.zeros_like(grad)
     unit[:, column] = 1
     return unit

@@ -5,42 +5,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxshap.autograd.tape import Fused, Tape
+from fxshap.autograd.tape import Tape
 from fxshap.frontend.inputs import check_finite
+from fxshap.runtime.program import Program
 
 logger = logging.getLogger("fxshap")
 
-#: How many references go onto one tape: a number, or as many as free memory holds.
-ReferenceBatchSize = int | Literal["auto"]
-
-#: What a tape takes for a row, over what the row's taps take: the taps, slopes, and some room.
+#: The ratio of the bytes of a tape to those of its taps: the taps, slopes, and a margin.
 TAPE_PER_TAP = 4
-#: The part of the free memory that a tape may take.
+#: The share of the free memory that a tape may take.
 SHARE = 0.5
 
 
 class References:
-    """References on one tape that is kept, or on several that are recorded again for every walk.
+    """References on one cached tape, or on several that every backward pass records again.
 
     Parameters
     ----------
-    attribute : fx.GraphModule
-        ``attribute(ends, *inputs) -> output``.
+    program : Program
     inputs : sequence of Tensor
-        One tensor an input, of shape (references, ...).
-    explained : int
-        How many of the inputs, the first ones, have multipliers.
+        One tensor per input, of shape (references, ...).
     rows : int
-        The most rows that go onto one tape.
-    abreast : int
-        The most outputs that are walked side by side, on a tape that is kept.
-    fused : Fused, optional
-        Compiled walks for a tape that is kept.
+        The largest number of rows on one tape.
+    max_batched : int
+        The largest number of outputs in one batched backward pass, on a cached tape.
 
     Attributes
     ----------
@@ -49,41 +41,34 @@ class References:
     """
 
     def __init__(
-        self,
-        attribute: fx.GraphModule,
-        inputs: Sequence[Tensor],
-        explained: int,
-        rows: int,
-        abreast: int = 1,
-        fused: Fused | None = None,
+        self, program: Program, inputs: Sequence[Tensor], rows: int, max_batched: int = 1
     ) -> None:
-        check_finite("references", inputs[:explained])
-        self.attribute = attribute
-        self.explained = explained
+        check_finite("references", inputs[: program.explained])
+        self.program = program
+        self.explained = program.explained
         self.inputs = [x.detach().clone() for x in inputs]
         self.rows = rows
-        self.abreast = abreast
-        self.fused = fused
-        self.kept: Tape | None = None
+        self.max_batched = max_batched
+        self.cached_tape: Tape | None = None
         self.output = torch.cat([self.tape(part).output.detach() for part in self.parts()])
 
     def tape(self, part: slice) -> Tape:
-        """Return the tape of a part of the references; let go of it before asking for the next."""
-        if self.kept:
-            return self.kept
+        """Return the tape of a part of the references; drop it before requesting the next."""
+        if self.cached_tape:
+            return self.cached_tape
         references = [x[part] for x in self.inputs]
         if self.rows < len(self.inputs[0]):
-            return Tape(self.attribute, references, self.explained)
-        self.kept = Tape(self.attribute, references, self.explained, self.abreast, self.fused)
-        return self.kept
+            return self.program.tape(references, kept=False)
+        self.cached_tape = self.program.tape(references, self.max_batched)
+        return self.cached_tape
 
     def parts(self) -> list[slice]:
         """Return the rows of each tape."""
         count = len(self.inputs[0])
         return [slice(start, min(start + self.rows, count)) for start in range(0, count, self.rows)]
 
-    def are(self, inputs: Sequence[Tensor]) -> bool:
-        """Say whether these are the very same references."""
+    def equal(self, inputs: Sequence[Tensor]) -> bool:
+        """Return True if these are the same references."""
         return all(
             old.shape == new.shape and torch.equal(old, new)
             for old, new in zip(self.inputs, inputs, strict=True)
@@ -96,9 +81,13 @@ class References:
 
 
 def rows_that_fit(size: int, device: torch.device) -> int | None:
-    """Return how many references one tape may hold, by the bytes of the taps of one.
+    """Return how many references one tape may hold; ``None`` if that is not known.
 
-    ``None`` if that is not known.
+    Parameters
+    ----------
+    size : int
+        Bytes of the taps of one reference.
+    device : torch.device
     """
     free = free_memory(device)
     if free is None or not size:
@@ -109,7 +98,7 @@ def rows_that_fit(size: int, device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of a device; ``None`` where the system does not tell."""
+    """Return the free bytes of a device; ``None`` where the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

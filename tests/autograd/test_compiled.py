@@ -1,4 +1,4 @@
-"""The compiled walk gives what the rules give one by one."""
+"""Compiled backward passes give what the rules give one by one."""
 
 import logging
 
@@ -44,14 +44,14 @@ def eager(model: nn.Module, background: Tensor, samples: Tensor) -> np.ndarray:
     return explain(fxshap.make_explainable(model), [background], [samples])[0]
 
 
-def walks_compiled(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("compiles the walk" in message for message in caplog.messages)
+def backward_passes_compiled(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("compiles the backward pass" in message for message in caplog.messages)
 
 
-def test_compiled_walks_add_up_and_are_those_of_the_rules(compiled):
-    assert_exact(compiled.model, compiled, [data(5, 1)], [data(3, 2)], 1e-5)
+def test_compiled_backward_passes_add_up_and_are_those_of_the_rules(compiled):
+    assert_exact(compiled.original_model, compiled, [data(5, 1)], [data(3, 2)], 1e-5)
     (values,) = explain(compiled, [data(5, 1)], [data(3, 2)])
-    expected = eager(compiled.model, data(5, 1), data(3, 2))
+    expected = eager(compiled.original_model, data(5, 1), data(3, 2))
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -59,9 +59,9 @@ def test_other_weights_and_references_need_no_compilation(compiled, caplog):
     explain(compiled, [data(5, 1)], [data(3, 2)])
     caplog.set_level(logging.DEBUG, "fxshap")
     with torch.no_grad():
-        compiled.model.hidden.weight.mul_(-1)
-    assert_exact(compiled.model, compiled, [data(5, 3)], [data(3, 4)], 1e-5)
-    assert walks_compiled(caplog) == 0
+        compiled.original_model.hidden.weight.mul_(-1)
+    assert_exact(compiled.original_model, compiled, [data(5, 3)], [data(3, 4)], 1e-5)
+    assert backward_passes_compiled(caplog) == 0
 
 
 def test_what_is_taken_for_granted_is_looked_at():

@@ -1,4 +1,4 @@
-"""The reference tape: kept while it holds, recorded anew when it does not."""
+"""The reference tape: cached while nothing changes, recorded again when something does."""
 
 import copy
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxshap
 import fxshap.runtime.batching
+import fxshap.runtime.program
 import fxshap.runtime.references
 from fxshap.autograd.tape import Tape
 from tests.helpers import as_list, assert_exact, assert_same_values, explain, multipliers
@@ -42,7 +43,7 @@ def recorded(monkeypatch) -> list[Tape]:
         tapes.append(Tape(*args, **kwargs))
         return tapes[-1]
 
-    monkeypatch.setattr(fxshap.runtime.references, "Tape", record)
+    monkeypatch.setattr(fxshap.runtime.program, "Tape", record)
     return tapes
 
 
@@ -239,14 +240,14 @@ def test_time_folded_into_rows_is_seen_behind_a_mask(masked):
         "fourier_magnitude",
     ],
 )  # fmt: skip
-def test_outputs_side_by_side_are_those_of_one_at_a_time(name, monkeypatch):
+def test_batched_outputs_equal_those_of_one_at_a_time(name, monkeypatch):
     network = NETWORKS[name]
     background = network.inputs(4, seed=1, dtype=torch.float64)
     samples = network.inputs(3, seed=2, dtype=torch.float64)
     explainable = fxshap.make_explainable(network.build().double())
     together = explain(explainable, background, samples)
-    engine = explainable._latest()
-    assert engine.references.kept.recordings.keys() > {1} or engine.layout.tile
+    engine = explainable._calls.captures.latest
+    assert engine.references.cached_tape.recorded.keys() > {1} or engine.layout.tile
     monkeypatch.setattr(fxshap.runtime.batching, "MAX_BATCHED", 0)
     alone = explain(fxshap.make_explainable(network.build().double()), background, samples)
     for a, b in zip(together, alone, strict=True):

@@ -78,7 +78,7 @@ def test_an_output_with_nan_is_named():
     explainable = fxshap.make_explainable(Logarithm())
     references, samples = REFERENCES.abs() + 0.1, SAMPLES.abs() + 0.1
     samples[1, 2] = 0
-    with pytest.raises(OutputError, match=r"output 6 of the sample is NaN or infinity"):
+    with pytest.raises(OutputError, match=r"output 6 of the sample is NaN or infinite"):
         explain(explainable, [references], [samples], check_additivity=False)
     references[4, 0] = -1
     with pytest.raises(OutputError, match=r"output 4 of the references .* \(row 4\)"):

@@ -78,7 +78,7 @@ def test_every_rewritten_node_has_an_origin(case):
     for node in nodes:
         assert node.meta["nn_module_stack"]
         assert user_module(node).partition("@")[0] in modules
-    code = case.explainable.attribute.code
+    code = case.explainable.rescaled_graph.code
     assert code.count(" = fxshap_autograd_rescale_rescale(") == len(nodes)
 
 

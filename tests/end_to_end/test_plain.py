@@ -193,7 +193,7 @@ def test_a_copy_explains_by_itself(duplicate):
 
     duplicated = duplicate(explainable)
 
-    assert duplicated.model is not model
+    assert duplicated.original_model is not model
     assert_same_values(explain(duplicated, background, samples), expected)
     nn.init.zeros_(model[0].weight)
     assert_same_values(explain(duplicated, background, samples), expected)

@@ -115,7 +115,7 @@ def test_texts_are_drawn():
         def forward(self, ids):
             return self.head(torch.tanh(self.embedding(ids)).sum(1))
 
-    embed, head = fxshap.make_explainable(Bag()).from_layer("embedding")
+    embed, head = fxshap.make_explainable(Bag()).split_at("embedding")
     ids, nothing = torch.tensor([[3, 1, 4]]), torch.tensor([[0, 0, 0]])
     explainer = shap.DeepExplainer(head.bind(ids=ids), embed(nothing))
     values = explainer(embed(ids)).values.sum(2)  # tokens, outputs

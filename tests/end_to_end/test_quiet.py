@@ -71,7 +71,7 @@ def test_what_is_done_is_logged(caplog):
     assert recorded == "recorded 4 references, 4 to a tape"
 
     with torch.no_grad():
-        explainable.model[0].weight += 1
+        explainable.original_model[0].weight += 1
     shap.DeepExplainer(explainable, BACKGROUND).shap_values(SAMPLES)
     assert [message for message in caplog.messages if message == recorded] == [recorded] * 2
 
@@ -81,12 +81,12 @@ def test_what_is_done_is_logged(caplog):
 
 
 def test_captures_that_are_dropped_are_logged(caplog, monkeypatch):
-    monkeypatch.setattr("fxshap.module.MAX_CAPTURES", 1)
+    monkeypatch.setattr("fxshap.runtime.captures.MAX_CAPTURES", 1)
     caplog.set_level(logging.DEBUG, "fxshap")
     explainable = fxshap.make_explainable(nn.Tanh())
-    explainable.prepare(torch.randn(2, 3))
-    explainable.prepare(torch.randn(2, 4))
-    assert sum("dropped the capture" in message for message in caplog.messages) == 1
+    explainable.capture(torch.randn(2, 3))
+    explainable.capture(torch.randn(2, 4))
+    assert sum("dropped the least recently used capture" in message for message in caplog.messages) == 1
 
 
 def test_there_is_one_logger():

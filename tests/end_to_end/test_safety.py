@@ -116,7 +116,7 @@ def test_weights_only_is_respected(captured):
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights only"):
         torch.load(file, weights_only=True)
 
-    explainable.model.extra = Harmful()
+    explainable.original_model.extra = Harmful()
     file = io.BytesIO()
     torch.save({"model": explainable}, file)
     file.seek(0)
@@ -134,8 +134,8 @@ def test_loading_runs_no_code_of_ours(monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("called while loading")
 
-    for name in ("capture", "Engine", "make_explainable"):
-        monkeypatch.setattr(f"fxshap.module.{name}", refuse)
+    for name in ("runtime.captures.capture", "runtime.captures.Engine", "module.make_explainable"):
+        monkeypatch.setattr(f"fxshap.{name}", refuse)
     monkeypatch.setattr(fxshap.ExplainableModule, "__init__", refuse)
     monkeypatch.setattr(fxshap.ExplainableModule, "forward", refuse)
     loaded = pickle.loads(stored)

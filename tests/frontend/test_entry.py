@@ -1,4 +1,4 @@
-"""What is explained, what goes along, and where the explained inputs enter."""
+"""Explained inputs, bound arguments, and where the inputs enter the model."""
 
 import copy
 from typing import Any
@@ -37,14 +37,14 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(11, 8)
-        self.places = nn.Embedding(6, 8)
+        self.positions = nn.Embedding(6, 8)
         self.norm = nn.LayerNorm(8)
         self.mixer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True)
         self.head = nn.Linear(8, 2)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         seen = ids != PAD if mask is None else mask.bool()
-        h = self.norm(self.tokens(ids) + self.places(torch.arange(ids.shape[1])))
+        h = self.norm(self.tokens(ids) + self.positions(torch.arange(ids.shape[1])))
         h = self.mixer(h, src_key_padding_mask=~seen)
         return self.head((h * seen[..., None]).sum(1) / seen.sum(1, keepdim=True))
 
@@ -113,7 +113,7 @@ def test_captum_takes_all_sentences_at_once(encoder, cut):
         np.testing.assert_allclose(found[one].detach(), values[..., 1], rtol=1e-12, atol=1e-14)
 
 
-def test_what_is_read_off_the_ids_is_that_of_the_sample(encoder, cut):
+def test_what_the_model_derives_from_bound_ids_belongs_to_the_sample(encoder, cut):
     """Without a mask the model makes its own, from the ids that are bound."""
     embed, head = cut
     one = slice(1, 2)
@@ -124,18 +124,20 @@ def test_what_is_read_off_the_ids_is_that_of_the_sample(encoder, cut):
 
 
 def test_the_layer_may_be_named_at_once_or_be_the_module_itself(encoder, cut):
-    head = fxshap.make_explainable(encoder, layer=encoder.tokens, bound={"mask": SEEN[:1]})
-    x = head.embed(IDS[:1])
+    head = fxshap.make_explainable(encoder, layer=encoder.tokens, forward_kwargs={"mask": SEEN[:1]})
+    x = head.prefix(IDS[:1])
     assert torch.equal(x, encoder.tokens(IDS[:1]).detach())
     head = head.bind(ids=IDS[:1])
-    (values,) = explain(head, [head.embed(MASKED[:1])], [x])
+    (values,) = explain(head, [head.prefix(MASKED[:1])], [x])
     with torch.no_grad():
         change = encoder(IDS[:1]) - encoder(MASKED[:1])
     np.testing.assert_allclose(values.sum((1, 2)), change, rtol=0, atol=EXACT)
 
 
 def test_refined_values_from_embeddings_add_up(encoder):
-    embed, head = fxshap.make_explainable(encoder, refine=fxshap.Refinement(2, feature_dims=(1,))).split_at("norm")
+    embed, head = fxshap.make_explainable(
+        encoder, refine=fxshap.Refinement(2, feature_dims=(1,))
+    ).split_at("norm")
     one = slice(1, 2)
     model = head.bind(ids=IDS[one], mask=SEEN[one])
     (values,) = explain(model, [embed(MASKED[one], SEEN[one])], [embed(IDS[one], SEEN[one])])
@@ -166,14 +168,16 @@ def test_a_model_may_begin_with_what_enters_a_layer():
     np.testing.assert_allclose(total, change, rtol=0, atol=EXACT)
 
 
-def test_from_layer_says_what_is_wrong(encoder, cut):
+def test_errors_of_explaining_from_a_layer(encoder, cut):
     embed, head = cut
     explainable = fxshap.make_explainable(encoder)
     with pytest.raises(InputError, match="has no module 'token'; is it one of .*tokens"):
         explainable.split_at("token")
-    with pytest.raises(ModelError, match="cut it with from_layer"):
-        explainable.embed(IDS)
-    with pytest.raises(InputError, match=r"\(3, 6, 8\).*bind the arguments that the prefix was called with"):
+    with pytest.raises(ModelError, match="split it with split_at"):
+        explainable.prefix(IDS)
+    with pytest.raises(
+        InputError, match=r"\(3, 6, 8\).*bind the arguments that the prefix was called with"
+    ):
         head.bind(ids=IDS[:1, :4])(embed(IDS))
     never, _ = fxshap.make_explainable(encoder).split_at("mixer.self_attn.out_proj")
     with pytest.raises(InputError, match="the output of 'mixer.*out_proj' .*never calls"):
@@ -236,7 +240,7 @@ def test_integers_are_bound_and_the_rest_explained(tabular, sharp):
     assert len(explainable._calls.captures.engines) == 1
 
 
-def test_captum_takes_what_is_bound_row_by_row(tabular):
+def test_captum_matches_bound_arguments_row_by_row(tabular):
     model = fxshap.make_explainable(tabular, forward_kwargs={"kind": KIND})
     found, delta = ca.DeepLift(model).attribute(
         tuple(SAMPLES), tuple(x[:3] for x in REFERENCES), target=1, return_convergence_delta=True
@@ -244,7 +248,7 @@ def test_captum_takes_what_is_bound_row_by_row(tabular):
     assert len(found) == 2 and delta.abs().max() <= EXACT
 
 
-def test_shap_needs_one_row_that_is_bound(tabular):
+def test_shap_needs_bound_arguments_of_one_row(tabular):
     model = fxshap.make_explainable(tabular).bind(kind=KIND)
     with pytest.raises(InputError, match=r"'kind' is bound with 3 rows.*bind\(kind=kind\[i:i\+1\]"):
         shap.DeepExplainer(model, REFERENCES)
@@ -259,8 +263,8 @@ def test_only_some_of_the_numbers_are_explained(tabular):
     assert additivity_error(model, REFERENCES[1:], SAMPLES[1:], values=[values]) <= EXACT
 
 
-def test_bound_values_are_those_of_the_call(tabular):
-    """A capture is shared, what is bound is not."""
+def test_every_call_uses_its_own_bound_arguments(tabular):
+    """Captures are shared, bound arguments are not."""
     explainable = fxshap.make_explainable(tabular)
     values = []
     for kind in (0, 1, 0):
@@ -270,7 +274,7 @@ def test_bound_values_are_those_of_the_call(tabular):
     np.testing.assert_array_equal(values[0], values[2])
 
 
-def test_a_copy_keeps_what_is_bound(tabular):
+def test_a_copy_has_the_same_bound_arguments(tabular):
     model = fxshap.make_explainable(tabular).bind(kind=KIND[:1])
     copied = copy.deepcopy(model)
     assert torch.equal(copied(*SAMPLES), model(*SAMPLES))
@@ -279,7 +283,7 @@ def test_a_copy_keeps_what_is_bound(tabular):
     )
 
 
-def test_binding_says_what_is_wrong(tabular):
+def test_errors_of_binding(tabular):
     explainable = fxshap.make_explainable(tabular)
     with pytest.raises(InputError, match="takes no 'kinds'; it takes numbers, kind, dates, sharp"):
         explainable.bind(kinds=KIND)
@@ -337,7 +341,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_class_or_a_step_is_picked_from_a_longer_output(name):
+def test_output_selects_a_class_or_a_step(name):
     output, expected = OUTPUTS[name]
     model = built(Sequence())
     explainable = fxshap.make_explainable(model, input_names="embeds", output=output)

@@ -38,7 +38,7 @@ def built(model: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A hidden layer in a module of its own, between others, with what it is followed by."""
+    """A hidden layer in a module of its own, between other modules."""
 
     def __init__(self, layer: nn.Module, width: int = 6) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_a_layer_is_explained_as_a_model_that_begins_there(name):
     np.testing.assert_allclose(values[0], expected, rtol=1e-12, atol=1e-13)
 
 
-def test_a_layer_is_found_through_the_users_own_model():
+def test_a_layer_is_accepted_from_the_users_own_model():
     model = built(LAYERS["container"]())
     references, samples = data(7, 4, seed=1), data(3, 4, seed=2)
     through = fxshap.make_explainable(model).layer
@@ -139,19 +139,19 @@ def test_a_layer_is_found_through_the_users_own_model():
         assert additivity_error(model, [references], [samples], values) <= EXACT
 
 
-def test_the_modules_of_a_list_and_the_whole_model_are_layers():
+def test_the_modules_of_a_list_and_the_model_itself_are_layers():
     model = built(InList())
     references, samples = data(7, 4, seed=1), data(3, 4, seed=2)
     explainable = fxshap.make_explainable(model)
     for layer in (explainable.layer[0], explainable.layer[1], model, explainable):
         values = check(model, layer, [references], [samples], explainable)
         assert additivity_error(model, [references], [samples], values) <= EXACT
-    (whole,) = explain(explainable, [references], [samples])
-    np.testing.assert_allclose(values[0], whole, rtol=1e-12, atol=1e-13)
+    (expected,) = explain(explainable, [references], [samples])
+    np.testing.assert_allclose(values[0], expected, rtol=1e-12, atol=1e-13)
 
 
 def test_shaps_own_network_for_layers():
-    """The network of SHAP's tests, with the layer that they ask about."""
+    """The network of SHAP's tests, with the layer that they explain."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -180,7 +180,7 @@ def test_shaps_own_network_for_layers():
 
 
 class Fusion(nn.Module):
-    """A layer of two inputs, the second through a keyword, beside what is no floating tensor."""
+    """A layer of two inputs, the second through a keyword, and others that are no tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def Rest_of(model: nn.Module) -> nn.Module:
     return fxshap.make_explainable(Rest(model))
 
 
-def test_more_inputs_of_a_layer_than_of_the_model_are_refused():
+def test_more_inputs_of_a_layer_than_of_the_model_are_rejected():
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -232,7 +232,7 @@ def test_more_inputs_of_a_layer_than_of_the_model_are_refused():
 
     model = built(Model())
     explainable = fxshap.make_explainable(model)
-    with pytest.raises(InputError, match="2 tensors.*SHAP.*as many.*from_layer"):
+    with pytest.raises(InputError, match="2 tensors.*SHAP.*as many.*split_at"):
         shap.DeepExplainer((explainable, model.fuse), data(7, 4))
     assert_no_shap_hooks(explainable)
 
@@ -240,12 +240,12 @@ def test_more_inputs_of_a_layer_than_of_the_model_are_refused():
 def test_refined_values_of_a_layer_add_up_and_are_those_of_its_rest():
     model = built(LAYERS["attention"]())
     references, samples = data(7, 4, seed=1), data(2, 4, seed=2)
-    explainable = fxshap.make_explainable(model, refine=2, seed=3)
+    explainable = fxshap.make_explainable(model, refine=fxshap.Refinement(2, seed=3))
     values = check(model, model.layer, [references], [samples], explainable)
     assert additivity_error(model, [references], [samples], values) <= EXACT
     with torch.no_grad():
         passing = [model.first(x) for x in (references, samples)]
-    rest = fxshap.make_explainable(Rest(model), refine=2, seed=3)
+    rest = fxshap.make_explainable(Rest(model), refine=fxshap.Refinement(2, seed=3))
     (expected,) = explain(rest, *[[x] for x in passing])
     np.testing.assert_allclose(values[0], expected, rtol=1e-12, atol=1e-13)
 
@@ -267,36 +267,36 @@ def test_one_explainable_model_answers_about_inputs_and_layers_in_turn():
 # --- what cannot be asked -----------------------------------------------------------------------
 
 
-def refused(model: nn.Module, layer: nn.Module, says: str, error=InputError) -> None:
-    """Check that a layer is refused when the explainer is made, and nothing is left behind."""
+def check_rejected(model: nn.Module, layer: nn.Module, message: str, error=InputError) -> None:
+    """Check that a layer is rejected when the explainer is made, and nothing is left behind."""
     explainable = fxshap.make_explainable(model)
     before = state_of(model)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         shap.DeepExplainer((explainable, layer), data(7, 4))
     assert_no_shap_hooks(explainable)
     assert_same_state(model, before)
-    found = explain(explainable, [data(7, 4)], [data(2, 4, seed=1)])
-    assert additivity_error(model, [data(7, 4)], [data(2, 4, seed=1)], found) <= EXACT
+    values = explain(explainable, [data(7, 4)], [data(2, 4, seed=1)])
+    assert additivity_error(model, [data(7, 4)], [data(2, 4, seed=1)], values) <= EXACT
 
 
-def test_a_layer_called_twice_is_refused_by_name():
+def test_a_layer_called_twice_is_rejected_by_name():
     class Reuses(Block):
         def rest(self, h: Tensor) -> Tensor:
             return self.head(self.layer(self.hidden.weight.sum() * self.layer(h)))
 
     model = built(Reuses(nn.Softplus()))
-    refused(model, model.layer, r"the input of 'layer' cannot be explained.*2 times")
+    check_rejected(model, model.layer, r"the input of 'layer' cannot be explained.*2 times")
 
 
 @pytest.mark.parametrize("which", ["list", "lent"])
-def test_a_layer_never_called_is_refused_by_name(which):
+def test_a_layer_never_called_is_rejected_by_name(which):
     model = built(InList() if which == "list" else LAYERS["attention"]())
     layer = model.layer if which == "list" else model.layer.attention.out_proj
     name = "layer" if which == "list" else "layer.attention.out_proj"
-    refused(model, layer, f"the input of '{re.escape(name)}' cannot be.*never calls")
+    check_rejected(model, layer, f"the input of '{re.escape(name)}' cannot be.*never calls")
 
 
-def test_a_layer_without_the_rows_first_is_refused_by_name():
+def test_a_layer_without_the_rows_first_is_rejected_by_name():
     class TimeFirst(Block):
         def rest(self, h: Tensor) -> Tensor:
             h = self.layer(h.unflatten(1, (2, 3)).transpose(0, 1)).transpose(0, 1)
@@ -308,19 +308,19 @@ def test_a_layer_without_the_rows_first_is_refused_by_name():
 
     for build in (TimeFirst, Folded):
         model = built(build(nn.Tanh()))
-        refused(model, model.layer, "the input of 'layer' cannot be.*shape is .*first dimension")
+        check_rejected(model, model.layer, "'layer' cannot be.*shape is .*first dimension")
 
 
-def test_a_layer_that_does_not_depend_on_the_input_is_refused_by_name():
+def test_a_layer_that_does_not_depend_on_the_input_is_rejected_by_name():
     class Fixed(Block):
         def rest(self, h: Tensor) -> Tensor:
             return self.head(h * self.layer(self.hidden.bias.expand(len(h), 6)))
 
     model = built(Fixed(nn.Tanh()))
-    refused(model, model.layer, "the input of 'layer' cannot be.*does not depend on the model's")
+    check_rejected(model, model.layer, "input of 'layer' cannot be.*does not depend on the model's")
 
 
-def test_rows_that_influence_each_other_before_the_layer_are_refused():
+def test_rows_that_influence_each_other_before_the_layer_are_rejected():
     class Mixes(Block):
         def first(self, x: Tensor) -> Tensor:
             return super().first(x).softmax(0)
@@ -347,7 +347,7 @@ def test_what_goes_around_a_layer_is_warned_of():
         explainer.shap_values(samples)
     values = explainer.shap_values(samples, check_additivity=False)
 
-    # What does go through is explained: beside it, the rest of a product counts at its mean.
+    # What does go through the layer is explained, with the rest of a product at its mean.
     h_x, h_r = model.first(samples), model.first(references)
     change = torch.tanh(h_x.sigmoid())[:, None] - torch.tanh(h_r.sigmoid())
     mean = (h_x.exp()[:, None] + h_r.exp()) / 2
@@ -370,7 +370,7 @@ def test_a_residual_around_a_layer_is_part_of_its_input():
 
 def test_attributes_of_the_model_are_reachable():
     model = built(LAYERS["container"]())
-    model.note, model._private = "mine", "mine alone"
+    model.note, model._private = "mine", "only mine"
     explainable = fxshap.make_explainable(model)
     assert explainable.note == "mine"
     assert explainable.head is model.head

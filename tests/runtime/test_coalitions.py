@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
+from fxshap.errors import OptionError
 from fxshap.runtime.coalitions import (
     Refinement,
     balanced_scores,
@@ -74,7 +75,9 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_others() -> None:
     network = NETWORKS["gelu_functional"]
     model = network.build()
     x, r = (network.inputs(3, seed=s) for s in (1, 2))
-    first, again, other = (explain(model, x, r, refine=1, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        explain(model, x, r, refine=fxshap.Refinement(1, seed=s)) for s in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -83,7 +86,12 @@ def test_no_pairs_are_one_pass() -> None:
     network = NETWORKS["gelu_functional"]
     model = network.build()
     x, r = (network.inputs(3, seed=s) for s in (1, 2))
-    assert torch.equal(explain(model, x, r), explain(model, x, r, refine=0, seed=5))
+    assert torch.equal(explain(model, x, r), explain(model, x, r, refine=fxshap.Refinement(0)))
+
+
+def test_a_seed_without_coalitions_is_refused() -> None:
+    with pytest.raises(OptionError, match="seed has no effect without coalitions"):
+        fxshap.Refinement(0, seed=5)
 
 
 def test_blocks_are_of_even_size_among_the_features_that_differ() -> None:
@@ -145,7 +153,7 @@ def test_references_in_chunks_get_the_same_values() -> None:
     network = NETWORKS["gelu_functional"]
     model = network.build().double()
     x, r = (network.inputs(n, seed=n, dtype=torch.float64) for n in (2, 20))
-    whole, chunks = (explain(model, x, r, refine=8, reference_chunk=n) for n in (20, 7))
+    whole, chunks = (explain(model, x, r, refine=8, reference_batch_size=n) for n in (20, 7))
     assert (whole - chunks).abs().max() < 1e-12
 
 
@@ -156,8 +164,8 @@ def test_coalitions_are_run_together_where_rows_lie_apart(monkeypatch) -> None:
     together = explain(model, x, r, refine=8)
     monkeypatch.setattr(
         SampleReferencePairs,
-        "_observe",
-        lambda self, points: [self.observe(point)[1] for point in points],
+        "_tapped_batches",
+        lambda self, points: [self.program.tapped(point)[1] for point in points],
     )
     assert (together - explain(model, x, r, refine=8)).abs().max() < 1e-12
 

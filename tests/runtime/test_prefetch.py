@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxshap
 import fxshap.runtime.prefetch
+import fxshap.runtime.program
 import fxshap.runtime.references
 from fxshap.autograd.tape import Tape
 from fxshap.runtime.prefetch import single_column
@@ -40,27 +41,27 @@ def data(rows: int, seed: int) -> Tensor:
 
 
 @pytest.fixture
-def walked(monkeypatch) -> list[int]:
-    """How many cotangents each walk was for."""
+def batches(monkeypatch) -> list[int]:
+    """How many cotangents each backward pass took."""
     counts: list[int] = []
-    walks = Tape.walks
+    backward_many = Tape.backward_many
 
     def counted(self, reference, sample, grads):
         counts.append(len(grads))
-        return walks(self, reference, sample, grads)
+        return backward_many(self, reference, sample, grads)
 
-    monkeypatch.setattr(Tape, "walks", counted)
+    monkeypatch.setattr(Tape, "backward_many", counted)
     return counts
 
 
 @pytest.mark.parametrize(
     ("outputs", "expected"), [(1, [1, 1]), (3, [3, 3]), (6, [1, 1, 5, 5])], ids=str
 )
-def test_every_output_is_walked_once_and_most_of_them_together(outputs, expected, walked):
+def test_every_output_is_walked_once_and_most_of_them_together(outputs, expected, batches):
     model = Classifier(outputs)
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(4, 1)], [data(2, 2)], 1e-5)
-    assert walked == expected
+    assert batches == expected
 
 
 @pytest.mark.parametrize("refine", [0, 1])
@@ -85,20 +86,20 @@ def test_samples_that_occur_twice_and_ranked_outputs():
         np.testing.assert_allclose(ranked[row], values[row][..., columns], rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_kept_stays_within_its_bound(monkeypatch, walked):
+def test_what_is_kept_stays_within_its_bound(monkeypatch, batches):
     """Room for two outputs of one sample: two samples find one more output each time."""
     monkeypatch.setattr(fxshap.runtime.prefetch, "MAX_BYTES", 2 * data(4, 1).nbytes)
     model = Classifier(6)
     assert_exact(model, fxshap.make_explainable(model), [data(4, 1)], [data(2, 2)], 1e-5)
-    assert walked == [1, 1] + [2] * 4 + [1] * 2
+    assert batches == [1, 1] + [2] * 4 + [1] * 2
 
 
 def test_nothing_is_kept_when_all_is_told():
     explainable = fxshap.make_explainable(Classifier(6))
     explain(explainable, [data(4, 1)], [data(2, 2)])
-    answers = explainable._latest().answers
-    assert len(answers.of_sample) == 2
-    assert not any(answer.found for answer in answers.of_sample.values())
+    cache = explainable._calls.captures.latest.cache
+    assert len(cache.samples) == 2
+    assert not any(cached.by_output for cached in cache.samples.values())
 
 
 def test_a_new_explanation_starts_without_answers():
@@ -130,7 +131,7 @@ def test_chunks_of_references_change_nothing_but_the_rounding(chunk, refine):
     model = Classifier(3).double()
     background, samples = [data(5, 1).double()], [data(2, 2).double()]
     whole = fxshap.make_explainable(model, refine=refine)
-    chunked = fxshap.make_explainable(model, refine=refine, reference_chunk=chunk)
+    chunked = fxshap.make_explainable(model, refine=refine, reference_batch_size=chunk)
     found = assert_exact(model, chunked, background, samples, 1e-12)
     expected = explain(whole, background, samples)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-13)
@@ -141,13 +142,13 @@ def test_one_chunk_is_in_memory_at_a_time(monkeypatch):
     most = []
 
     class Watched(Tape):
-        def __init__(self, attribute, references, explained):
-            super().__init__(attribute, references, explained)
+        def __init__(self, graph, references, *options):
+            super().__init__(graph, references, *options)
             alive.add(self)
             most.append((len(alive), len(references[0])))
 
-    monkeypatch.setattr(fxshap.runtime.references, "Tape", Watched)
-    explainable = fxshap.make_explainable(Classifier(3), reference_chunk=2)
+    monkeypatch.setattr(fxshap.runtime.program, "Tape", Watched)
+    explainable = fxshap.make_explainable(Classifier(3), reference_batch_size=2)
     explain(explainable, [data(5, 1)], [data(2, 2)])
     assert set(most) == {(1, 2), (1, 1)}
 
@@ -158,12 +159,12 @@ def test_by_default_the_tape_fits_into_free_memory(free, rows, monkeypatch):
     model = Classifier(3)
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(5, 1)], [data(2, 2)], 1e-5)
-    assert {explainable._latest().references.rows} == rows
+    assert {explainable._calls.captures.latest.references.rows} == rows
 
 
 def tape_parts(explainable: fxshap.ExplainableModule) -> list[weakref.ref]:
     """The tape of an explainable model, and the storage of a value on it."""
-    tape = explainable._latest().references.kept
+    tape = explainable._calls.captures.latest.references.cached_tape
     return [weakref.ref(tape), weakref.ref(next(iter(tape.references.values())))]
 
 
@@ -173,7 +174,7 @@ def test_release_frees_the_tape():
     before = explain(explainable, [data(5, 1)], [data(2, 2)])
     kept = tape_parts(explainable)
     assert all(part() is not None for part in kept)
-    explainable.release()
+    explainable.clear_cache()
     assert all(part() is None for part in kept)  # at once, no cycle holds them
     assert_same_values(explain(explainable, [data(5, 1)], [data(2, 2)]), before)
 
@@ -189,5 +190,5 @@ def test_the_tape_goes_with_the_explainable_model():
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5, "all", None])
 def test_a_chunk_is_a_number_of_rows(chunk):
-    with pytest.raises(ValueError, match="reference_chunk"):
-        fxshap.make_explainable(nn.ReLU(), reference_chunk=chunk)
+    with pytest.raises(ValueError, match="reference_batch_size"):
+        fxshap.make_explainable(nn.ReLU(), reference_batch_size=chunk)

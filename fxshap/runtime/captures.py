@@ -1,0 +1,118 @@
+"""The captures of one model, one for each kind of arguments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxshap.capture.export import capture
+from fxshap.errors import CaptureError
+from fxshap.frontend.arguments import Arguments
+from fxshap.frontend.hook_point import HookPoint
+from fxshap.frontend.inputs import check_dtypes
+from fxshap.passes.split_at_layer import split_at_hook_point
+from fxshap.runtime.batching import check_prefix_rows
+from fxshap.runtime.engine import Engine
+from fxshap.runtime.locks import capture_lock
+from fxshap.runtime.options import Options
+from fxshap.runtime.program import Program
+from fxshap.runtime.progress import progress_line
+
+logger = logging.getLogger("fxshap")
+
+#: The largest number of cached captures. The least recently used one is dropped first.
+MAX_CAPTURES = 8
+
+
+class CaptureCache:
+    """The latest captures of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The user's model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.engines: dict[Any, Engine] = {}
+
+    def get(
+        self, arguments: Arguments, options: Options, hook_point: HookPoint | None = None
+    ) -> Engine:
+        """Return the capture for arguments of this kind; capture the model if there is none.
+
+        Parameters
+        ----------
+        arguments : Arguments
+            Its tensors are the example inputs of a new capture.
+        options : Options
+        hook_point : HookPoint, optional
+            Where in the model the explained tensors are, instead of its inputs.
+        """
+        modes = tuple((module, module.training) for module in self.model.modules())
+        kind = (modes, options.entry, hook_point, arguments.kind)
+        # A model that fixes its number of rows is captured once for each number.
+        keys = [(kind, None), (kind, len(arguments.tensors[0]))]
+        key = next((key for key in keys if key in self.engines), None)
+        if key is None:
+            engine = capture_engine(self.model, arguments, options, hook_point)
+            key = (kind, engine.program.rows)
+            self.engines[key] = engine
+        self.engines[key] = self.engines.pop(key)  # the latest last
+        while len(self.engines) > MAX_CAPTURES:
+            del self.engines[next(iter(self.engines))]
+            logger.debug("dropped the least recently used capture")
+        return self.engines[key]
+
+    @property
+    def latest(self) -> Engine:
+        """The capture that was used last.
+
+        Raises
+        ------
+        CaptureError
+            If there is none.
+        """
+        if not self.engines:
+            raise CaptureError(  # not an AttributeError, which nn.Module would hide
+                "the model is captured at the first explanation; call capture(*inputs) before it"
+            )
+        return next(reversed(self.engines.values()))
+
+    def clear(self) -> None:
+        """Free the memory that the tapes of all captures take."""
+        for engine in self.engines.values():
+            engine.clear_cache()
+
+
+def capture_engine(
+    model: nn.Module, arguments: Arguments, options: Options, hook_point: HookPoint | None
+) -> Engine:
+    """Capture a model with the tensors of a call, and split it at a hook point if one is given."""
+    inputs, template = arguments.tensors, arguments.template
+
+    def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        return template.call(partial(options.entry, model), tensors)
+
+    name = type(model).__name__
+    with (
+        capture_lock(),
+        progress_line(
+            f"fxshap captures {name}, once for all inputs of this kind", options.progress
+        ),
+    ):
+        # Fake tensors accept other dtypes: export would capture a model that cannot run.
+        check_dtypes(inputs, model, lambda: call(model, inputs))
+        captured = capture(model, inputs, options.output, arguments.explained, call, hook_point)
+    prefix = None
+    if hook_point is not None:
+        prefix, suffix = split_at_hook_point(captured, hook_point)
+        check_prefix_rows(prefix, model, inputs, suffix, arguments.explained)
+        captured = suffix
+    program = Program(model, captured, options.rule == "variance", options.compile)
+    return Engine(program, options, prefix)
