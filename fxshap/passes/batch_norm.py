@@ -4,8 +4,8 @@ The form is one operation of fxshap, which is linear in its input (:mod:`fxshap.
 it). torch infers the output of ``aten.batch_norm`` by running its decomposition, which takes two
 fifths of the time of the export of a DenseNet; an operator of our own needs no decomposition.
 
-A batch norm is decomposed into x scale + shift if it is not linear in its input alone, or if the
-variances of sums are propagated through its parts.
+A batch norm is decomposed into x scale + shift if it is not linear in its input, with all else
+constant, or if the variances of sums are propagated through its parts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def replace_statistics(output: fx.Node, norm: fx.Node) -> None:
 
 
 def is_linear(norm: fx.Node) -> bool:
-    """Return True if a batch norm is linear in its input alone, and all its types are the same."""
+    """Return True if only the input of a batch norm varies, and all its types are the same."""
     x, weight, bias, mean, variance, *_ = call_args(norm)
     # The statistics may be in float32 when autocast has made the input half precision.
     same_dtype = bool(variance.meta["val"].dtype == x.meta["val"].dtype)

@@ -1,4 +1,4 @@
-"""Passes that give equivalent nodes one form, so that later passes and rules know fewer forms."""
+"""Passes that give equivalent nodes one form, so that later passes and rules have fewer cases."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ INDEX_TUPLES = (aten.where.default, aten.nonzero_numpy.default)
 #: Returns these indices in one tensor, with one column for each dimension of the mask.
 INDEX_MATRIX = aten.nonzero.default
 #: Turn the one-column index matrix of a mask of one dimension into its only index.
-RESHAPES = (aten.squeeze, aten.view, aten.reshape, aten.flatten)
+FLATTENING = (aten.squeeze, aten.view, aten.reshape, aten.flatten)
 
 
 class MaskPositions(NamedTuple):
@@ -175,7 +175,7 @@ class MaskDensifier:
                 source = call_args(source)[0]
             if source.target is INDEX_MATRIX:
                 return self.first_equal(call_args(source)[0]), rest[1]
-        elif op_packet(index) in RESHAPES and source.target is INDEX_MATRIX:
+        elif op_packet(index) in FLATTENING and source.target is INDEX_MATRIX:
             mask = self.first_equal(call_args(source)[0])
             return (mask, 0) if mask.meta["val"].dim() == 1 else None
         return None

@@ -49,7 +49,7 @@ def needs_rule(node: fx.Node) -> bool:
 
 
 class RescaledGraph(NamedTuple):
-    """A graph with `rescale` nodes, and the names of its taps, those that are variances apart."""
+    """A graph with `rescale` nodes, and the names of its taps: other values, and variances."""
 
     graph: fx.Graph
     tap_names: tuple[str, ...]

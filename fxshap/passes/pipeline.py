@@ -64,7 +64,7 @@ class RewrittenModel:
     constants : fx.GraphModule
         Computes from the weights what does not depend on the input, once for each state of them.
     folded : tuple of str
-        The attributes of the other graphs that hold what `constants` returns.
+        The attributes of the other graphs that store what `constants` returns.
     variance_graph : fx.GraphModule or None
         ``variance_graph(reference, sample, *inputs)`` returns, for the taps of both endpoints, the
         variances that activations receive; ``None`` if no activation receives one.

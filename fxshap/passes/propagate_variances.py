@@ -171,11 +171,11 @@ def same_operation(
 def concatenation(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:
     """The same operation on the variances, with zeros for constants."""
     parts, *rest = call_args(node)
-    found = [
+    terms = [
         variances.of.get(part) or variances.call(part, aten.zeros_like.default, part)
         for part in parts
     ]
-    return variances.call(node, node.target, found, *rest, **node.kwargs)
+    return variances.call(node, node.target, terms, *rest, **node.kwargs)
 
 
 def negation(variances: VariancePropagation, node: fx.Node, sources: list[fx.Node]) -> fx.Node:

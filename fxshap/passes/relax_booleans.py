@@ -162,7 +162,9 @@ def count_passed(relaxation: Relaxation, node: fx.Node, u: Any, boundaries: Any)
 # --- selection -----------------------------------------------------------------------------------
 
 
-def select(relaxation: Relaxation, node: fx.Node, condition: Any, a: Any, b: Any) -> fx.Node | None:
+def relax_selection(
+    relaxation: Relaxation, node: fx.Node, condition: Any, a: Any, b: Any
+) -> fx.Node | None:
     """Select between two branches by a relaxed condition."""
     parts = [relaxation.as_float(value, node) for value in (condition, a, b)]
     if condition not in relaxation.floats or None in parts:
@@ -172,13 +174,13 @@ def select(relaxation: Relaxation, node: fx.Node, condition: Any, a: Any, b: Any
 
 def relax_where(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     """where(c, a, b)."""
-    return select(relaxation, node, *node.args[:3]) if len(node.args) >= 3 else None
+    return relax_selection(relaxation, node, *node.args[:3]) if len(node.args) >= 3 else None
 
 
 def relax_masked_fill(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     """masked_fill(x, mask, value)."""
     x, mask, value = node.args
-    return select(relaxation, node, mask, value, x)
+    return relax_selection(relaxation, node, mask, value, x)
 
 
 # --- logic ---------------------------------------------------------------------------------------

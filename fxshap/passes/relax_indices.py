@@ -83,7 +83,7 @@ def relax_index(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
 # --- the shape of an index -----------------------------------------------------------------------
 
 #: Operations on the shape of an index, which do not change its candidates.
-RESHAPES = (
+INDEX_RESHAPES = (
     aten.view, aten.reshape, aten.unsqueeze, aten.squeeze, aten.transpose, aten.permute, aten.t,
     aten.expand, aten.slice, aten.select, aten.flatten, aten.repeat, aten.flip, aten.roll,
 )  # fmt: skip
@@ -162,7 +162,9 @@ def relax_candidate_check(relaxation: Relaxation, node: fx.Node, *, equal: bool)
 # --- reading by index ----------------------------------------------------------------------------
 
 
-def lookup(dim_position: int | None, index_position: int, formula: Callable[..., Any]) -> RelaxFn:
+def relax_lookup(
+    dim_position: int | None, index_position: int, formula: Callable[..., Any]
+) -> RelaxFn:
     """Return the relaxation of a lookup in the first argument.
 
     Parameters
@@ -190,7 +192,7 @@ def lookup(dim_position: int | None, index_position: int, formula: Callable[...,
     return relax
 
 
-def index_select(ones: Tensor, table: Tensor, dim: int) -> Tensor:
+def look_up_rows(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     """Look up slices of a table along `dim`, by an index of any shape."""
     rows = table.movedim(dim, 0)
     flat = rows.reshape(rows.shape[0], -1)  # a table of numbers has rows of one element
@@ -199,8 +201,8 @@ def index_select(ones: Tensor, table: Tensor, dim: int) -> Tensor:
     return result.movedim(index_dims, tuple(dim + k for k in index_dims))
 
 
-def gather(ones: Tensor, table: Tensor, dim: int) -> Tensor:
-    """torch.gather."""
+def look_up_elements(ones: Tensor, table: Tensor, dim: int) -> Tensor:
+    """torch.gather: one element of `table` along `dim` for every index."""
     for other, size in enumerate(ones.shape[:-1]):
         if other != dim and table.shape[other] != size:
             table = table.narrow(other, 0, size)
@@ -221,7 +223,7 @@ def relax_indexing(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
         return None
     if dims == [dim]:
         return relaxation.function(
-            node, lambda ones, values: index_select(ones, values, dim), one_hot, table
+            node, lambda ones, values: look_up_rows(ones, values, dim), one_hot, table
         )
     constant = [indices[other] for other in dims if other != dim]
     return relaxation.function(node, joint_indexing(dims, dim), one_hot, table, *constant)
@@ -258,7 +260,7 @@ def joint_indexing(dims: list[int], dim: int) -> Callable[..., Tensor]:
 # --- writing by index ---------------------------------------------------------------------------
 
 
-def scatter(*, adds: bool) -> RelaxFn:
+def relax_scatter(*, adds: bool) -> RelaxFn:
     """Return the relaxation of scatter or scatter_add, as a sum.
 
     Of several values in one position, scatter keeps one. PyTorch does not define which; on a CPU it
@@ -309,14 +311,14 @@ def is_overwritten(ones: Tensor, dim: int) -> Tensor:
 
 #: For each operation on a relaxed index, its floating-point form.
 INDEX_USES: dict[Any, RelaxFn] = {
-    **dict.fromkeys(RESHAPES, reshape_index),
+    **dict.fromkeys(INDEX_RESHAPES, reshape_index),
     aten.index: relax_indexing,
-    aten.gather: lookup(1, 2, gather),
-    aten.index_select: lookup(1, 2, index_select),
-    aten.embedding: lookup(None, 1, index_select),
+    aten.gather: relax_lookup(1, 2, look_up_elements),
+    aten.index_select: relax_lookup(1, 2, look_up_rows),
+    aten.embedding: relax_lookup(None, 1, look_up_rows),
     aten.one_hot: relax_one_hot,
-    aten.scatter: scatter(adds=False),
-    aten.scatter_add: scatter(adds=True),
+    aten.scatter: relax_scatter(adds=False),
+    aten.scatter_add: relax_scatter(adds=True),
 }
 
 #: The position of the index among the arguments of these operations.
@@ -329,7 +331,7 @@ INDEX_POSITIONS = {
 def uses_index(relaxation: Relaxation, node: fx.Node) -> bool:
     """Return True if a node reads or writes by a relaxed index, or changes an index's shape."""
     packet = op_packet(node)
-    if packet in RESHAPES:
+    if packet in INDEX_RESHAPES:
         return node.args[0] in relaxation.one_hot
     if packet not in INDEX_POSITIONS:
         return False
