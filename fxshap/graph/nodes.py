@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from fxshap.ops import schemas
 from fxshap.ops.dtypes import differentiable
 
 aten = torch.ops.aten
@@ -46,16 +47,12 @@ def call_args(node: fx.Node) -> tuple[Any, ...]:
 
 def argument_names(node: fx.Node) -> list[str]:
     """Return the names of all arguments of a node's operator, from its schema."""
-    target: Any = node.target
-    return [argument.name for argument in target._schema.arguments]
+    return schemas.argument_names(node.target)
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a node by name, defaults included."""
-    target: Any = node.target
-    defaults = {argument.name: argument.default_value for argument in target._schema.arguments}
-    given = dict(zip(argument_names(node), node.args, strict=False))
-    return {**defaults, **given, **node.kwargs}
+    return schemas.named_arguments(node.target, node.args, node.kwargs)
 
 
 def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:

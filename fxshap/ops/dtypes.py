@@ -1,4 +1,4 @@
-"""Which floating-point type the rules compute in."""
+"""The floating-point type that the rules compute in, and predicates of dtypes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: In which type rules compute what is of one with few digits, and a small range.
+#: The type in which rules compute values of a low-precision type.
 ACCUMULATE_IN = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -16,20 +16,20 @@ ACCUMULATE_IN = {
 
 
 def runs_in_every_dtype(target: Any) -> bool:
-    """Say whether an operator runs in all floating-point types, as a user's own may not."""
+    """Return True if an operator runs in all floating-point types; a user's own may not."""
     return getattr(target, "namespace", "aten") in ("aten", "prims", "fxshap")
 
 
 def accumulating(value: Any) -> Any:
-    """Return a tensor or a type in which rules compute, and anything else as it is."""
+    """Return a tensor or a dtype in the type that rules compute in; anything else unchanged."""
     if isinstance(value, torch.dtype):
         return ACCUMULATE_IN.get(value, value)
-    narrow = isinstance(value, Tensor) and value.dtype in ACCUMULATE_IN
-    return value.to(ACCUMULATE_IN[value.dtype]) if narrow else value
+    low_precision = isinstance(value, Tensor) and value.dtype in ACCUMULATE_IN
+    return value.to(ACCUMULATE_IN[value.dtype]) if low_precision else value
 
 
 def differentiable(value: Tensor) -> bool:
-    """Say whether autograd can follow a tensor of this dtype."""
+    """Return True if autograd gives gradients to tensors of this dtype."""
     return value.is_floating_point() or value.is_complex()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from inspect import signature
 
 from torch import Tensor
 
@@ -10,24 +12,29 @@ from fxshap.rules.core.caching import cached_between, multiply_in_place
 from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import SecantFn, Target, Tensors, rule
-from fxshap.rules.core.secants import smooth_secant, without_overflow
+from fxshap.rules.core.registry import Target, Tensors, rule
+from fxshap.rules.core.secants import multiply_unbounded, smooth_secant
 from fxshap.rules.core.tracing import any_unless_tracing
 
+#: A formula of (r, x) and, by their names, of the operator's constant arguments.
+SecantFn = Callable[..., Tensor]
 
-def elementwise(*targets: Target, slope: SecantFn | None = None, bounded: bool = False) -> None:
-    """Declare univariate functions of their first argument.
+
+def elementwise(*targets: Target, secant: SecantFn = smooth_secant, bounded: bool = False) -> None:
+    """Declare operators that apply a function f to every element of their first argument.
 
     Parameters
     ----------
     *targets : operator
         Operators that map every element by itself.
-    slope : callable, optional
-        ``slope(operation, r, x)`` returns (f(x) - f(r)) / (x - r), a new tensor. The default,
-        :func:`smooth`, serves any function that has a derivative (an operator of your own has one
-        after ``torch.library.register_autograd``).
+    secant : callable, optional
+        The formula of the secant: ``secant(r, x)`` returns (f(x) - f(r)) / (x - r) as a new
+        tensor, for a reference and a sample whose shapes broadcast. Further parameters receive the
+        operator's constant arguments of the same names; a parameter ``operation`` receives the
+        :class:`Operation`, which computes f. The default serves any function that has a derivative
+        (an operator of your own has one after ``torch.library.register_autograd``).
     bounded : bool
-        Whether the slope is finite at every pair of finite points.
+        Whether the secant is finite at every pair of finite points.
 
     Raises
     ------
@@ -36,30 +43,48 @@ def elementwise(*targets: Target, slope: SecantFn | None = None, bounded: bool =
 
     Examples
     --------
-    The cube is smooth, and has a divided difference in closed form.
+    The cube is smooth, and its secant has a closed form.
 
     >>> import torch, fxshap
     >>> @torch.library.custom_op("example::cube", mutates_args=())
     ... def cube(x: torch.Tensor) -> torch.Tensor:
     ...     return x**3
-    >>> fxshap.rules.elementwise(cube, slope=lambda operation, r, x: x * x + x * r + r * r)
+    >>> fxshap.rules.elementwise(cube, secant=lambda r, x: x * x + x * r + r * r)
     >>> fxshap.testing.check_rule(cube, [fxshap.testing.Varying((3,))])
-    """
-    used = slope or smooth_secant
 
-    @rule(*targets, name=f"elementwise ({used.__name__})", stacked=True)
+    A scaled square takes its factor from the call.
+
+    >>> @torch.library.custom_op("example::scaled_square", mutates_args=())
+    ... def scaled_square(x: torch.Tensor, factor: float) -> torch.Tensor:
+    ...     return factor * x**2
+    >>> fxshap.rules.elementwise(scaled_square, secant=lambda r, x, factor: factor * (x + r))
+    >>> fxshap.testing.check_rule(scaled_square, [fxshap.testing.Varying((3,)), 0.5])
+    """
+    constants = tuple(signature(secant).parameters)[2:]
+
+    def compute(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        return secant(
+            r, x, **{k: operation if k == "operation" else operation[k] for k in constants}
+        )
+
+    @rule(*targets, name=f"elementwise ({report_name(secant)})", grads_batched=True)
     def secant_rule(
         operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         arguments = (*reference, *operation.arguments)
-        stack = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
+        batch = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
         if operation.slots != (0,) or reference[0].is_complex():
-            ask = partial(for_each_cotangent, generic) if stack else generic
-            return ask(operation, reference, sample, grad)
+            apply = partial(for_each_cotangent, generic) if batch else generic
+            return apply(operation, reference, sample, grad)
         (r,), (x,) = reference, sample
-        multiplier = cached_between(operation, r, x, lambda: used(operation, r, x))
+        multiplier = cached_between(operation, r, x, lambda: compute(operation, r, x))
         if not bounded and any_unless_tracing(~multiplier.isfinite()):
-            product = without_overflow(operation, r, x, grad, multiplier)
+            product = multiply_unbounded(operation, r, x, grad, multiplier)
         else:
             product = multiply_in_place(multiplier, grad)
-        return (product.sum_to_size(stack + r.shape),)
+        return (product.sum_to_size(batch + r.shape),)
+
+
+def report_name(secant: SecantFn) -> str:
+    """Return the name of the function f for reports: ``tanh_secant`` is the secant of ``tanh``."""
+    return getattr(secant, "__name__", type(secant).__name__).removesuffix("_secant")

@@ -1,4 +1,4 @@
-"""GELU, x * P(x): the rule that started this library, and the divided difference of erf.
+"""Rules of GELU, x * P(x), and of erf and the normal distribution function.
 
 With P the standard normal distribution function the product rule and the chain rule of finite
 differences give, for any x and r,
@@ -16,40 +16,39 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.core.caching import cached
-from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.secants import replace_close
+from fxshap.rules.core.secants import replace_where_close
 from fxshap.rules.elementwise import elementwise
-from fxshap.rules.univariate import relu_slope
+from fxshap.rules.univariate import relu_secant
 
 aten = torch.ops.aten
 
-#: Beyond it both tails are 0 in float64, and what makes good for rounding would overflow.
-NOTHING_LEFT = 64.0
+#: Both tails are 0 in float64 above it, and the corrections for rounding would overflow.
+TAIL_END = 64.0
 
 
 def split_square(z: Tensor) -> tuple[Tensor, Tensor]:
-    """z^2 as an exact part and a small rest: exp(-z^2) magnifies the rounding of z^2 by z^2."""
+    """Return z^2 as an exact part and a small rest: exp(-z^2) magnifies its rounding by z^2."""
     nearby = (z * 16).round() / 16
     return nearby.square(), (z - nearby) * (z + nearby)
 
 
 def normal_tail(z: Tensor) -> Tensor:
-    """1 - Phi(z) = erfc(a) / 2 for z >= 0 and a = z / sqrt 2, made good for the rounding of a.
+    """1 - Phi(z) = erfc(a) / 2 for z >= 0 and a = z / sqrt 2, corrected for the rounding of a.
 
-    erfc(a) e^(a^2) varies slowly, so the factor e^(a^2 - z^2 / 2) is what the rounding costs.
+    erfc(a) e^(a^2) varies slowly, so rounding a changes erfc(a) by the factor e^(z^2 / 2 - a^2).
     """
-    z = z.clamp(max=NOTHING_LEFT)
+    z = z.clamp(max=TAIL_END)
     a = z * math.sqrt(0.5)
     exact_a, rest_a = split_square(a)
     exact_z, rest_z = split_square(z)
-    lost = (exact_a - exact_z / 2) + (rest_a - rest_z / 2)
-    tail: Tensor = torch.special.erfc(a) / 2 * torch.exp(lost)
+    log_factor = (exact_a - exact_z / 2) + (rest_a - rest_z / 2)
+    tail: Tensor = torch.special.erfc(a) / 2 * torch.exp(log_factor)
     return tail
 
 
 def root_density(z: Tensor) -> Tensor:
     """e^(-z^2 / 4), the square root of the normal density up to a constant."""
-    exact, rest = split_square(z.clamp(-NOTHING_LEFT, NOTHING_LEFT))
+    exact, rest = split_square(z.clamp(-TAIL_END, TAIL_END))
     return torch.exp(-exact / 4) * torch.exp(-rest / 4)
 
 
@@ -66,12 +65,12 @@ def normal_cdf(z: Tensor) -> Tensor:
 
 
 def mean_density(r: Tensor, x: Tensor) -> Tensor:
-    """Mean of the normal density between close ends: (Phi(x) - Phi(r)) / (x - r).
+    """Mean of the normal density between close endpoints: (Phi(x) - Phi(r)) / (x - r).
 
     With c the midpoint and h half the difference it is phi(c) sum_k h^2k He_2k(c) / (2k + 1)!, the
     Taylor series by Hermite polynomials, and phi(c) is e^(h^2 / 2) times the geometric mean of phi
-    at both ends. Ends are close where h (1 + |c|) < CLOSE / 2, which leaves less than 1e-18 behind
-    the sixth power.
+    at both endpoints. Endpoints are close where h (1 + |c|) < CLOSE / 2, where the terms after the
+    sixth power are less than 1e-18.
     """
     c, h = (x + r) / 2, (x - r) / 2
     u, v = (c * h).square_(), h.square_()
@@ -82,19 +81,20 @@ def mean_density(r: Tensor, x: Tensor) -> Tensor:
     return roots * total / math.sqrt(2 * math.pi)
 
 
-def normal_slope(r: Tensor, x: Tensor) -> Tensor:
-    """(Phi(x) - Phi(r)) / (x - r); distant ends use whichever tails are small."""
+def normal_cdf_secant(r: Tensor, x: Tensor) -> Tensor:
+    """(Phi(x) - Phi(r)) / (x - r); distant endpoints use whichever tails are small."""
     above_r, above_x = r > 0, x > 0
     tail_r, tail_x = normal_tail(r.abs()), normal_tail(x.abs())
     steps = above_x.to(x.dtype) - above_r.to(r.dtype)
     tails = torch.where(above_x, -tail_x, tail_x) - torch.where(above_r, -tail_r, tail_r)
-    return replace_close((steps + tails) / (x - r), r, x, mean_density)
+    return replace_where_close((steps + tails) / (x - r), r, x, mean_density)
 
 
-def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
-    """Secant of x Phi(x) = relu(x) - moment(x): by parts from afar, as a product when close.
+def gelu_erf_secant(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of x Phi(x) = relu(x) - moment(x): of these parts, or of the product when close.
 
-    What is kept of one end by `close` is kept of the tap itself only where all of it is asked for.
+    `close` usually receives a few elements, new tensors for which nothing is cached. While rules
+    are traced it receives the taps themselves.
     """
 
     def close(r: Tensor, x: Tensor) -> Tensor:
@@ -102,16 +102,11 @@ def gelu_slope(r: Tensor, x: Tensor) -> Tensor:
         return cdf / 2 + (x + r) / 2 * mean_density(r, x)
 
     change = cached(x, "normal moment", moment) - cached(r, "normal moment", moment)
-    far = relu_slope(r, x).sub_(change.div_(x - r))
-    return replace_close(far, r, x, close)
+    far = relu_secant(r, x).sub_(change.div_(x - r))
+    return replace_where_close(far, r, x, close)
 
 
-def gelu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of x * P(x), P = Phi or, for ``approximate="tanh"``, the logistic of a cubic."""
-    return gelu_tanh_slope(r, x) if operation["approximate"] == "tanh" else gelu_slope(r, x)
-
-
-#: u(z) = CUBIC z (z^2 + 1 / 0.044715), each constant as a short or float32 number and a rest.
+#: u(z) = CUBIC z (z^2 + 1 / 0.044715), each constant as a number of few digits and a rest.
 CUBIC = 2 * math.sqrt(2 / math.pi) * 0.044715
 CUBIC_MAIN = torch.tensor(CUBIC, dtype=torch.float32).item()
 CUBIC_REST = CUBIC - CUBIC_MAIN
@@ -124,7 +119,7 @@ def cubic_tail(z: Tensor) -> Tensor:
 
     As in :func:`split_square`, u is the sum of a part with one rounding and a small rest.
     """
-    z = z.clamp(max=NOTHING_LEFT)
+    z = z.clamp(max=TAIL_END)
     nearby = (z * 16).round() / 16
     rest = z - nearby
     shifted = nearby.square() + SHIFT_MAIN  # exact, as is its product with nearby
@@ -135,9 +130,9 @@ def cubic_tail(z: Tensor) -> Tensor:
     return e / (1 + e)
 
 
-def gelu_tanh_slope(r: Tensor, x: Tensor) -> Tensor:
-    """Secant of x s(u), since (1 + tanh z) / 2 = s(2z), in the two forms of :func:`gelu_slope`."""
-    near_r, near_x = (end.clamp(-NOTHING_LEFT, NOTHING_LEFT) for end in (r, x))
+def gelu_tanh_secant(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of x s(u), since (1 + tanh z) / 2 = s(2z), in the forms of :func:`gelu_erf_secant`."""
+    near_r, near_x = (value.clamp(-TAIL_END, TAIL_END) for value in (r, x))
     d = near_x - near_r
     rate = CUBIC * (near_x.square() + near_x * near_r + near_r.square() + 1 / 0.044715)  # du / d
     gap = (rate * d).abs()
@@ -145,30 +140,30 @@ def gelu_tanh_slope(r: Tensor, x: Tensor) -> Tensor:
     s_r, s_x = torch.where(r > 0, 1 - tail_r, tail_r), torch.where(x > 0, 1 - tail_x, tail_x)
     not_r, not_x = torch.where(r > 0, tail_r, 1 - tail_r), torch.where(x > 0, tail_x, 1 - tail_x)
     # s(hi) - s(lo) = s(hi) s(-lo) (1 - e^-|du|), over |du|
-    both = torch.where(x > r, s_x * not_r, s_r * not_x)
-    slope = both * torch.where(d == 0, 1.0, -torch.expm1(-gap) / gap)
+    product = torch.where(x > r, s_x * not_r, s_r * not_x)
+    slope = product * torch.where(d == 0, 1.0, -torch.expm1(-gap) / gap)
     close = (s_x + s_r) / 2 + (near_x + near_r) / 2 * rate * slope
     d = x - r
     far = (x.relu() - r.relu()) / d - (x.abs() * tail_x - r.abs() * tail_r) / d
     return torch.where(gap < 1, close, far)
 
 
-def erf(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def gelu_secant(r: Tensor, x: Tensor, approximate: str) -> Tensor:
+    """Secant of x * P(x), P = Phi or, for ``approximate="tanh"``, the logistic of a cubic."""
+    return gelu_tanh_secant(r, x) if approximate == "tanh" else gelu_erf_secant(r, x)
+
+
+def erf_secant(r: Tensor, x: Tensor) -> Tensor:
     """erf z = 2 Phi(z sqrt 2) - 1."""
-    return 2 * math.sqrt(2) * normal_slope(r * math.sqrt(2), x * math.sqrt(2))
+    return 2 * math.sqrt(2) * normal_cdf_secant(r * math.sqrt(2), x * math.sqrt(2))
 
 
-def erfc(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def erfc_secant(r: Tensor, x: Tensor) -> Tensor:
     """erfc z = 1 - erf z."""
-    return -erf(operation, r, x)
+    return -erf_secant(r, x)
 
 
-def ndtr(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of Phi itself."""
-    return normal_slope(r, x)
-
-
-elementwise(aten.gelu, slope=gelu, bounded=True)
-elementwise(aten.erf, aten.special_erf, slope=erf)
-elementwise(aten.erfc, aten.special_erfc, slope=erfc)
-elementwise(aten.special_ndtr, slope=ndtr)
+elementwise(aten.gelu, secant=gelu_secant, bounded=True)
+elementwise(aten.erf, aten.special_erf, secant=erf_secant)
+elementwise(aten.erfc, aten.special_erfc, secant=erfc_secant)
+elementwise(aten.special_ndtr, secant=normal_cdf_secant)

@@ -124,12 +124,12 @@ def function_of(operation: Operation) -> Operation:
 def secant_of(function: Operation, r: Tensor, x: Tensor) -> Tensor:
     """Return the secant of a univariate function, by its rule."""
     rule = find_rule(function.target)
-    assert rule is not None and rule.multiply is not None
+    assert rule is not None and rule.backward is not None
     shape = torch.broadcast_shapes(r.shape, x.shape)
-    (slope,) = rule.multiply(function, (r,), (x,), r.new_ones(()).expand(shape))
+    (slope,) = rule.backward(function, (r,), (x,), r.new_ones(()).expand(shape))
     assert slope is not None
     return slope
 
 
-RULES[variance] = Rule("variance", variance_rule, stacked=True)
-RULES[activation] = Rule("smoothed activation", activation_rule, stacked=True)
+RULES[variance] = Rule("variance", variance_rule, grads_batched=True)
+RULES[activation] = Rule("smoothed activation", activation_rule, grads_batched=True)

@@ -1,15 +1,15 @@
-"""Univariate functions: the multiplier is the secant slope, in a form without cancellation.
+"""Rules of univariate functions: the multiplier is the secant, in a form without cancellation.
 
 For one input the only multiplier that adds up is the secant (f(x) - f(r)) / (x - r), the rescale
-rule of DeepLIFT (Shrikumar et al. 2017, eq. 11). Taken as a quotient it is noise where x and r are
-close, so every function here uses the best form it has: a closed divided difference, the exact
+rule of DeepLIFT (Shrikumar et al. 2017, eq. 11). As a quotient it is rounding noise where x and r
+are close, so every function here uses the best form it has: a closed divided difference, the exact
 secant of a piecewise-linear function, or the mean of the derivative wherever the quotient's own
 rounding noise is larger than the difference between the two.
 
-A slope is a function ``slope(operation, r, x) -> (f(x) - f(r)) / (x - r)`` that returns a new
-tensor, which the rule multiplies in place. Most of the time of an explanation goes into these few
-lines, so they work in place and avoid selections: ``clamp`` to the smallest number takes the place
-of a branch for x = r wherever it can.
+A formula is a function ``secant(r, x) -> (f(x) - f(r)) / (x - r)`` that returns a new tensor, which
+the rule multiplies in place; :func:`.elementwise` describes its further parameters. Most of the
+time of an explanation goes into these few lines. They therefore work in place and avoid selections:
+``clamp`` to the smallest normal number takes the place of a branch for x = r wherever it can.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import SecantFn, Tensors, rule
+from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.secants import (
-    piecewise_linear,
+    linear_with_kink_secant,
     piecewise_secant,
-    replace_close,
+    replace_where_close,
     scale,
     smooth_secant,
     step_secant,
+    values_at,
 )
 from fxshap.rules.core.tracing import any_or_tracing
 from fxshap.rules.elementwise import elementwise
@@ -40,10 +41,10 @@ aten = torch.ops.aten
 # --- any function -----------------------------------------------------------------------------
 
 
-def relu_slope(r: Tensor, x: Tensor) -> Tensor:
-    """hi+ / (hi+ + lo-): the positive part of the larger end, the negative one of the smaller.
+def relu_secant(r: Tensor, x: Tensor) -> Tensor:
+    """hi+ / (hi+ + lo-): the positive part of the larger endpoint, the negative one of the smaller.
 
-    It is 1 where both are positive, 0 where neither is, the secant across the kink.
+    It is 1 where both are positive, 0 where neither is, and the secant across the kink.
     """
     positive = torch.maximum(x, r).clamp_(min=0)
     negative = torch.minimum(x, r).clamp_(max=-torch.finfo(r.dtype).tiny)
@@ -61,12 +62,12 @@ def mean_decay(r: Tensor, x: Tensor) -> Tensor:
     return torch.expm1(decay).div_(decay)
 
 
-def exp_slope(r: Tensor, x: Tensor) -> Tensor:
+def exp_secant(r: Tensor, x: Tensor) -> Tensor:
     """(e^x - e^r) / (x - r) = e^max (1 - e^-|d|) / |d|; 0 where both are -inf."""
     return mean_decay(r, x).mul_(torch.maximum(x, r).exp_())
 
 
-def log_slope(r: Tensor, x: Tensor) -> Tensor:
+def log_secant(r: Tensor, x: Tensor) -> Tensor:
     """(log x - log r) / (x - r) = log1p((hi - lo) / lo) / (hi - lo)."""
     lo, hi = torch.minimum(x, r), torch.maximum(x, r)
     gap = hi - lo
@@ -75,18 +76,18 @@ def log_slope(r: Tensor, x: Tensor) -> Tensor:
     return torch.where(gap == 0, lo.reciprocal(), change / gap)
 
 
-def sigmoid_slope(r: Tensor, x: Tensor) -> Tensor:
+def sigmoid_secant(r: Tensor, x: Tensor) -> Tensor:
     """(s(x) - s(r)) / (x - r) = s(hi) s(-lo) (1 - e^-(hi - lo)) / (hi - lo)."""
     top = torch.maximum(x, r).sigmoid_()
     return mean_decay(r, x).mul_(top).mul_(torch.minimum(x, r).neg_().sigmoid_())
 
 
-def tanh_slope(r: Tensor, x: Tensor) -> Tensor:
-    """tanh z = 2 s(2z) - 1, so its secant is 4 times that of s at doubled ends."""
-    return 4 * sigmoid_slope(2 * r, 2 * x)
+def tanh_secant(r: Tensor, x: Tensor) -> Tensor:
+    """tanh z = 2 s(2z) - 1, so its secant is 4 times that of s at doubled endpoints."""
+    return 4 * sigmoid_secant(2 * r, 2 * x)
 
 
-def softplus_slope(r: Tensor, x: Tensor) -> Tensor:
+def softplus_secant(r: Tensor, x: Tensor) -> Tensor:
     """log((1 + e^hi) / (1 + e^lo)) = log1p(s(lo) (e^(hi - lo) - 1)), over hi - lo."""
     lo, hi = torch.minimum(x, r), torch.maximum(x, r)
     gap = hi - lo
@@ -100,44 +101,40 @@ def softplus_value(z: Tensor) -> Tensor:
     return torch.logaddexp(z, z.new_zeros(()))
 
 
-def logarithm(base: float = math.e, shift: float = 0.0) -> SecantFn:
-    """Secant of log_base(x + shift)."""
-
-    def log(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        return log_slope(r + shift, x + shift) / math.log(base)
-
-    return log
+def log1p_secant(r: Tensor, x: Tensor) -> Tensor:
+    """log1p x = log(x + 1)."""
+    return log_secant(r + 1.0, x + 1.0)
 
 
-def exponential(base: Callable[[Operation], float]) -> SecantFn:
-    """Secant of base^x; a base that is not positive has no logarithm and is left to `smooth`."""
+def log2_secant(r: Tensor, x: Tensor) -> Tensor:
+    """log2 x = log x / log 2."""
+    return log_secant(r, x) / math.log(2.0)
 
-    def exp(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        if base(operation) <= 0:
-            return smooth_secant(operation, r, x)
-        log_base = math.log(base(operation))
-        return log_base * exp_slope(log_base * r, log_base * x)
 
-    return exp
+def log10_secant(r: Tensor, x: Tensor) -> Tensor:
+    """log10 x = log x / log 10."""
+    return log_secant(r, x) / math.log(10.0)
+
+
+def exponential_secant(r: Tensor, x: Tensor, base: float) -> Tensor:
+    """base^x = e^(x log base), for a positive base."""
+    log_base = math.log(base)
+    return log_base * exp_secant(log_base * r, log_base * x)
+
+
+def exp2_secant(r: Tensor, x: Tensor) -> Tensor:
+    """Secant of 2^x."""
+    return exponential_secant(r, x, 2.0)
 
 
 # --- activations ------------------------------------------------------------------------------
 
 
-def sigmoid(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of 1 / (1 + e^-x)."""
-    return sigmoid_slope(r, x)
+def silu_secant(r: Tensor, x: Tensor) -> Tensor:
+    """x s(x) = relu(x) - |x| s(-|x|): the secants of these parts, or mean(s) + mean(x) ds/dx.
 
-
-def tanh(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of tanh x."""
-    return tanh_slope(r, x)
-
-
-def silu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """x s(x) = relu(x) - |x| s(-|x|): by these parts from afar, mean(s) + mean(x) ds/dx close by.
-
-    The form for close ends cancels from afar, to rounding errors of the size of x itself.
+    The second form is for close endpoints. Between distant ones it cancels, to rounding errors of
+    the size of x itself.
     """
 
     def moment(z: Tensor) -> Tensor:
@@ -146,59 +143,65 @@ def silu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
 
     def close(r: Tensor, x: Tensor) -> Tensor:
         s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
-        return s + (x + r) / 2 * sigmoid_slope(r, x)
+        return s + (x + r) / 2 * sigmoid_secant(r, x)
 
     change = cached(x, "logistic moment", moment) - cached(r, "logistic moment", moment)
-    far = relu_slope(r, x).sub_(change.div_(x - r))
-    return replace_close(far, r, x, close)
+    far = relu_secant(r, x).sub_(change.div_(x - r))
+    return replace_where_close(far, r, x, close)
 
 
-def log_sigmoid(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def log_sigmoid_secant(r: Tensor, x: Tensor) -> Tensor:
     """log s(x) = -softplus(-x)."""
-    return softplus_slope(-r, -x)
+    return softplus_secant(-r, -x)
 
 
-def softplus(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """log(1 + e^(beta x)) / beta; beyond `threshold` torch returns x itself, which jumps a little.
+def softplus_with_threshold_secant(
+    r: Tensor, x: Tensor, operation: Operation, beta: float, threshold: float
+) -> Tensor:
+    """log(1 + e^(beta x)) / beta, and x itself above `threshold`, where torch jumps a little.
 
-    An end beyond the threshold therefore takes the quotient of what torch computes.
+    An endpoint above the threshold therefore takes the quotient of what torch computes.
     """
-    beta, threshold = operation["beta"], operation["threshold"]
-    straight = torch.maximum(x, r) * beta > threshold
-    slope = softplus_slope(beta * r, beta * x)
-    return (
-        torch.where(straight, piecewise_secant(operation, r, x), slope)
-        if any_or_tracing(straight)
-        else slope
-    )
+    above = torch.maximum(x, r) * beta > threshold
+    slope = softplus_secant(beta * r, beta * x)
+    if any_or_tracing(above):
+        slope = torch.where(above, piecewise_secant(r, x, operation), slope)
+    return slope
 
 
-def exponential_unit(
-    parameters: Callable[[Operation], tuple[float, float, float]],
-) -> SecantFn:
-    """Secant of ELU and its kin: `above` * x for x > 0, else `height` * (e^(rate x) - 1)."""
-
-    def elu(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        above, height, rate = parameters(operation)
-        below = height * rate * exp_slope((rate * r).clamp(max=0), (rate * x).clamp(max=0))
-        lo, hi = torch.minimum(x, r), torch.maximum(x, r)
-        across = piecewise_secant(operation, r, x)
-        return torch.where(lo > 0, above, torch.where(hi <= 0, below, across))
-
-    return elu
+def exponential_unit_secant(
+    r: Tensor, x: Tensor, operation: Operation, above: float, height: float, rate: float
+) -> Tensor:
+    """Secant of `above` * x for x > 0, else `height` * (e^(rate x) - 1): ELU and its variants."""
+    below = height * rate * exp_secant((rate * r).clamp(max=0), (rate * x).clamp(max=0))
+    lo, hi = torch.minimum(x, r), torch.maximum(x, r)
+    across = piecewise_secant(r, x, operation)
+    return torch.where(lo > 0, above, torch.where(hi <= 0, below, across))
 
 
+def elu_secant(
+    r: Tensor, x: Tensor, operation: Operation, alpha: float, scale: float, input_scale: float
+) -> Tensor:
+    """Secant of ``aten.elu``, whose two scales make it SELU or CELU."""
+    return exponential_unit_secant(r, x, operation, scale, alpha * scale, input_scale)
+
+
+#: Klambauer et al. 2017, eq. 14.
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def elu_parameters(operation: Operation) -> tuple[float, float, float]:
-    """(above, height, rate) of ``aten.elu``."""
-    above = operation["scale"]
-    return above, operation["alpha"] * above, operation["input_scale"]
+def selu_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
+    """Secant of SELU."""
+    return exponential_unit_secant(r, x, operation, SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0)
 
 
-def mish(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) = relu(x) - moment(x), in the two forms of :func:`silu`."""
+def celu_secant(r: Tensor, x: Tensor, operation: Operation, alpha: float) -> Tensor:
+    """Secant of CELU."""
+    return exponential_unit_secant(r, x, operation, 1.0, alpha, 1 / alpha)
+
+
+def mish_secant(r: Tensor, x: Tensor) -> Tensor:
+    """x tanh(softplus(x)) = relu(x) - moment(x), in the two forms of :func:`silu_secant`."""
 
     def moment(z: Tensor) -> Tensor:
         """z (1 - tanh(softplus(z))) above 0 and -z tanh(softplus(z)) below, in t = e^z."""
@@ -210,57 +213,42 @@ def mish(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
     def close(r: Tensor, x: Tensor) -> Tensor:
         s_r, s_x = softplus_value(r), softplus_value(x)
         t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
-        return t + (x + r) / 2 * tanh_slope(s_r, s_x) * softplus_slope(r, x)
+        return t + (x + r) / 2 * tanh_secant(s_r, s_x) * softplus_secant(r, x)
 
     change = cached(x, "mish moment", moment) - cached(r, "mish moment", moment)
-    far = relu_slope(r, x).sub_(change.div_(x - r))
-    return replace_close(far, r, x, close)
+    far = relu_secant(r, x).sub_(change.div_(x - r))
+    return replace_where_close(far, r, x, close)
 
 
 # --- powers -----------------------------------------------------------------------------------
 
 
-def sqrt_slope(r: Tensor, x: Tensor) -> Tensor:
+def sqrt_secant(r: Tensor, x: Tensor) -> Tensor:
     """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite."""
     total = x.sqrt() + r.sqrt()
     return torch.where(total == 0, 0.0, total.reciprocal())
 
 
-def rsqrt_slope(r: Tensor, x: Tensor) -> Tensor:
+def rsqrt_secant(r: Tensor, x: Tensor) -> Tensor:
     """-v_x^2 v_r^2 / (v_x + v_r) with v = s^(-1/2)."""
     return -(x.rsqrt() * r.rsqrt()) / (x.sqrt() + r.sqrt())
 
 
-def reciprocal_slope(r: Tensor, x: Tensor) -> Tensor:
+def reciprocal_secant(r: Tensor, x: Tensor) -> Tensor:
     """(1/x - 1/r) / (x - r) = -1 / (x r)."""
     return -(x.reciprocal() * r.reciprocal())
 
 
-def sqrt(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of the square root."""
-    return sqrt_slope(r, x)
-
-
-def rsqrt(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of x^(-1/2)."""
-    return rsqrt_slope(r, x)
-
-
-def reciprocal(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """Secant of 1 / x."""
-    return reciprocal_slope(r, x)
-
-
-def square(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def square_secant(r: Tensor, x: Tensor) -> Tensor:
     """(x^2 - r^2) / (x - r) = x + r."""
     return x + r
 
 
-def power(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-    """x^n: the sum of x^i r^(n-1-i) for a small whole n, closed forms for -2, -1, -1/2 and 1/2."""
-    n = operation["exponent"]
+def power_secant(r: Tensor, x: Tensor, operation: Operation, exponent: float | Tensor) -> Tensor:
+    """x^n: a closed form of `POWERS`, or the sum of x^i r^(n-1-i) for a small integer n > 0."""
+    n = exponent
     if isinstance(n, Tensor):
-        return smooth_secant(operation, r, x)
+        return smooth_secant(r, x, operation)
     if n in POWERS:
         return POWERS[n](r, x)
     if n == int(n) and 0 < n <= 8:
@@ -270,19 +258,19 @@ def power(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
             x_power = x_power * x
             slope = slope * r + x_power
         return slope
-    return smooth_secant(operation, r, x)
+    return smooth_secant(r, x, operation)
 
 
 POWERS: dict[float, Callable[[Tensor, Tensor], Tensor]] = {
-    2: lambda r, x: x + r,
-    0.5: sqrt_slope,
-    -0.5: rsqrt_slope,
-    -1: reciprocal_slope,
-    -2: lambda r, x: (x.reciprocal() + r.reciprocal()) * reciprocal_slope(r, x),
+    2: square_secant,
+    0.5: sqrt_secant,
+    -0.5: rsqrt_secant,
+    -1: reciprocal_secant,
+    -2: lambda r, x: (x.reciprocal() + r.reciprocal()) * reciprocal_secant(r, x),
 }
 
 
-def positive_power_slope(r: Tensor, x: Tensor, n: float) -> Tensor:
+def positive_power_secant(r: Tensor, x: Tensor, n: float) -> Tensor:
     """(x^n - r^n) / (x - r) for x, r >= 0: hi^n (1 - (lo/hi)^n) / (hi - lo); 0 where both are 0."""
     lo, hi = torch.minimum(x, r), torch.maximum(x, r)
     gap = hi - lo
@@ -299,65 +287,60 @@ def half_sinc(d: Tensor) -> Tensor:
     return torch.sinc(d / (2 * math.pi))
 
 
-def wave(operation: Operation, r: Tensor, x: Tensor, close: Tensor) -> Tensor:
-    """`close` where the ends are close, else the quotient, whose rounding does not grow with x."""
+def quotient_if_far(r: Tensor, x: Tensor, operation: Operation, close: Tensor) -> Tensor:
+    """`close` for close endpoints, else the quotient, whose rounding does not grow with x."""
     d = x - r
-    f_x, f_r = operation(x), operation(r)
-    assert isinstance(f_x, Tensor) and isinstance(f_r, Tensor)
+    f_r, f_x = values_at(operation, r, x)
     return torch.where((x.abs() + r.abs()) * d.abs() > 1, (f_x - f_r) / d, close)
 
 
-def sin(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def sin_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
     """sin x - sin r = 2 cos((x + r)/2) sin(d/2)."""
-    return wave(operation, r, x, torch.cos((x + r) / 2) * half_sinc(x - r))
+    return quotient_if_far(r, x, operation, torch.cos((x + r) / 2) * half_sinc(x - r))
 
 
-def cos(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+def cos_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
     """cos x - cos r = -2 sin((x + r)/2) sin(d/2)."""
-    return wave(operation, r, x, -torch.sin((x + r) / 2) * half_sinc(x - r))
+    return quotient_if_far(r, x, operation, -torch.sin((x + r) / 2) * half_sinc(x - r))
 
 
-def zero(operation: Operation) -> float:
-    """Return the kink of the ReLU family."""
-    return 0.0
+# --- the rules --------------------------------------------------------------------------------
 
-
-elementwise(aten.exp, aten.expm1, slope=exponential(lambda op: math.e))
-elementwise(aten.exp2, aten.special_exp2, slope=exponential(lambda op: 2.0))
-elementwise(aten.log, slope=logarithm())
-elementwise(aten.log2, slope=logarithm(base=2.0))
-elementwise(aten.log10, slope=logarithm(base=10.0))
-elementwise(aten.log1p, slope=logarithm(shift=1.0))
-elementwise(aten.sigmoid, aten.special_expit, slope=sigmoid, bounded=True)
-elementwise(aten.tanh, slope=tanh, bounded=True)
-elementwise(aten.silu, slope=silu, bounded=True)
-elementwise(aten.mish, slope=mish, bounded=True)
-elementwise(aten.softplus, slope=softplus)
-elementwise(aten.log_sigmoid, slope=log_sigmoid, bounded=True)
-elementwise(aten.elu, slope=exponential_unit(elu_parameters))
-elementwise(
-    aten.selu, slope=exponential_unit(lambda op: (SELU_SCALE, SELU_SCALE * SELU_ALPHA, 1.0))
-)
-elementwise(aten.celu, slope=exponential_unit(lambda op: (1.0, op["alpha"], 1 / op["alpha"])))
-elementwise(aten.sqrt, slope=sqrt)
-elementwise(aten.rsqrt, slope=rsqrt)
-elementwise(aten.reciprocal, slope=reciprocal)
-elementwise(aten.square, slope=square)
-elementwise(aten.pow.Tensor_Scalar, slope=power)
-elementwise(aten.sin, slope=sin, bounded=True)
-elementwise(aten.cos, slope=cos, bounded=True)
+elementwise(aten.exp, aten.expm1, secant=exp_secant)
+elementwise(aten.exp2, aten.special_exp2, secant=exp2_secant)
+elementwise(aten.log, secant=log_secant)
+elementwise(aten.log2, secant=log2_secant)
+elementwise(aten.log10, secant=log10_secant)
+elementwise(aten.log1p, secant=log1p_secant)
+elementwise(aten.sigmoid, aten.special_expit, secant=sigmoid_secant, bounded=True)
+elementwise(aten.tanh, secant=tanh_secant, bounded=True)
+elementwise(aten.silu, secant=silu_secant, bounded=True)
+elementwise(aten.mish, secant=mish_secant, bounded=True)
+elementwise(aten.softplus, secant=softplus_with_threshold_secant)
+elementwise(aten.log_sigmoid, secant=log_sigmoid_secant, bounded=True)
+elementwise(aten.elu, secant=elu_secant)
+elementwise(aten.selu, secant=selu_secant)
+elementwise(aten.celu, secant=celu_secant)
+elementwise(aten.sqrt, secant=sqrt_secant)
+elementwise(aten.rsqrt, secant=rsqrt_secant)
+elementwise(aten.reciprocal, secant=reciprocal_secant)
+elementwise(aten.square, secant=square_secant)
+elementwise(aten.pow.Tensor_Scalar, secant=power_secant)
+elementwise(aten.sin, secant=sin_secant, bounded=True)
+elementwise(aten.cos, secant=cos_secant, bounded=True)
 
 elementwise(
     aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max,
     aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num,
-    slope=piecewise_secant,
+    secant=piecewise_secant,
 )  # fmt: skip
 elementwise(
     aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
-    slope=step_secant,
+    secant=step_secant,
 )  # fmt: skip
-elementwise(aten.leaky_relu, aten.prelu, aten._prelu_kernel, aten.rrelu,
-            slope=piecewise_linear(zero))  # fmt: skip
+elementwise(
+    aten.leaky_relu, aten.prelu, aten._prelu_kernel, aten.rrelu, secant=linear_with_kink_secant
+)
 
 elementwise(
     aten.hardswish, aten.hardsigmoid, aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh,
@@ -370,16 +353,16 @@ elementwise(
 )  # fmt: skip
 
 
-@rule(aten.relu, stacked=True)
+@rule(aten.relu, grads_batched=True)
 def relu(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """max(0, x)."""
     (r,), (x,) = reference, sample
-    return (multiply_in_place(cached_between(operation, r, x, lambda: relu_slope(r, x)), grad),)
+    return (multiply_in_place(cached_between(operation, r, x, lambda: relu_secant(r, x)), grad),)
 
 
-def abs_slope(r: Tensor, x: Tensor) -> Tensor:
+def abs_secant(r: Tensor, x: Tensor) -> Tensor:
     """(|x| - |r|) / (x - r) = (x + r) / (|x| + |r|); 0 where both are 0."""
     return (x + r) / (x.abs() + r.abs()).clamp_min(torch.finfo(x.dtype).tiny)
 
@@ -390,13 +373,16 @@ def absolute(
 ) -> tuple[Tensor | None, ...]:
     """|x| - |r| = Re(conj(x + r) (x - r)) / (|x| + |r|), for real and for complex numbers."""
     (r,), (x,) = reference, sample
-    return (grad * abs_slope(r, x),)
+    return (grad * abs_secant(r, x),)
 
 
 @rule(aten.pow.Scalar)
 def power_of_constant(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """c^x for a number c: e^(x log c)."""
+    """c^x for a number c; a c that is not positive has no logarithm and takes the smooth secant."""
     (r,), (x,) = reference, sample
-    return (scale(grad, exponential(lambda op: op["self"])(operation, r, x)),)
+    base = operation["self"]
+    if base <= 0:
+        return (scale(grad, smooth_secant(r, x, operation)),)
+    return (scale(grad, exponential_secant(r, x, base)),)

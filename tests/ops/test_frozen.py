@@ -56,7 +56,7 @@ def test_only_convolutions_with_constant_weights_are_lean():
             return torch.nn.functional.conv1d(self.constant(x), weight[..., :2]).flatten(1)
 
     explainable = fxshap.make_explainable(Convolutions(), torch.randn(4, 2, 5))
-    code = explainable.attribute.code
+    code = explainable.rescaled_graph.code
     assert code.count("lean_convolution(1, ") == 1
     assert "torch.ops.aten.conv1d.default" in code
 

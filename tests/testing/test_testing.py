@@ -177,17 +177,17 @@ def test_elementwise_without_a_derivative_says_so():
         fxshap.verify(Custom(bare), torch.randn(3, 4), torch.randn(1, 4))
 
 
-def test_elementwise_without_a_derivative_needs_a_slope():
-    def slope(operation, r, x):
+def test_elementwise_without_a_derivative_needs_a_secant():
+    def secant(r, x):
         return torch.cos((x + r) / 2) * torch.sinc((x - r) / (2 * torch.pi))
 
-    fxshap.rules.elementwise(bare, slope=slope)
+    fxshap.rules.elementwise(bare, secant=secant)
     check_rule(bare, [Varying((5,))])
     assert_explainable(Custom(bare), torch.randn(3, 4), torch.randn(1, 4))
 
 
 @pytest.mark.parametrize("target", [torch.sin, "aten.sin", nn.GELU, lambda x: x])
-@pytest.mark.parametrize("maker", ["elementwise", "bilinear", "linear", "composite", "rule"])
+@pytest.mark.parametrize("maker", ["elementwise", "bilinear", "linear", "decomposition", "rule"])
 def test_a_rule_is_for_an_operator(maker, target):
     with pytest.raises(RuleError, match="a rule is for an operator, not for"):
         declared = getattr(fxshap.rules, maker)(target)
@@ -301,7 +301,7 @@ def test_a_wrong_decomposition_is_caught():
 
 def test_an_explainable_model_passes():
     result = assert_explainable(Custom(torch.tanh), torch.randn(5, 4), torch.randn(2, 4))
-    assert result.additive and result.samples[0].distance < 0.5
+    assert result.additive and result.samples[0].shapley_distance < 0.5
 
 
 def test_a_model_that_leaks_fails_with_the_operation():

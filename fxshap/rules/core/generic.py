@@ -1,4 +1,4 @@
-"""The rule of everything else: an averaged gradient, corrected to the finite difference."""
+"""The rule of operations without one of their own: an averaged gradient with a correction."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def generic(
 
     The average over 3 Gauss-Legendre points of the straight path from reference to sample is
     integrated gradients of one operation (Sundararajan et al. 2017, eq. 1). Indices and other
-    arguments without a derivative are taken from either end and averaged. What the average lacks
-    of the finite difference is added along the difference itself, the smallest correction that
-    restores it, row by row (Broyden 1965, "good" update):
+    arguments without a derivative are taken from either endpoint, and the results averaged. What
+    the average lacks of the finite difference is added along the difference itself, the smallest
+    correction that restores it, row by row (Broyden 1965, "good" update):
 
         grad_j += (<g, dy> - <grad, d>) * d_j / <d, d>
     """
     sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
     moving = [differentiable(r) for r in reference]
-    ends = (reference, sample) if not all(moving) else (reference,)
+    constants = (reference,) if all(moving) else (reference, sample)
     average = [torch.zeros_like(r) if m else None for r, m in zip(reference, moving, strict=True)]
-    for end in ends:
+    for endpoint in constants:
         for t, weight in GAUSS_LEGENDRE:
             point = [
-                torch.lerp(r, x, t) if m else e
-                for r, x, e, m in zip(reference, sample, end, moving, strict=True)
+                torch.lerp(r, x, t) if m else constant
+                for r, x, constant, m in zip(reference, sample, endpoint, moving, strict=True)
             ]
-            for total, step in zip(average, vjp(operation, point, grad), strict=True):
-                if total is not None and step is not None:
-                    # At a singularity on the way (an angle at the origin) only the ends count.
-                    total.add_(step.nan_to_num(0.0, 0.0, 0.0), alpha=weight / len(ends))
+            for total, part in zip(average, vjp(operation, point, grad), strict=True):
+                if total is not None and part is not None:
+                    # At a singularity on the path (an angle at 0) only the endpoints count.
+                    total.add_(part.nan_to_num(0.0, 0.0, 0.0), alpha=weight / len(constants))
     return correct(operation, reference, sample, grad, average)
 
 
-GENERIC = Rule("generic", generic, closed=False)
+GENERIC = Rule("generic", generic, closed_form=False)

@@ -1,4 +1,4 @@
-"""An operation with its constant arguments bound, as the rules see it."""
+"""An operation with its constant arguments bound, as rules receive it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.ops.dtypes import accumulating, differentiable
+from fxshap.ops.schemas import named_arguments
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -29,12 +30,12 @@ class Operation:
     structure : TreeSpec
         How to unflatten `arguments` into ``(args, kwargs)``.
     slots : tuple of int
-        Places of the varying tensors in `arguments`.
+        Indices of the varying tensors in `arguments`.
     name : str
         The node's name in the graph, for messages.
     rows : tuple of int or None
-        The batch dimension of every varying tensor and, after them, of every output; ``None`` for
-        what has none. Then all of it is one row.
+        The batch dimension of every varying tensor and, after them, of every output. ``None`` means
+        that a tensor has no batch dimension: all of it is one row.
     """
 
     target: Callable[..., Any]
@@ -55,7 +56,11 @@ class Operation:
         name: str = "",
         rows: Sequence[int | None] = (),
     ) -> tuple[Operation, tuple[Tensor, ...]]:
-        """Split a call into the operation and the values of its varying tensors."""
+        """Split a call into the operation and the values of its varying tensors.
+
+        `args` and `kwargs` are the arguments of the call; `slots` are the indices of the varying
+        tensors among them, flattened.
+        """
         flat, structure = pytree.tree_flatten((tuple(args), kwargs or {}))
         varying = tuple(flat[slot] for slot in slots)
         for slot in slots:
@@ -82,12 +87,9 @@ class Operation:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by their names in the operator's schema, ``None`` for those that vary."""
+        """The arguments by their names in the operator's schema; ``None`` for those that vary."""
         args, kwargs = pytree.tree_unflatten(list(self.arguments), self.structure)
-        schema = getattr(getattr(self.target, "_schema", None), "arguments", ())
-        defaults = {argument.name: argument.default_value for argument in schema}
-        given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
-        return {**defaults, **given, **kwargs}
+        return named_arguments(self.target, args, kwargs)
 
     @cached_property
     def accumulating(self) -> Operation:
@@ -96,7 +98,7 @@ class Operation:
 
 
 def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tensor | None, ...]:
-    """Vector-Jacobian product of `operation` at `point`, for floating-point arguments.
+    """Return the vector-Jacobian product of `operation` at `point`, by autograd.
 
     Parameters
     ----------
@@ -104,7 +106,22 @@ def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tenso
     point : sequence of Tensor
         Values of the varying arguments; those that are not floating point get ``None``.
     grad : Tensor or tuple of (Tensor or None)
-        Cotangent of the output.
+        Cotangent of the output, or those of several outputs.
+
+    Returns
+    -------
+    tuple of (Tensor or None)
+        One cotangent for every varying argument.
+
+    Examples
+    --------
+    The derivative of the square at 3 is 6.
+
+    >>> import torch, fxshap
+    >>> square = torch.ops.aten.square.default
+    >>> operation, _ = fxshap.rules.Operation.bind(square, [torch.zeros(1)])
+    >>> fxshap.rules.vjp(operation, [torch.tensor([3.0])], torch.ones(1))
+    (tensor([6.]),)
     """
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_(differentiable(value)) for value in point]
@@ -114,12 +131,12 @@ def vjp(operation: Operation, point: Sequence[Tensor], grad: Any) -> tuple[Tenso
     pairs = [
         (o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad
     ]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    if not pairs or not wanted:
+    inputs = [leaf for leaf in leaves if leaf.requires_grad]
+    if not pairs or not inputs:
         return tuple(torch.zeros_like(leaf) if leaf.requires_grad else None for leaf in leaves)
-    found = iter(
+    grads_of_inputs = iter(
         torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], materialize_grads=True
+            [o for o, _ in pairs], inputs, [g for _, g in pairs], materialize_grads=True
         )
     )
-    return tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+    return tuple(next(grads_of_inputs) if leaf.requires_grad else None for leaf in leaves)

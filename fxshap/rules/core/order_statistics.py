@@ -1,14 +1,14 @@
-"""Who is above whom: the places of sorted elements.
+"""Sorted endpoints of many elements, and the probabilities of their counts at a random time.
 
-Both ends of n elements are sorted into one line of 2n places. Seen from a place on it, `above`
-elements are before it at both ends, `gained` at the sample only and `lost` at the reference only.
-Let every element take its sample's value at a uniformly random time t of [0, 1], which gives every
-order of the elements the same chance (Owen 1972). Then p gained and q lost elements have
+The references and samples of n elements are sorted together into 2n positions. Seen from one of
+these, `above` elements are before it at both endpoints, `gained` at the sample only and `lost` at
+the reference only. Let every element change from its reference to its sample at a uniformly random
+time of [0, 1], which makes every order of the changes equally probable (Owen 1972). Then of p
+gained and q lost elements, k are before the position at time t with the probability
 
     Pr[Bin(p, t) + Bin(q, 1 - t) = k]
 
-as the chance that k of them are before the place at time t, and integrals of it over t are the
-Shapley values (Shapley 1953) of games that count who is above whom.
+and integrals of it over t are the Shapley values (Shapley 1953) of games that count elements.
 """
 
 from __future__ import annotations
@@ -20,76 +20,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: How many elements a place may lie between the ends of; the tables grow with its cube.
-LARGEST_CROWD = 128
+#: The most elements whose endpoints may enclose one position; the tables grow with its cube.
+MAX_CROSSINGS = 128
 
 
 class SortedEndpoints(NamedTuple):
-    """Both ends of n elements in one descending line, the last dimension, of 2n places.
+    """Both endpoints of n elements in descending order, as 2n positions of the last dimension.
 
     Attributes
     ----------
     value : Tensor
         Float64 values in descending order; equal ones in the order of their elements.
     element : Tensor
-        The element of each place.
+        The element at each position.
     is_sample : Tensor
-        Whether a place holds the sample of its element, else the reference.
-    place_r, place_x : Tensor
-        The places of the two ends of each element, of shape (..., n).
+        True where a position holds the sample of its element, else it holds the reference.
+    position_r, position_x : Tensor
+        The positions of the two endpoints of each element, of shape (..., n).
     above, gained, lost : Tensor
-        How many elements are at or before each place at both ends, at the sample only, and at the
-        reference only.
+        How many elements are at or before each position at both endpoints, at the sample only, and
+        at the reference only.
     """
 
     value: Tensor
     element: Tensor
     is_sample: Tensor
-    place_r: Tensor
-    place_x: Tensor
+    position_r: Tensor
+    position_x: Tensor
     above: Tensor
     gained: Tensor
     lost: Tensor
 
     @property
     def first(self) -> Tensor:
-        """The earlier place of each element."""
-        return torch.minimum(self.place_r, self.place_x)
+        """The earlier position of each element."""
+        return torch.minimum(self.position_r, self.position_x)
 
     @property
     def last(self) -> Tensor:
-        """The later place of each element."""
-        return torch.maximum(self.place_r, self.place_x)
+        """The later position of each element."""
+        return torch.maximum(self.position_r, self.position_x)
 
     @property
     def rises(self) -> Tensor:
-        """Whether the sample of each element is before its reference."""
-        return self.place_x < self.place_r
+        """True where the sample of an element is before its reference."""
+        return self.position_x < self.position_r
 
 
 def sort_endpoints(r: Tensor, x: Tensor) -> SortedEndpoints:
-    """Sort both ends of the elements in the last dimension into one line."""
-    ends = torch.stack(torch.broadcast_tensors(r.double(), x.double()), -1).flatten(-2)
-    value, order = ends.sort(dim=-1, descending=True, stable=True)
-    place = order.argsort(-1)
-    place_r, place_x = place[..., 0::2], place[..., 1::2]
+    """Sort both endpoints of the elements in the last dimension together."""
+    endpoints = torch.stack(torch.broadcast_tensors(r.double(), x.double()), -1).flatten(-2)
+    value, order = endpoints.sort(dim=-1, descending=True, stable=True)
+    position = order.argsort(-1)
+    position_r, position_x = position[..., 0::2], position[..., 1::2]
     is_sample = order % 2 == 1
-    above = torch.zeros_like(order).scatter_(-1, torch.maximum(place_r, place_x), 1).cumsum(-1)
+    last = torch.maximum(position_r, position_x)
+    above = torch.zeros_like(order).scatter_(-1, last, 1).cumsum(-1)
     gained = is_sample.cumsum(-1) - above
     lost = (~is_sample).cumsum(-1) - above
-    return SortedEndpoints(value, order // 2, is_sample, place_r, place_x, above, gained, lost)
+    element = order // 2
+    return SortedEndpoints(value, element, is_sample, position_r, position_x, above, gained, lost)
 
 
-def tables_for(line: SortedEndpoints) -> Tensor | None:
-    """Return the :func:`chance_tables` that a line needs; ``None`` if they would be too large."""
-    crowd = int((line.gained + line.lost).max())
-    if crowd > LARGEST_CROWD:
+def binomial_tables_for(endpoints: SortedEndpoints) -> Tensor | None:
+    """Return the :func:`binomial_tables` for some endpoints; ``None`` if they were too large."""
+    crossings = int((endpoints.gained + endpoints.lost).max())
+    if crossings > MAX_CROSSINGS:
         return None
-    return chance_tables(-(-crowd // 8) * 8).to(line.value.device)
+    return binomial_tables(-(-crossings // 8) * 8).to(endpoints.value.device)
 
 
 @lru_cache(maxsize=16)
-def chance_tables(size: int) -> Tensor:
+def binomial_tables(size: int) -> Tensor:
     """Integrate Pr[Bin(p, t) + Bin(q, 1 - t) = k] over t, and t times it, for p + q <= `size`.
 
     Returns
@@ -97,31 +99,34 @@ def chance_tables(size: int) -> Tensor:
     Tensor
         Float64, of shape (2, size + 1, size + 1, size + 1) for p, q and k.
     """
-    # Polynomials of degree size + 1 at most, for which as many points are exact.
+    # The integrands are polynomials of degree size + 1 at most, so the quadrature is exact.
     points, weights = np.polynomial.legendre.leggauss(size // 2 + 2)
     t, weight = torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
     weight = torch.stack([weight, weight * t])
     tables = torch.zeros(2, *[size + 1] * 3, dtype=torch.float64)
-    chance = torch.zeros(size + 1, size + 1, len(t), dtype=torch.float64)  # q, k, t, with p = 0
-    chance[0, 0] = 1.0
+    probability = torch.zeros(size + 1, size + 1, len(t), dtype=torch.float64)  # q, k, t for p = 0
+    probability[0, 0] = 1.0
     for q in range(size):
-        chance[q + 1] = joined(chance[q], 1 - t)
+        probability[q + 1] = add_trial(probability[q], 1 - t)
     for p in range(size + 1):
-        tables[:, p, : len(chance)] = torch.einsum("qkt,wt->wqk", chance, weight)
-        chance = joined(chance[:-1], t)
+        tables[:, p, : len(probability)] = torch.einsum("qkt,wt->wqk", probability, weight)
+        probability = add_trial(probability[:-1], t)
     return tables
 
 
-def joined(chance: Tensor, t: Tensor) -> Tensor:
-    """Distribution of a count, over the last dimension but one, with one more who counts at t."""
-    more = chance * (1 - t)
-    more[..., 1:, :].addcmul_(chance[..., :-1, :], t)
-    return more
+def add_trial(probability: Tensor, t: Tensor) -> Tensor:
+    """Return the distribution of a count after one more trial, which succeeds with probability t.
+
+    The counts are in the last dimension but one.
+    """
+    added = probability * (1 - t)
+    added[..., 1:, :].addcmul_(probability[..., :-1, :], t)
+    return added
 
 
-def chances(table: Tensor, p: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """Look up ``table[p, q, k]``; 0 where one of them is negative or k is more than p + q."""
+def lookup(table: Tensor, p: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Return ``table[p, q, k]``; 0 where one of them is negative or k is more than p + q."""
     size = len(table)
     possible = (p >= 0) & (q >= 0) & (k >= 0) & (k <= p + q)
-    place = ((p * size + q) * size + k).masked_fill_(~possible, 0)
-    return table.flatten()[place].masked_fill_(~possible, 0.0)
+    index = ((p * size + q) * size + k).masked_fill_(~possible, 0)
+    return table.flatten()[index].masked_fill_(~possible, 0.0)

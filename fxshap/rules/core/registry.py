@@ -1,7 +1,7 @@
-"""The table: which rule rewrites which operation, and the makers that fill it.
+"""The registry: which rule an operation has, and the makers that register rules.
 
-A rule answers for one operation ``y = op(a, b, ...)`` walked from a reference to a sample.
-Given both ends and the cotangent of ``y`` it returns the cotangents of ``a, b, ...`` such that
+A rule serves one operation ``y = op(a, b, ...)`` between a reference and a sample. Given both
+endpoints and the cotangent of ``y`` it returns the cotangents of ``a, b, ...`` such that
 
     sum(grad_a * (a_x - a_r)) + sum(grad_b * (b_x - b_r)) + ... = <grad_y, y_x - y_r>
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
@@ -24,43 +24,69 @@ from fxshap.rules.core.operation import Operation
 
 Target = OpOverload | OpOverloadPacket | CustomOpDef
 Tensors = Sequence[Tensor]
-RuleFn = Callable[[Operation, Tensors, Tensors, Any], tuple[Tensor | None, ...]]
-SecantFn = Callable[[Operation, Tensor, Tensor], Tensor]
+
+
+class RuleFn(Protocol):
+    """The function of a rule."""
+
+    def __call__(
+        self, operation: Operation, reference: Tensors, sample: Tensors, grad: Any, /
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the arguments that vary.
+
+        Parameters
+        ----------
+        operation : Operation
+            Its constant arguments are ``operation["name"]``.
+        reference, sample : sequence of Tensor
+            The arguments that vary, at both endpoints: of as many rows each, or of a single row in
+            `sample` that stands for all.
+        grad : Tensor or tuple of (Tensor or None)
+            The cotangent of the output, or those of several outputs.
+
+        Returns
+        -------
+        tuple of (Tensor or None)
+            One entry for every argument that varies, of the shape of that argument at the
+            reference, and ``None`` for arguments without a derivative.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How to multiply a cotangent through one operation.
+    """How a cotangent passes back through one operation.
 
     Attributes
     ----------
     name : str
         Name of the rule, for reports.
-    multiply : callable, optional
-        ``multiply(operation, reference, sample, grad) -> grads``, with one entry for every
-        varying argument. ``None`` for operations that are linear in everything.
+    backward : callable, optional
+        ``backward(operation, reference, sample, grad) -> grads``, see :class:`RuleFn`. ``None`` for
+        operations that are linear in everything.
     linear_in : tuple of frozenset of int
         Sets of argument positions in which the operation is jointly linear (affine).
-    closed : bool
+    closed_form : bool
         Whether the multiplier is a closed form; ``False`` for the generic rule.
-    stacked : bool
-        Whether `multiply` takes several cotangents at once, stacked in a dimension before all
-        others, and returns as many of each argument. Any other rule is asked for one at a time.
+    grads_batched : bool
+        Whether `backward` takes several cotangents at once, stacked in a dimension before all
+        others, and returns as many of each argument. Any other rule is called for each cotangent.
     """
 
     name: str
-    multiply: RuleFn | None
+    backward: RuleFn | None
     linear_in: tuple[frozenset[int], ...] = ()
-    closed: bool = True
-    stacked: bool = False
+    closed_form: bool = True
+    grads_batched: bool = False
 
     def is_linear(self, positions: Iterable[int]) -> bool:
-        """Say whether the operation is linear in the arguments at `positions`."""
-        return self.multiply is None or any(set(positions) <= group for group in self.linear_in)
+        """Return True if the operation is linear in the arguments at `positions`."""
+        return self.backward is None or any(set(positions) <= group for group in self.linear_in)
 
 
-#: By operator; the functions that stand for what no operator does are in it too.
+#: The rules by operator, and by the functions of :mod:`fxshap.rules.smoothed_activations`.
 RULES: dict[Callable[..., Any], Rule] = {}
+#: The functions that take the place of operators, by overload.
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {}
 
 
@@ -106,18 +132,19 @@ def linear(*targets: Target) -> None:
 def rule(
     *targets: Target,
     linear_in: Iterable[Iterable[int]] = (),
-    closed: bool = True,
-    stacked: bool = False,
+    closed_form: bool = True,
+    grads_batched: bool = False,
     name: str = "",
 ) -> Callable[[RuleFn], RuleFn]:
     """Declare the decorated function as the rule of `targets`.
 
-    The function is called as ``multiply(operation, reference, sample, grad)``. `operation` is an
-    :class:`Operation`, whose constant arguments are ``operation["name"]``; `reference` and `sample`
-    are lists of the arguments that vary, with as many rows each, or with one row in `sample` that
-    stands for all; `grad` is the cotangent of the output, or a tuple of cotangents and ``None``
-    for an operation of several outputs. It returns one tensor for every varying argument, of the
-    shape of that argument at the reference, or ``None`` for those without a derivative.
+    The function is called as ``backward(operation, reference, sample, grad)``. `operation` is an
+    :class:`Operation`, whose constant arguments are ``operation["name"]``. `reference` and `sample`
+    are lists of the arguments that vary, of as many rows each, or of one row in `sample` that
+    stands for all. `grad` is the cotangent of the output, or a tuple of cotangents and ``None``
+    for an operation of several outputs. The function returns one tensor for every varying
+    argument, of the shape of that argument at the reference, or ``None`` for those without a
+    derivative.
 
     Parameters
     ----------
@@ -127,13 +154,13 @@ def rule(
     linear_in : iterable of iterable of int
         Sets of argument positions in which the operation is jointly linear. Where no other
         argument varies, autograd's derivative is taken in place of the rule.
-    closed : bool
+    closed_form : bool
         Whether the rule is a closed form, for reports.
-    stacked : bool
+    grads_batched : bool
         Whether the function takes several cotangents at once: `grad`, or each of its entries, then
-        has one dimension more, before all others, and so has what it returns.
+        has one more dimension, before all others, and so has what it returns.
     name : str
-        Name for reports; the function's own by default.
+        Name for reports; by default that of the function.
 
     Raises
     ------
@@ -142,7 +169,7 @@ def rule(
 
     See Also
     --------
-    fxshap.testing.check_rule : Tries a rule where rules go wrong.
+    fxshap.testing.check_rule : Checks a rule at points where rules go wrong.
 
     Examples
     --------
@@ -157,11 +184,16 @@ def rule(
     """
     groups = tuple(frozenset(group) for group in linear_in)
 
-    def declare(multiply: RuleFn) -> RuleFn:
+    def declare(backward: RuleFn) -> RuleFn:
         for target in targets:
-            found = Rule(name or multiply.__name__, multiply, groups, closed, stacked)
-            RULES[operator_of(target)] = found
-        return multiply
+            RULES[operator_of(target)] = Rule(
+                name or getattr(backward, "__name__", "rule"),
+                backward,
+                groups,
+                closed_form,
+                grads_batched,
+            )
+        return backward
 
     return declare
 
@@ -169,14 +201,13 @@ def rule(
 def decomposition(*targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare the decorated function as a decomposition of `targets`.
 
-    It is called with the operator's own arguments and returns what the operator returns; the
-    operations that it is made of take its place before the rewrite, each with its own rule.
+    It is called with the operator's own arguments and returns what the operator returns. Before
+    the rewrite its operations take the place of the operator, each with its own rule.
 
     Parameters
     ----------
     *targets : operator
-        Overloads, packets (all overloads of which are meant), or what ``torch.library.custom_op``
-        returns.
+        Overloads, packets (for all their overloads), or what ``torch.library.custom_op`` returns.
 
     Raises
     ------

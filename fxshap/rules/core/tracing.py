@@ -1,4 +1,4 @@
-"""Conditions on values that a traced graph cannot branch on."""
+"""Conditions on values, on which a traced graph cannot branch."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-#: Set while rules lay out one way for all values: what they take for granted of the values.
-_ASSUMPTIONS: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)
+#: While rules are traced: conditions that they assume to hold nowhere.
+_ASSUMPTIONS: ContextVar[list[Tensor] | None] = ContextVar("assumptions", default=None)
 
 
 @contextmanager
 def tracing_rules() -> Iterator[list[Tensor]]:
-    """Let rules do the same whatever the values are, as a graph must that is traced once.
+    """Make rules compute the same for all values, as a graph that is traced once must.
 
     Yields
     ------
     list of Tensor
-        Conditions that the rules take not to hold anywhere; where one does they must be asked
-        again, outside.
+        Conditions that the rules assume to hold nowhere. Where one holds, the rules must be called
+        again outside of this context.
     """
-    taken: list[Tensor] = []
-    token = _ASSUMPTIONS.set(taken)
+    assumptions: list[Tensor] = []
+    token = _ASSUMPTIONS.set(assumptions)
     try:
-        yield taken
+        yield assumptions
     finally:
         _ASSUMPTIONS.reset(token)
 
 
 def is_tracing_rules() -> bool:
-    """Say whether :func:`for_all_values` holds."""
+    """Return True inside :func:`tracing_rules`."""
     return _ASSUMPTIONS.get() is not None
 
 
 def any_or_tracing(condition: Tensor) -> bool:
-    """Say whether a condition holds anywhere, or, for all values, that it may."""
+    """Return True if a condition holds anywhere, and always while rules are traced."""
     return is_tracing_rules() or bool(condition.any())
 
 
 def any_unless_tracing(condition: Tensor) -> bool:
-    """Say whether a condition holds anywhere; for all values it is taken not to, and told."""
-    taken = _ASSUMPTIONS.get()
-    if taken is None:
+    """Return True if a condition holds anywhere.
+
+    While rules are traced, assume that it holds nowhere and record the assumption.
+    """
+    assumptions = _ASSUMPTIONS.get()
+    if assumptions is None:
         return bool(condition.any())
-    taken.append(condition.any())
+    assumptions.append(condition.any())
     return False
