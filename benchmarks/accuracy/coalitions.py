@@ -28,8 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fxshap
-from benchmarks.accuracy.fidelity import join, split
-from fxshap.autograd.tape import Tape
+from benchmarks.adapters import join, split
 from fxshap.runtime.coalitions import (
     CoalitionChains,
     CoalitionPasses,
@@ -86,7 +85,9 @@ class Game:
     def engine(self, variances: bool) -> Engine:
         """Capture the network, to be walked with the variances of sums or without."""
         points = list(split(self.r, self.network.shapes))
-        explainable = fxshap.make_explainable(self.model, points, rule="variance" if variances else "rescale")
+        explainable = fxshap.make_explainable(
+            self.model, points, rule="variance" if variances else "rescale"
+        )
         (engine,) = explainable._calls.captures.engines.values()
         engine.program.bind_weights(object())
         return engine

@@ -25,18 +25,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import captum.attr
-import shap
 import torch
 from tabulate import tabulate
-from tangermeme.deep_lift_shap import _nonlinear, deep_lift_shap, integrated_gradients_op
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import fxshap
+from benchmarks import adapters
+from benchmarks.adapters import join, split
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS, Network
-from tests.networks.network import Shape
 
 OUTPUT = Path("docs/fidelity.md")
 ADDS_UP = 1e-5
@@ -91,17 +89,6 @@ class Verdict:
         return f"{'PASS' if self.passed else 'FAIL'}: {self.sentence}{where}"
 
 
-def join(tensors: Inputs) -> Tensor:
-    """Join the inputs of a network into one (batch, features) tensor."""
-    return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
-
-
-def split(flat: Tensor, shapes: tuple[Shape, ...]) -> Inputs:
-    """Undo `join`."""
-    pieces = flat.split([math.prod(shape) for shape in shapes], dim=1)
-    return tuple(piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True))
-
-
 def pairs(samples: Inputs, references: Inputs) -> list[tuple[Inputs, Inputs]]:
     """List the pairs of a sample and a reference, each a batch of one."""
     count = samples[0].shape[0]
@@ -111,130 +98,35 @@ def pairs(samples: Inputs, references: Inputs) -> list[tuple[Inputs, Inputs]]:
     ]
 
 
-def deep_explainer(
-    model: nn.Module, samples: Inputs, references: Inputs, *, check_additivity: bool
-) -> Tensor:
-    """Attribute with `shap.DeepExplainer`, one reference for each sample."""
-    rows = []
-    for sample, reference in pairs(samples, references):
-        if len(sample) == 1:
-            explainer = shap.DeepExplainer(model, reference[0])
-            values = [explainer.shap_values(sample[0], check_additivity=check_additivity)]
-        else:
-            explainer = shap.DeepExplainer(model, list(reference))
-            values = explainer.shap_values(list(sample), check_additivity=check_additivity)
-        pieces = [torch.from_numpy(value) for value in values]
-        rows.append(torch.cat([piece.flatten(1, -2) for piece in pieces], dim=1))
-    return torch.cat(rows)
+def one_by_one(method: adapters.Method) -> Method:
+    """Return a method that explains every pair of a sample and a reference by itself."""
+
+    def explain(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
+        each = pairs(samples, references)
+        return torch.cat([method(model, r, outputs)(x) for x, r in each])
+
+    return explain
 
 
-def stock_shap(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
-    """Attribute with SHAP on the network as it is."""
-    return deep_explainer(model, samples, references, check_additivity=False)
-
-
-def rewritten(
+def with_fxshap(
     model: nn.Module, samples: Inputs, references: Inputs, outputs: int, **options: Any
 ) -> Tensor:
-    """Attribute with SHAP on the network that fxshap makes explainable."""
+    """Explain every pair with SHAP on one explainable model, and have SHAP check the sums."""
     explainable = fxshap.make_explainable(model, **options)
-    return deep_explainer(explainable, samples, references, check_additivity=True)
-
-
-def captum_deep_lift_shap(
-    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
-) -> Tensor:
-    """Attribute with Captum's DeepLiftShap, which wants each reference at least twice."""
-    rows = []
-    for sample, reference in pairs(samples, references):
-        twice = tuple(torch.cat([r, r]) for r in reference)
-        method = captum.attr.DeepLiftShap(model)
-        columns = [join(method.attribute(sample, twice, target=k)) for k in range(outputs)]
-        rows.append(torch.stack(columns, dim=-1).detach())
-    return torch.cat(rows)
-
-
-def integrated_gradients(
-    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
-) -> Tensor:
-    """Attribute with Captum's integrated gradients, 64 Gauss-Legendre steps."""
-    method = captum.attr.IntegratedGradients(model)
-    columns = [
-        join(method.attribute(samples, references, target=k, n_steps=64)) for k in range(outputs)
-    ]
-    return torch.stack(columns, dim=-1).detach()
-
-
-class Flat(nn.Module):
-    """A network behind one input of shape (batch, 1, features), which tangermeme wants."""
-
-    def __init__(self, model: nn.Module, shapes: tuple[Shape, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.shapes = shapes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Split the input and call the network."""
-        return self.model(*split(x.flatten(1), self.shapes))
-
-
-# What a user of tangermeme can add to its table: its own rules for modules it does not list.
-TANGERMEME_OPS = {
-    module: _nonlinear
-    for module in (
-        nn.Hardshrink,
-        nn.Hardsigmoid,
-        nn.Hardswish,
-        nn.Hardtanh,
-        nn.Softsign,
-        nn.Tanhshrink,
-        nn.Threshold,
-    )
-} | {
-    module: integrated_gradients_op(K=32)
-    for module in (
-        nn.AdaptiveMaxPool1d,
-        nn.GroupNorm,
-        nn.InstanceNorm1d,
-        nn.LogSoftmax,
-        nn.MaxPool3d,
-    )
-}
-
-
-def tangermeme_deep_lift_shap(
-    model: nn.Module, samples: Inputs, references: Inputs, outputs: int
-) -> Tensor:
-    """Attribute with tangermeme's deep_lift_shap, from its multipliers."""
-    flat = Flat(model, tuple(tuple(x.shape[1:]) for x in samples))
-    x, r = join(samples).unsqueeze(1), join(references).unsqueeze(1)
-    columns = []
-    for k in range(outputs):
-        multipliers = deep_lift_shap(
-            flat,
-            x,
-            target=k,
-            references=r.unsqueeze(1),
-            additional_nonlinear_ops=TANGERMEME_OPS,
-            warning_threshold=math.inf,
-            raw_outputs=True,
-            only_warn=True,
-            device="cpu",
-        )
-        columns.append((multipliers.squeeze(1) * (x - r)).squeeze(1))
-    return torch.stack(columns, dim=-1).detach()
+    checked = one_by_one(partial(adapters.with_shap, check_additivity=True))
+    return checked(explainable, samples, references, outputs)
 
 
 FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
 COMPETITORS = ("SHAP", "Captum", "tangermeme")
 METHODS: dict[str, Method] = {
-    "SHAP": stock_shap,
-    "Captum": captum_deep_lift_shap,
-    "tangermeme": tangermeme_deep_lift_shap,
-    GRADIENTS: integrated_gradients,
-    FXSHAP: rewritten,
-    VARIANCES: partial(rewritten, rule="variance"),
-    "fxshap, refine=4": partial(rewritten, refine=4),
+    "SHAP": one_by_one(adapters.with_shap),
+    "Captum": one_by_one(adapters.with_captum),
+    "tangermeme": one_by_one(adapters.with_tangermeme),
+    GRADIENTS: one_by_one(adapters.with_integrated_gradients),
+    FXSHAP: with_fxshap,
+    VARIANCES: partial(with_fxshap, rule="variance"),
+    "fxshap, refine=4": partial(with_fxshap, refine=4),
 }
 
 

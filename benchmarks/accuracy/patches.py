@@ -24,7 +24,7 @@ from torch import Tensor
 
 import fxshap
 from benchmarks.accuracy.refinement import Problem, digits
-from fxshap.autograd.tape import Tape, Taps
+from fxshap.autograd.tape import Taps
 from fxshap.runtime.coalitions import (
     CoalitionChains,
     CoalitionPasses,
@@ -97,8 +97,12 @@ class Digits:
 
         walker = CoalitionPasses(
             lambda points: [self.engine.program.tapped(point)[1] for point in points],
-            walks, [end], [self.references], self.engine.program.tapped([end])[1], self.tape.references,
-        )  # fmt: skip
+            walks,
+            [end],
+            [self.references],
+            self.engine.program.tapped([end])[1],
+            self.tape.references,
+        )
         found = refined_multipliers(walker, CoalitionChains(2, blocks, torch.zeros(len(end))))
         values = [(m * (end - self.references)).mean(0).flatten() for (m,) in found]
         return torch.stack(values, -1).detach(), float(np.mean(idle))

@@ -28,7 +28,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import captum.attr
 import numpy as np
 import shap
 import torch
@@ -36,11 +35,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_wine
 from tabulate import tabulate
-from tangermeme.deep_lift_shap import deep_lift_shap
 from torch import Tensor, nn
 
 import fxshap
-from benchmarks.accuracy.fidelity import Flat
+from benchmarks import adapters
 from fxshap.demo import DigitNet, load_digits
 from fxshap.verification.shapley import shapley_values
 from tests.networks.tables import FeatureTokenTransformer
@@ -198,21 +196,20 @@ def one_permutation(problem: Problem, rng: np.random.Generator) -> Array:
     return np.stack(values)
 
 
-def deep(model: nn.Module, problem: Problem) -> Explain:
-    """Explain with unmodified SHAP."""
-    explainer = shap.DeepExplainer(model, problem.references)
+def one_pass(method: adapters.Method) -> Callable[[Problem, int], Explain]:
+    """Return a method that explains a problem in one pass, whatever its setting."""
 
-    def explain(x: Tensor) -> Array:
-        values: Array = explainer.shap_values(x, check_additivity=False)
-        return values.reshape(len(x), -1, values.shape[-1])
+    def prepare(problem: Problem, _: int) -> Explain:
+        explain = method(problem.model, [problem.references], problem.outputs)
+        return lambda x: explain([x]).numpy()
 
-    return explain
+    return prepare
 
 
-def refined(problem: Problem, pairs: int, variances: bool = False) -> Explain:
+def refined(problem: Problem, pairs: int, rule: str = "rescale") -> Explain:
     """Explain with SHAP on the explainable model."""
-    explainable = fxshap.make_explainable(problem.model, refine=pairs, rule="variance" if variances else "rescale")
-    return deep(explainable, problem)
+    method = partial(adapters.with_fxshap, refine=pairs, rule=rule)
+    return one_pass(method)(problem, pairs)
 
 
 def permutations(problem: Problem, count: int) -> Explain:
@@ -242,39 +239,6 @@ def sampling(problem: Problem, count: int) -> Explain:
     )
 
 
-def with_captum(problem: Problem, _: int) -> Explain:
-    """Explain with Captum's DeepLiftShap, output by output."""
-    method = captum.attr.DeepLiftShap(problem.model)
-    return lambda x: np.stack(
-        [
-            method.attribute(x, problem.references, target=k).detach().flatten(1).numpy()
-            for k in range(problem.outputs)
-        ],
-        -1,
-    )
-
-
-def with_tangermeme(problem: Problem, _: int) -> Explain:
-    """Explain with tangermeme, output by output, from its multipliers."""
-    flat = Flat(problem.model, (tuple(problem.samples.shape[1:]),))
-    references = problem.references.flatten(1)
-
-    def explain(x: Tensor) -> Array:
-        rows = x.flatten(1)
-        against = references.expand(len(x), *references.shape).unsqueeze(2)
-        columns = []
-        for k in range(problem.outputs):
-            multipliers = deep_lift_shap(
-                flat, rows.unsqueeze(1), target=k, references=against, device="cpu",
-                raw_outputs=True, warning_threshold=math.inf, only_warn=True,
-            )  # fmt: skip
-            multipliers = multipliers.reshape(len(x), REFERENCES, -1)
-            columns.append((multipliers * (rows.unsqueeze(1) - references)).mean(1))
-        return torch.stack(columns, -1).detach().numpy()
-
-    return explain
-
-
 DIGITS = "digits, CNN"
 #: What is explained.
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -299,9 +263,9 @@ METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
     "PermutationExplainer": (permutations, powers(1, 1024)),
     "KernelExplainer": (kernel, powers(32, 65536)),
     "SamplingExplainer": (sampling, powers(64, 65536)),
-    "SHAP, one pass": (lambda problem, _: deep(problem.model, problem), [0]),
-    "Captum, one pass": (with_captum, [0]),
-    "tangermeme, one pass": (with_tangermeme, [0]),
+    "SHAP, one pass": (one_pass(adapters.with_shap), [0]),
+    "Captum, one pass": (one_pass(adapters.with_captum), [0]),
+    "tangermeme, one pass": (one_pass(adapters.with_tangermeme), [0]),
 }
 #: For every method its settings, each with seconds a sample and the distance.
 Curves = dict[str, list[tuple[int, float, float]]]

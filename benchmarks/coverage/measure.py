@@ -17,14 +17,13 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import shap
 import torch
 from torch import Tensor, nn
 
 import fxshap
+from benchmarks.adapters import with_shap
 from benchmarks.coverage.entry import Entry
 from fxshap.ops.frozen import CHANNELS_LAST
-from fxshap.passes.insert_rescale import generic_operations
 
 OUTPUTS = 4
 REFERENCES = 2
@@ -260,19 +259,16 @@ def fill_in(result: Measurement, case: Case, exact: Outputs | None) -> None:
 
     explainable = fxshap.make_explainable(case.model)
     start = time.process_time()
-    explainable.prepare(*case.references)
+    explainable.capture(*case.references)
     result.capture_seconds = time.process_time() - start
-    result.generic = generic_operations(explainable.attribute)
+    result.generic = explainable.report().generic
     dtype = case.references[0].dtype
-    result.narrow = explainable.computed_in != dtype
+    result.narrow = explainable.compute_dtype != dtype
 
     answers: list[Tensor] = []
     explainable.register_forward_hook(lambda module, inputs, output: answers.append(output))
-    one = len(case.sample) == 1
-    explainer = shap.DeepExplainer(explainable, case.references[0] if one else case.references)
-    found = explainer.shap_values(case.sample[0] if one else case.sample, check_additivity=False)
-    values = [torch.as_tensor(phi).double() for phi in ([found] if one else found)]
-    total = torch.stack([phi.reshape(-1, phi.shape[-1]).sum(0) for phi in values]).sum(0)
+    explain = with_shap(explainable, case.references, f_x.shape[1])
+    total = explain(case.sample).double().sum((0, 1))
     result.additivity_error = float((total - gap).abs().max()) / scale
     last_x, last_r = case.outputs(channels_last)
     result.layout_difference = largest_difference((f_x, f_r), (last_x, last_r)) / scale

@@ -11,15 +11,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import shap
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-import fxshap
+from benchmarks.adapters import with_fxshap, with_shap
 from benchmarks.performance.workloads import mlp
 
 FIGURE = Path("docs/figures/speed_growth.png")
@@ -49,11 +49,10 @@ def explanations(sizes: Sizes) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     model = mlp(sizes.depth, sizes.outputs).eval()
     background, samples = torch.randn(sizes.references, 30), torch.randn(sizes.samples, 30)
-    models = {"fxshap": fxshap.make_explainable(model), "SHAP": model}
-    explainers = {name: shap.DeepExplainer(m, background) for name, m in models.items()}
+    methods = {"fxshap": with_fxshap, "SHAP": with_shap}
     return {
-        name: lambda explainer=explainer: explainer.shap_values(samples, check_additivity=False)
-        for name, explainer in explainers.items()
+        name: partial(method(model, [background], sizes.outputs), [samples])
+        for name, method in methods.items()
     }
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import trange
 
 import fxshap
+from benchmarks.adapters import with_fxshap, with_shap
 from tests.tools.pages import replace_section
 
 #: Most growth of resident memory, in MB per 1,000 calls.
@@ -57,9 +58,9 @@ def network() -> nn.Module:
 def soak_calls(count: int) -> tuple[str, bool]:
     """Call SHAP on one explainable model; return the figures and whether nothing grows."""
     explainable = fxshap.make_explainable(network())
-    explainer = shap.DeepExplainer(explainable, torch.randn(10, 8))
+    explain = with_shap(explainable, [torch.randn(10, 8)], 2, check_additivity=True)
     samples = torch.randn(count, 1, 8)
-    memory, seconds = measured(lambda k: explainer.shap_values(samples[k]), count, "call")
+    memory, seconds = measured(lambda k: explain([samples[k]]), count, "call")
     slope = growth(memory) * 1000
     tenth = count // 10
     first, last = (
@@ -80,8 +81,7 @@ def soak_models(count: int) -> str:
     x, background = torch.randn(1, 8), torch.randn(10, 8)
 
     def explain(k: int) -> None:
-        explainer = shap.DeepExplainer(fxshap.make_explainable(network()), background)
-        explainer.shap_values(x)
+        with_fxshap(network(), [background], 2, check_additivity=True)([x])
 
     def export(k: int) -> None:
         rows = {0: torch.export.Dim.AUTO}

@@ -20,12 +20,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import shap
 import torch
@@ -34,6 +32,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fxshap
+from benchmarks.adapters import (
+    Explain,
+    Inputs,
+    Method,
+    with_captum,
+    with_fxshap,
+    with_shap,
+    with_tangermeme,
+)
 from benchmarks.performance import growth
 from benchmarks.performance.workloads import WORKLOADS, Workload
 from fxshap.verification.metrics import additivity_error
@@ -41,8 +48,6 @@ from fxshap.verification.metrics import additivity_error
 OUTPUT = Path("docs/speed.md")
 FIGURE = Path("docs/figures/speed.png")
 SAMPLES = 2
-Explain = Callable[[Tensor], object]
-Method = Callable[[nn.Module, Tensor, int], Explain]
 
 
 class Nothing(nn.Module):
@@ -57,45 +62,9 @@ class Nothing(nn.Module):
         return x.flatten(1)[:, :1].expand(-1, self.outputs) * 0.0
 
 
-def with_shap(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Stock SHAP."""
-    explainer = shap.DeepExplainer(model, references)
-    return lambda x: explainer.shap_values(x, check_additivity=False)
-
-
-def with_fxshap(model: nn.Module, references: Tensor, outputs: int, **options: Any) -> Explain:
-    """Unmodified SHAP on the explainable model."""
-    return with_shap(fxshap.make_explainable(model, **options), references, outputs)
-
-
-def with_nothing(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+def with_nothing(model: nn.Module, references: Inputs, outputs: int) -> Explain:
     """SHAP's own loop."""
     return with_shap(Nothing(outputs), references, outputs)
-
-
-def with_captum(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Captum's DeepLiftShap, output by output."""
-    from captum.attr import DeepLiftShap
-
-    method = DeepLiftShap(model)
-    return lambda x: [method.attribute(x, references, target=k) for k in range(outputs)]
-
-
-def with_tangermeme(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Attribute with tangermeme's deep_lift_shap, output by output."""
-    from tangermeme.deep_lift_shap import deep_lift_shap
-
-    def explain(x: Tensor) -> list[Tensor]:
-        paired = references.expand(len(x), *references.shape)
-        return [
-            deep_lift_shap(
-                model, x, target=k, references=paired, device="cpu", batch_size=len(references),
-                hypothetical=True, warning_threshold=float("inf"), only_warn=True,
-            )
-            for k in range(outputs)
-        ]  # fmt: skip
-
-    return explain
 
 
 METHODS: dict[str, Method] = {
@@ -105,7 +74,7 @@ METHODS: dict[str, Method] = {
     "Captum": with_captum,
     "tangermeme": with_tangermeme,
     "SHAP's loop": with_nothing,
-    "variances": partial(with_fxshap, variances=True),
+    "variances": partial(with_fxshap, rule="variance"),
     "refine=1": partial(with_fxshap, refine=1),
 }
 #: Those whose attributions must add up.
@@ -141,10 +110,10 @@ def times(work: Workload, methods: dict[str, Method], rounds: int) -> tuple[Time
     for name, method in methods.items():
         model, references, samples, outputs = prepare(work)
         try:
-            explain = method(model, references, outputs)
-            values: Any = explain(samples)  # warm up: capture, compile, allocate
+            explain = method(model, [references], outputs)
+            values = explain([samples])  # warm up: capture, compile, allocate
             if name in OURS:
-                errors[name] = additivity_error(model, references, samples, [values])
+                errors[name] = additivity_error(model, references, samples, [values.numpy()])
         except Exception as error:
             tqdm.write(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
             continue
@@ -153,7 +122,7 @@ def times(work: Workload, methods: dict[str, Method], rounds: int) -> tuple[Time
     for _ in range(rounds):
         for name, explain in explainers.items():
             start = time.perf_counter()
-            explain(samples)
+            explain([samples])
             found[name].append(time.perf_counter() - start)
     return found, errors
 
@@ -172,10 +141,10 @@ def child(name: str, method: str) -> None:
     model, references, samples, outputs = prepare(work)
     gc.collect()
     idle = resident("VmRSS")
-    explain = METHODS[method](model, references, outputs)
-    explain(samples[:1])
+    explain = METHODS[method](model, [references], outputs)
+    explain([samples[:1]])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    explain(samples[:1])
+    explain([samples[:1]])
     print(json.dumps((resident("VmHWM") - idle) / 1024))
 
 
@@ -209,7 +178,7 @@ def large(chunk: int) -> None:
     work = replace(WORKLOADS[name], shape=shape, references=count)
     model, references, samples, _ = prepare(work)
     explainer = shap.DeepExplainer(
-        fxshap.make_explainable(model, reference_chunk=chunk), references
+        fxshap.make_explainable(model, reference_batch_size=chunk), references
     )
     start = time.perf_counter()
     explainer.shap_values(samples[:1], ranked_outputs=1, check_additivity=False)
