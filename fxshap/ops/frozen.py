@@ -1,14 +1,15 @@
-"""Convolutions with constant weights and batch norms, quick and lean.
+"""Kernels of frozen layers: convolutions and batch norms that save no input for backward.
 
-The gradient of a convolution with respect to its input needs the weight alone, but autograd saves
-the input too, for a gradient of the weight that nobody asks for. On the tape that would be half of
+The gradient of a convolution with respect to its input needs only the weight. Autograd saves the
+input too, for a gradient of the weight that nothing requests. On the tape that would be half of
 the memory.
 
-On the CPU everything goes with the channels last, and one dimension as two: the kernels for that
-layout are up to ten times faster on the way back, and never much slower. Element by element
-operations keep the layout that they are given, so it is changed once at the first convolution.
+On the CPU convolutions run in the channels-last layout, those over one dimension as if over two:
+the kernels for that layout are up to ten times faster in the backward pass, and never much slower.
+Elementwise operations keep the layout of their input, so it is changed once at the first
+convolution.
 
-Batch norm saves its input for nothing, too: its gradient is the scale of each channel.
+Batch norm also saves its input needlessly: its gradient is the scale of each channel.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 aten = torch.ops.aten
 
-#: Spatial dimensions of the convolutions that are made lean.
+#: The convolutions that have a frozen kernel, with their spatial dimensions.
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -42,12 +43,12 @@ def frozen_convolution(
     apply: Callable[..., Tensor] = _FrozenConvolution.apply
     if dims > 1:
         return apply(x, weight, bias, *window, groups)
-    window = [[still, *v] for still, v in zip((1, 0, 1), window, strict=True)]
+    window = [[neutral, *v] for neutral, v in zip((1, 0, 1), window, strict=True)]
     return apply(x.unsqueeze(2), weight.unsqueeze(2), bias, *window, groups).squeeze(2)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Lay a tensor of shape (batch, channels, ...) out for the kernels of its device."""
+    """Return a tensor of shape (batch, channels, ...) in the layout for kernels of its device."""
     return x.contiguous(memory_format=CHANNELS_LAST[x.dim() - 2]) if x.is_cpu else x
 
 
@@ -66,9 +67,9 @@ class _FrozenConvolution(torch.autograd.Function):
         x = channels_last(x)
         ctx.layout, ctx.weight = (x.shape, x.stride()), weight
         ctx.window = (stride, padding, dilation, groups)
-        still = [0] * len(stride)
+        output_padding = [0] * len(stride)
         out: Tensor = aten.convolution(
-            x, weight, bias, stride, padding, dilation, False, still, groups
+            x, weight, bias, stride, padding, dilation, False, output_padding, groups
         )
         return out
 
@@ -87,7 +88,7 @@ class _FrozenConvolution(torch.autograd.Function):
 def frozen_batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
-    """Normalise with constant statistics; the kernel is the model's own, and so is its rounding."""
+    """Normalize with constant statistics, by the model's own kernel and so with its rounding."""
     apply: Callable[..., Tensor] = _FrozenBatchNorm.apply
     return apply(x, weight, bias, mean, var, eps)
 
@@ -103,7 +104,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         var: Tensor,
         eps: float,
     ) -> Tensor:
-        if ctx.needs_input_grad[0]:  # once for a tape, which is walked many times
+        if ctx.needs_input_grad[0]:  # once for a tape, which serves many backward passes
             scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
             ctx.scale = scale.reshape(-1, *[1] * (x.dim() - 2))
         return functional.batch_norm(x, mean, var, weight, bias, eps=eps)

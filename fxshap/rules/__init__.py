@@ -1,15 +1,19 @@
-"""Rules: how each operation multiplies a cotangent between a reference and a sample.
+"""Rules: how each operation passes a cotangent back between a reference and a sample.
 
-Importing this package fills the table; each module holds one family of operations. The makers
-that fill it are public: an operator of your own gets a rule in one line.
+Importing this package registers the rules of PyTorch's operators; each module holds one family of
+them. The makers that register rules are public, so an operator of your own gets a rule in one line.
 
 - :func:`elementwise`: a function of every element by itself; the multiplier is its secant.
 - :func:`bilinear`: a product of two arguments; the derivative at the midpoint.
 - :func:`linear`: linear (affine) in its arguments together; autograd's derivative.
-- :func:`composite`: made of other operations, which take its place.
-- :func:`rule`: a function of two points and a cotangent, for what has a form of its own.
+- :func:`decomposition`: other operations that take the operator's place.
+- :func:`rule`: a function of two points and a cotangent, for an operation with its own formula.
 
-Declare a rule before the model is captured; a later declaration for the same operator wins.
+Declare a rule before the model is captured. A later declaration for the same operator wins.
+
+Public besides these are :class:`Operation` and :func:`vjp`, which a rule uses, and the registry:
+:data:`RULES` maps operators to their :class:`Rule`, :data:`DECOMPOSITIONS` maps overloads to the
+functions that take their place, and :func:`find_rule` looks up the rule of an overload.
 
 Examples
 --------
@@ -45,7 +49,8 @@ From then on models that call it can be explained:
 (3, 4, 2)
 """
 
-from fxshap.rules import (
+# Importing a module registers its rules.
+from fxshap.rules import (  # noqa: F401
     affine,
     decompositions,
     gelu,
@@ -81,27 +86,11 @@ __all__ = [
     "RULES",
     "Operation",
     "Rule",
-    "affine",
     "bilinear",
     "decomposition",
-    "decompositions",
-    "multivariate",
     "elementwise",
     "find_rule",
-    "gelu",
     "linear",
-    "logic",
-    "maximum",
-    "multilinear",
-    "normalization",
-    "pooling",
-    "sorting",
-    "products",
-    "ranking",
-    "recurrent",
     "rule",
-    "softmax",
-    "univariate",
-    "smoothed_activations",
     "vjp",
 ]

@@ -1,7 +1,7 @@
 """Assertions for test suites: a model stays explainable, a rule restores the finite difference.
 
-:func:`assert_explainable` is one line in a pytest of a research pipeline. :func:`check_rule` tries
-a rule of your own where rules go wrong; every rule of fxshap passes it.
+:func:`assert_explainable` is one line in the tests of a research pipeline. :func:`check_rule`
+checks a rule of your own at points where rules go wrong; every rule of fxshap passes it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def assert_explainable(
     Parameters
     ----------
     model : nn.Module
-        Any model, or what :func:`fxshap.make_explainable` returns.
+        Any model, or the result of :func:`fxshap.make_explainable`.
     background, samples : Tensor or sequence of Tensor
-        What SHAP is given, of shape (rows, ...); a few rows of each are enough.
+        The data for SHAP, of shape (rows, ...); a few rows of each are enough.
     **options
-        As :func:`fxshap.verify` takes them.
+        Options of :func:`fxshap.verify`.
 
     Returns
     -------
     Verification
-        What was measured.
+        The measured errors.
 
     Raises
     ------
     AdditivityError
-        An ``AssertionError`` that names the operations which leak.
+        An ``AssertionError`` that names the operations that leak.
     FxshapError
         If the model cannot be explained at all.
 
@@ -79,13 +79,14 @@ def check_rule(
 ) -> None:
     """Assert that the rule of an operator restores the finite difference between any two points.
 
-    The points are drawn at random, the same in every run: their distances from 1e-12 to 1e2, some
-    at multiples of 1/2, where kinks are, some equal in single elements and in one row. The
-    multipliers times the differences of the arguments must sum, row by row, to the cotangent
-    times the difference of the outputs: to 1e-12 in float64 and 1e-5 in float32, of the outputs
-    or of 1. One sample row must serve for all as well, and multipliers must be finite. Of a
-    :func:`fxshap.rules.linear` declaration the derivative is tried in the same way, and a
-    :func:`fxshap.rules.decomposition` must return what its operator does.
+    The points are random but the same in every run. Their distances are 1e-12 to 1e2; some points
+    are multiples of 1/2, where kinks are; some are equal, in single elements and in a whole row.
+    For every row the multipliers times the differences of the arguments must sum to the cotangent
+    times the difference of the outputs. The error may be 1e-12 in float64 and 1e-5 in float32,
+    relative to the outputs or to 1. A single sample row must also serve for all references, and
+    multipliers must be finite. The derivative of an operator declared by
+    :func:`fxshap.rules.linear` is checked in the same way. A :func:`fxshap.rules.decomposition`
+    must return what its operator returns.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def check_rule(
         Its arguments, with a :class:`Varying` for each that depends on a model's input.
     kwargs : mapping, optional
     output_row : int, optional
-        The batch dimension of the output; ``None`` if all is one row, :data:`EACH` if the
+        The batch dimension of the output. ``None`` means that all is one row, :data:`EACH` that the
         operation treats every element by itself.
     state_row : int
         The batch dimension of the outputs after the first.
@@ -104,14 +105,14 @@ def check_rule(
     Raises
     ------
     AdditivityError
-        An ``AssertionError`` that shows the worst of the points.
+        An ``AssertionError`` that shows the point with the largest error.
     RuleError
         If `op` is not an operator.
 
     Notes
     -----
-    A rule that adds up may still be far from the Shapley values: a softmax treated element by
-    element is. :func:`fxshap.verify` measures that distance on a small model.
+    A rule that adds up may still be far from the Shapley values, as one that treats softmax element
+    by element is. :func:`fxshap.verify` measures that distance on a small model.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""The contract of a rule, tried where rules go wrong.
+"""The contract of a rule, checked at points where rules go wrong.
 
-A :class:`Case` is an operator, its constant arguments and a drawer of its varying ones. The
-contract, row by row: the multipliers times the differences of the arguments sum to the cotangent
-times the difference of the outputs.
+A :class:`Case` is an operator with its constant arguments; the varying ones are drawn at random.
+The contract holds for each row: the multipliers times the differences of the arguments sum to the
+cotangent times the difference of the outputs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxshap._compat import add_note
 from fxshap.errors import AdditivityError
-from fxshap.ops.dtypes import differentiable
+from fxshap.ops.dtypes import differentiable, is_floating
+from fxshap.ops.schemas import argument_names
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import DECOMPOSITIONS, Rule, Tensors, find_rule
 
-#: Rows that are drawn for every argument that varies.
+#: How many rows are drawn for every argument that varies.
 ROWS = 32
-#: Instead of a batch dimension: every element is a row of its own.
+#: In place of a batch dimension: every element is a row of its own.
 EACH = -1
-#: What a rule may leave of the finite difference, relative to the outputs.
+#: The largest error of the finite difference that a rule restores, relative to the outputs.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 inf = math.inf
 
@@ -43,11 +45,11 @@ class Varying:
     low, high : float
         Where the operation is defined.
     row : int, optional
-        The batch dimension; ``None`` where the operation has none: then all is one row.
+        The batch dimension; ``None`` means that the operation has none and all is one row.
     masked : bool
-        Whether it is -inf in one column at both ends.
+        Whether it is -inf in one column at both endpoints.
     indices : int
-        If not 0, it holds whole numbers below that, booleans for 2.
+        If not 0, the argument holds integers below this number, or booleans if it is 2.
     """
 
     shape: tuple[int, ...]
@@ -58,10 +60,10 @@ class Varying:
     indices: int = 0
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw both ends: x - r of size 1e-12 to 1e2, both signs, and 0 in one row and elsewhere.
+        """Return both endpoints: x - r of size 1e-12 to 1e2, of both signs, and sometimes 0.
 
-        Some of either end lie at multiples of 1/2, where the kinks are, and some close pairs lie
-        on either side of one, of 0 above all.
+        In one row all differences are 0. Some values of either endpoint are multiples of 1/2, where
+        the kinks are. Some close pairs lie on either side of a multiple, most often of 0.
         """
         shape = list(self.shape)
         if self.row is not None:
@@ -71,20 +73,20 @@ class Varying:
         r = low + (high - low) * uniform[0]
         r = torch.where(uniform[0] * 100 % 10 < 2, halves(r), r).clamp(self.low, self.high)
         d = 10 ** (14 * uniform[1] - 12) * (2 * uniform[2] - 1).sign() * (uniform[1] < 0.95)
-        place = uniform[2] * 100 % 10
-        across = (place > 8) & (d.abs() < 0.5)
+        kind = uniform[2] * 100 % 10
+        across = (kind > 8) & (d.abs() < 0.5)
         kink = torch.where(uniform[0] * 1000 % 2 < 1, 0.0, halves(r))
         r = torch.where(across, kink - uniform[0] * d, r).clamp(self.low, self.high)
         x = r + d
-        x = torch.where(place < 1, halves(x), x).clamp(self.low, self.high)
+        x = torch.where(kind < 1, halves(x), x).clamp(self.low, self.high)
         if self.row is not None:
             x.select(self.row, 0).copy_(r.select(self.row, 0))
         if self.indices:
-            r, x = ((end.abs() * 1e3).long() % self.indices for end in (r, x))
+            r, x = ((value.abs() * 1e3).long() % self.indices for value in (r, x))
             return (r.bool(), x.bool()) if self.indices == 2 else (r, x)
         if self.masked:
-            for end in (r, x):
-                end[..., 1] = -inf
+            for value in (r, x):
+                value[..., 1] = -inf
         return r, x
 
 
@@ -94,14 +96,16 @@ def halves(value: Tensor) -> Tensor:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast floating-point tensors, and nothing else."""
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(dtype) if floating else value
+    """Cast a floating-point tensor; return anything else unchanged."""
+    return value.to(dtype) if is_floating(value) else value
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operator and its arguments, `Varying` where they vary; the rest as in `check_rule`."""
+    """An operator and its arguments, :class:`Varying` where they vary.
+
+    The batch dimensions are as for :func:`fxshap.testing.check_rule`; `note` goes into the name.
+    """
 
     target: Any
     args: tuple[Any, ...]
@@ -128,13 +132,13 @@ class Case:
 
     @property
     def batch_dims(self) -> list[int | None]:
-        """As `rows`, for an :class:`Operation`: elements that are rows lie in the first."""
+        """The same for an :class:`Operation`: elements that are rows are in the first dimension."""
         return [None if row is None else max(row, 0) for row in self.rows]
 
     @property
     def positions(self) -> set[int]:
         """The positions, in the operator's schema, of the arguments in which something varies."""
-        names = [argument.name for argument in self.target._schema.arguments]
+        names = argument_names(self.target)
         given = [*enumerate(self.args), *((names.index(k), a) for k, a in self.kwargs.items())]
         return {
             position
@@ -149,21 +153,21 @@ class Case:
 
     @property
     def is_linear(self) -> bool:
-        """Whether autograd's derivative is taken for the multiplier."""
+        """Whether autograd's derivative is the multiplier."""
         return self.rule is not None and self.rule.is_linear(self.positions)
 
     @property
     def decomposition(self) -> Callable[..., Any] | None:
-        """What takes the operator's place, if it has no rule of its own."""
+        """The function that takes the operator's place, if it has no rule of its own."""
         return DECOMPOSITIONS.get(self.target) if self.rule is None else None
 
     def draw(self, dtype: torch.dtype) -> tuple[Operation, list[Tensor], list[Tensor]]:
-        """Bind the operation and draw what it receives at the reference and at the sample."""
+        """Bind the operation and draw its varying arguments at the reference and at the sample."""
         generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
         flat, structure = pytree.tree_flatten((self.args, self.kwargs))
         slots = [i for i, a in enumerate(flat) if isinstance(a, Varying)]
-        ends = [flat[slot].draw(generator) for slot in slots]
-        r, x = ([cast(end[i], dtype) for end in ends] for i in (0, 1))
+        pairs = [flat[slot].draw(generator) for slot in slots]
+        r, x = ([cast(pair[i], dtype) for pair in pairs] for i in (0, 1))
         for slot, value in zip(slots, r, strict=True):
             flat[slot] = value
         flat = [cast(a, dtype) for a in flat]
@@ -173,7 +177,7 @@ class Case:
 
 
 def cotangents(outputs: Any) -> Any:
-    """Draw cotangents like the outputs: 0 for those at -inf, ``None`` for indices."""
+    """Draw cotangents of the outputs: 0 where an output is not finite, ``None`` for indices."""
     generator = torch.Generator().manual_seed(0)
     leaves = (outputs,) if isinstance(outputs, Tensor) else outputs
     grads = tuple(
@@ -186,7 +190,7 @@ def cotangents(outputs: Any) -> Any:
 
 
 def row_sums(value: Tensor, row: int | None) -> Tensor:
-    """Sum the real part over all but the rows."""
+    """Sum the real part over all dimensions but the batch."""
     if value.is_complex():
         value = value.real
     if row is EACH:
@@ -200,9 +204,9 @@ def additivity_errors(
     """Return, row by row, the relative error of the sum, and the multipliers.
 
     The error is |sum_j m_j (x_j - r_j) - sum_k g_k (y_k(x) - y_k(r))| over the scale
-    sum_k |g_k| max(|y_k(x)|, |y_k(r)|, 1). The operation and the rule run in the given dtype; the
-    sums are taken in float64, so that only their errors count. A difference that is not finite
-    (both ends -inf) is none, whatever its multiplier, which must be finite.
+    sum_k |g_k| max(|y_k(x)|, |y_k(r)|, 1). The operation and the rule run in the given dtype. The
+    sums are taken in float64, so that they add no errors. A difference that is not finite (both
+    endpoints are -inf) counts as 0, but its multiplier must be finite.
     """
     full = [b.expand_as(a) for a, b in zip(r, x, strict=True)]
     before, after = operation(*r), operation(*full)
@@ -213,21 +217,8 @@ def additivity_errors(
         multipliers = apply_rule(operation, r, x, grad)
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after, grad = (before,), (after,), (grad,)
-    owed: Tensor | float = 0.0
-    scale: Tensor | float = 0.0
-    for place, (g, y_r, y_x) in enumerate(zip(grad, before, after, strict=True)):
-        if g is None:
-            continue
-        row = case.state_row if place else case.output_row
-        wide = torch.complex128 if y_r.is_complex() else torch.float64
-        g, y_r, y_x = (value.to(wide) for value in (g, y_r, y_x))
-        same = y_r == y_x
-        change = torch.where(same, 0.0, y_x - y_r)
-        larger = torch.maximum(y_x.abs(), y_r.abs()).clamp(min=1)
-        larger = torch.where(same & larger.isinf(), 1.0, larger)
-        owed = owed + row_sums(g.conj() * change, row)
-        scale = scale + row_sums(g.abs() * larger, row)
-    given: Tensor | float = 0.0
+    required, scale = required_changes(case, grad, before, after)
+    restored: Tensor | float = 0.0
     for m, a, b, row in zip(multipliers, r, full, case.rows, strict=False):
         if m is None:
             continue
@@ -237,32 +228,57 @@ def additivity_errors(
                 f"an argument of shape {tuple(a.shape)} and {a.dtype}; they must be the same "
                 "(after broadcasting, Tensor.sum_to_size)"
             )
-        wide = torch.complex128 if a.is_complex() else torch.float64
-        step = torch.where(a == b, 0.0, b.to(wide) - a.to(wide))
-        given = given + row_sums(m.to(wide).conj() * step, row)
-    assert isinstance(owed, Tensor)
-    return (given - owed).abs() / scale, list(multipliers)
+        step = torch.where(a == b, 0.0, double(b) - double(a))
+        restored = restored + row_sums(double(m).conj() * step, row)
+    return (restored - required).abs() / scale, list(multipliers)
+
+
+def required_changes(case: Case, grads: Any, before: Any, after: Any) -> tuple[Tensor, Tensor]:
+    """Return, row by row, the change that multipliers must restore, and the scale of its error.
+
+    `grads`, `before` and `after` have one entry for each output.
+    """
+    change: Tensor | float = 0.0
+    scale: Tensor | float = 0.0
+    for index, (g, y_r, y_x) in enumerate(zip(grads, before, after, strict=True)):
+        if g is None:
+            continue
+        row = case.state_row if index else case.output_row
+        g, y_r, y_x = (double(value) for value in (g, y_r, y_x))
+        equal = y_r == y_x
+        larger = torch.maximum(y_x.abs(), y_r.abs()).clamp(min=1)
+        larger = torch.where(equal & larger.isinf(), 1.0, larger)
+        change = change + row_sums(g.conj() * torch.where(equal, 0.0, y_x - y_r), row)
+        scale = scale + row_sums(g.abs() * larger, row)
+    assert isinstance(change, Tensor) and isinstance(scale, Tensor)
+    return change, scale
+
+
+def double(value: Tensor) -> Tensor:
+    """Return a tensor in double precision, real or complex."""
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
     """Raise unless the rule of a case restores the finite difference, in floats of one type.
 
-    Tried are points that differ, all against one sample row, and points that are equal.
+    It is checked between different points, between equal points, and from many references to a
+    single sample row.
     """
     operation, r, x = case.draw(dtype)
     if case.decomposition is not None:
         check_decomposition(case, operation, r)
         return
-    tried = {"between two points": x, "between equal points": r}
+    samples = {"between two points": x, "between equal points": r}
     if None not in case.rows:
         rows = [max(row or 0, 0) for row in case.rows]
         one = [value.narrow(row, 3, 1) for value, row in zip(x, rows, strict=False)]
-        tried["from many references to one sample row"] = one
-    for where, ends in tried.items():
+        samples["from many references to one sample row"] = one
+    for where, sample in samples.items():
         try:
-            errors, multipliers = additivity_errors(case, operation, r, ends)
+            errors, multipliers = additivity_errors(case, operation, r, sample)
         except Exception as error:
-            error.add_note(f"{describe(case)} was tried {where}, in {dtype}")
+            add_note(error, f"{describe(case)} was checked {where}, in {dtype}")
             raise
         finite = all(m is None or bool(m.isfinite().all()) for m in multipliers)
         if not finite:
@@ -274,7 +290,7 @@ def check(case: Case, dtype: torch.dtype) -> None:
             raise AdditivityError(
                 f"{describe(case)} does not restore the finite difference {where}, in {dtype}: "
                 f"it is off by {errors.max():.1e}, more than {TOLERANCE[dtype]:.0e} of the outputs"
-                f"{worst_ends(case, errors, r, ends)}"
+                f"{worst_endpoints(case, errors, r, sample)}"
             )
 
 
@@ -283,8 +299,8 @@ def check_decomposition(case: Case, operation: Operation, point: Tensors) -> Non
     assert case.decomposition is not None
     dtype = next(value.dtype for value in point if value.is_floating_point())
     parts = replace(operation, target=case.decomposition)
-    whole, composed = (pytree.tree_leaves(f(*point)) for f in (operation, parts))
-    for expected, found in zip(whole, composed, strict=True):
+    outputs, results = (pytree.tree_leaves(f(*point)) for f in (operation, parts))
+    for expected, found in zip(outputs, results, strict=True):
         limit = TOLERANCE[dtype]
         if expected.shape != found.shape or not torch.allclose(
             expected, found, rtol=limit, atol=limit, equal_nan=True
@@ -295,7 +311,7 @@ def check_decomposition(case: Case, operation: Operation, point: Tensors) -> Non
 
 
 def describe(case: Case) -> str:
-    """Name the rule of a case, or what stands for one."""
+    """Return how messages name the rule of a case, its decomposition or its derivative."""
     if case.decomposition is not None:
         return f"the decomposition '{case.decomposition.__name__}' of {case.target}"
     if case.is_linear:
@@ -303,18 +319,18 @@ def describe(case: Case) -> str:
     return f"the rule '{case.rule.name if case.rule else 'generic'}' of {case.target}"
 
 
-def worst_ends(case: Case, errors: Tensor, r: Tensors, x: Tensors) -> str:
-    """Show the arguments at both ends of the row with the largest error."""
+def worst_endpoints(case: Case, errors: Tensor, r: Tensors, x: Tensors) -> str:
+    """Return the arguments of the row with the largest error at both endpoints, as text."""
     if case.output_row is None:
         return ""
     index = int(errors.nan_to_num(inf).argmax())
     full = [b.expand_as(a) for a, b in zip(r, x, strict=True)]
     if case.output_row is EACH:
-        ends = [(a.flatten()[index], b.flatten()[index]) for a, b in zip(r, full, strict=True)]
+        pairs = [(a.flatten()[index], b.flatten()[index]) for a, b in zip(r, full, strict=True)]
     else:
-        ends = [
+        pairs = [
             (a.select(row, index), b.select(row, index))
             for a, b, row in zip(r, full, case.rows, strict=False)
             if row is not None
         ]
-    return "".join(f"\n  from {a.tolist()}\n    to {b.tolist()}" for a, b in ends)
+    return "".join(f"\n  from {a.tolist()}\n    to {b.tolist()}" for a, b in pairs)

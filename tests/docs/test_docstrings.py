@@ -12,6 +12,7 @@ from fxshap.rules import DECOMPOSITIONS, RULES
 MODULES = (
     "fxshap.module",
     "fxshap.rules",
+    "fxshap.rules.core.operation",
     "fxshap.rules.products",
     "fxshap.rules.core.registry",
     "fxshap.rules.elementwise",

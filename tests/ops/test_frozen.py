@@ -1,4 +1,4 @@
-"""Lean layers: the values and the input gradients of torch's own, without the input kept."""
+"""Frozen kernels have the values and input gradients of torch's own, and save no input."""
 
 import gc
 import weakref
@@ -15,7 +15,7 @@ from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolutio
 @pytest.mark.parametrize(
     "window", [(), ([2],), ([2], [1]), ([2], [1], [1], 2), ([1], [2], [2], 1)], ids=str
 )
-def test_lean_convolutions_are_those_of_torch(target, window):
+def test_frozen_convolutions_are_those_of_torch(target, window):
     dims = CONVOLUTIONS[target]
     groups = window[3] if len(window) > 3 else 1
     generator = torch.Generator().manual_seed(0)
@@ -34,18 +34,18 @@ def test_lean_convolutions_are_those_of_torch(target, window):
     )
 
 
-def test_the_input_is_not_kept():
+def test_the_input_is_not_saved():
     x = torch.randn(1, 2, 8, requires_grad=True)
     hidden = x * 2
-    kept = weakref.ref(hidden)
+    reference = weakref.ref(hidden)
     out = frozen_convolution(1, hidden, torch.randn(2, 2, 3))
     del hidden
     gc.collect()
-    assert kept() is None
+    assert reference() is None
     assert out.requires_grad
 
 
-def test_only_convolutions_with_constant_weights_are_lean():
+def test_only_convolutions_with_constant_weights_are_frozen():
     class Convolutions(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -57,13 +57,13 @@ def test_only_convolutions_with_constant_weights_are_lean():
 
     explainable = fxshap.make_explainable(Convolutions(), torch.randn(4, 2, 5))
     code = explainable.rescaled_graph.code
-    assert code.count("lean_convolution(1, ") == 1
+    assert code.count("frozen_convolution(1, ") == 1
     assert "torch.ops.aten.conv1d.default" in code
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(5, 4), (2, 4, 7), (2, 4, 3, 5), (2, 4, 3, 2, 2)], ids=str)
-def test_lean_batch_norms_are_those_of_torch(shape, affine):
+def test_frozen_batch_norms_are_those_of_torch(shape, affine):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     mean, weight, bias = torch.randn(3, 4, generator=generator, dtype=torch.float64)
@@ -78,13 +78,13 @@ def test_lean_batch_norms_are_those_of_torch(shape, affine):
     )
 
 
-def test_batch_norms_do_not_keep_their_input():
+def test_batch_norms_do_not_save_their_input():
     hidden = torch.randn(1, 2, 8, requires_grad=True) * 2
-    kept = weakref.ref(hidden)
+    reference = weakref.ref(hidden)
     out = frozen_batch_norm(hidden, None, None, torch.zeros(2), torch.ones(2), 1e-5)
     del hidden
     gc.collect()
-    assert kept() is None
+    assert reference() is None
     assert out.requires_grad
 
 
