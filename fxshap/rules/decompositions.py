@@ -269,9 +269,9 @@ def embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum, mean or maximum of the embeddings of each bag.
 
-    The other three results of the operator are only placeholders: autograd alone reads them.
+    The other three results of the operator are placeholders: only autograd reads them.
     """
-    count = offsets.shape[0] - include_last_offset
+    count = offsets.shape[0] - int(include_last_offset)
     order = torch.arange(indices.shape[0], device=indices.device)
     bag = torch.searchsorted(offsets[:count].to(order), order, right=True) - 1
     rows = torch.embedding(weight, indices)

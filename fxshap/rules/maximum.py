@@ -102,15 +102,15 @@ def shapley_weight_table(size: int) -> Tensor:
 def max_backward(r: Tensor, x: Tensor, grad: Tensor, dims: list[int]) -> Tensor:
     """Return the cotangent of the argument of a maximum over `dims`, which are ones in `grad`."""
     last = list(range(r.dim() - len(dims), r.dim()))
-    ends = [value.movedim(dims, last) for value in (r, x)]
-    multiplier = max_multiplier(*(value.flatten(last[0]) for value in ends))
-    return multiplier.reshape(ends[0].shape).movedim(last, dims) * grad
+    endpoints = [value.movedim(dims, last) for value in (r, x)]
+    multiplier = max_multiplier(*(value.flatten(last[0]) for value in endpoints))
+    return multiplier.reshape(endpoints[0].shape).movedim(last, dims) * grad
 
 
 def values_grad(grad: Any) -> Tensor:
     """Return the cotangent of the values, the first output if an operation also returns indices."""
-    found: Tensor = grad if isinstance(grad, Tensor) else grad[0]
-    return found
+    of_values: Tensor = grad if isinstance(grad, Tensor) else grad[0]
+    return of_values
 
 
 def reduction_rule(name: str, sign: int, *targets: Target) -> None:
@@ -153,11 +153,11 @@ def cumulative_rule(name: str, sign: int, target: Target) -> None:
         dim, shape = operation["dim"], reference[0].shape
         if reference[0].dim() == 0 or shape[dim] > MAX_CUMULATIVE_SIZE:
             return generic(operation, reference, sample, grad)
-        ends = [sign * value.movedim(dim, -1) for value in (reference[0], sample[0])]
-        lowest = torch.minimum(*ends).amin(-1, keepdim=True).unsqueeze(-1)
+        endpoints = [sign * value.movedim(dim, -1) for value in (reference[0], sample[0])]
+        lowest = torch.minimum(*endpoints).amin(-1, keepdim=True).unsqueeze(-1)
         # The padding is lower than all elements, and the same at both endpoints.
         padding = (lowest - lowest.abs() - 1).clamp_min(torch.finfo(lowest.dtype).min)
-        multiplier = max_multiplier(*(prefixes(value, padding) for value in ends))
+        multiplier = max_multiplier(*(prefixes(value, padding) for value in endpoints))
         prefix_grads = multiplier.tril() * values_grad(grad).movedim(dim, -1).unsqueeze(-1)
         return (prefix_grads.sum(-2).movedim(-1, dim),)
 
@@ -176,11 +176,17 @@ def elementwise_rule(name: str, sign: int, *targets: Target) -> None:
         operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
     ) -> tuple[Tensor, ...]:
         constant = operation["other" if operation.slots[0] == 0 else "self"]
-        r, x = (list(end) if len(end) == 2 else [end[0], constant] for end in (reference, sample))
+        r, x = (
+            list(endpoint) if len(endpoint) == 2 else [endpoint[0], constant]
+            for endpoint in (reference, sample)
+        )
         shape = grad.shape
-        ends = (sign * torch.stack([value.expand(shape) for value in end], -1) for end in (r, x))
+        endpoints = (
+            sign * torch.stack([value.expand(shape) for value in endpoint], -1)
+            for endpoint in (r, x)
+        )
         multiplier = cached_between(
-            operation, reference[0], sample[0], lambda: max_multiplier(*ends)
+            operation, reference[0], sample[0], lambda: max_multiplier(*endpoints)
         )
         grads = (multiplier * grad.unsqueeze(-1)).unbind(-1)
         return tuple(g.sum_to_size(value.shape) for g, value in zip(grads, reference, strict=False))

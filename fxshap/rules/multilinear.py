@@ -74,10 +74,12 @@ def prod(
         return multipliers
     cumulative = operation.target is aten.cumprod.default
     g = slices_along(grad, dim) if cumulative else grad.reshape(-1, 1)
-    slices_r, slices_x = (slices_along(end.expand_as(r), dim).to(g.dtype) for end in (r, *sample))
+    slices_r, slices_x = (
+        slices_along(endpoint.expand_as(r), dim).to(g.dtype) for endpoint in (r, *sample)
+    )
     y_r, y_x = (
-        end.cumprod(-1) if cumulative else end.prod(-1, keepdim=True)
-        for end in (slices_r, slices_x)
+        endpoint.cumprod(-1) if cumulative else endpoint.prod(-1, keepdim=True)
+        for endpoint in (slices_r, slices_x)
     )
     limit = (g.abs() * intermediate_limit(torch.maximum(y_r.abs(), y_x.abs()))).sum(-1)
     attributions = slices_along(m, dim) * (slices_x - slices_r)

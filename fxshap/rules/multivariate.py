@@ -173,10 +173,10 @@ def multivariate(
     slopes = vjp(operation, midpoint, torch.ones_like(grad))
     multipliers, lacking = attributions_to_multipliers(attributions, slopes, r, x, rounding)
     grads: list[Tensor | None] = [
-        torch.where(grad == 0, 0.0, grad * m).sum_to_size(end.shape)
-        for m, end in zip(multipliers, reference, strict=True)
+        torch.where(grad == 0, 0.0, grad * m).sum_to_size(value.shape)
+        for m, value in zip(multipliers, reference, strict=True)
     ]
-    sample = [end.expand_as(other) for end, other in zip(sample, reference, strict=True)]
+    sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
     return correct(operation, reference, sample, grad, grads) if lacking else tuple(grads)
 
 
@@ -199,7 +199,7 @@ def grid_sampler(
     sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
     image_varies = len(reference) == 2
     image_r, image_x = (
-        end[0] if image_varies else operation["input"] for end in (reference, sample)
+        endpoint[0] if image_varies else operation["input"] for endpoint in (reference, sample)
     )
     points_r, points_x = reference[-1], sample[-1]
 
@@ -222,15 +222,15 @@ def grid_sampler(
         return total.sum(1)
 
     points_grad, lacking = point_multipliers(value, points_r, points_x, grad.abs().sum(1))
-    found: list[Tensor | None] = [points_grad]
+    all_grads: list[Tensor | None] = [points_grad]
     if image_varies:
         terms = [
             vjp(operation, (image_r, points), g)[0]
             for points, g in zip((points_r, points_x), grads, strict=True)
         ]
         assert terms[0] is not None and terms[1] is not None
-        found = [terms[0] + terms[1], *found]
-    return correct(operation, reference, sample, grad, found) if lacking else tuple(found)
+        all_grads = [terms[0] + terms[1], *all_grads]
+    return correct(operation, reference, sample, grad, all_grads) if lacking else tuple(all_grads)
 
 
 def point_multipliers(

@@ -11,7 +11,7 @@ This is the midpoint rule for y and t, whose product is c. The midpoint rule for
 as well. But where c nearly vanishes at one endpoint, as for a black image, its two terms are of the
 size of 1/t there and cancel. Its relative distance to the Shapley values is 20 to 90, against 0.2
 to 0.4 here
-(``tests/property/test_rule_fuzz.py::test_norms_are_near_shapley_values_from_every_reference``).
+(``tests/rules/test_normalization.py::test_norms_are_near_shapley_values_from_every_reference``).
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def max_pool_backward(
     """
 
     def multiplier() -> Tensor:
-        ends = (F.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x))
-        return max_multiplier(*(end[..., windows] for end in ends))
+        padded = (F.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x))
+        return max_multiplier(*(endpoint[..., windows] for endpoint in padded))
 
     window_grads = cached_between(operation, r, x, multiplier) * grad.flatten(-dims).unsqueeze(-1)
     size = math.prod(r.shape[-dims:]) + 1  # the last element stands for padding
@@ -75,12 +75,12 @@ def adaptive_windows(sizes: tuple[int, ...], outputs: tuple[int, ...]) -> Tensor
     indices = []
     for n, m in zip(sizes, outputs, strict=True):
         starts = [i * n // m for i in range(m)]
-        ends = [-((i + 1) * n // -m) for i in range(m)]
-        width = max(e - s for s, e in zip(starts, ends, strict=True))
+        stops = [-((i + 1) * n // -m) for i in range(m)]
+        width = max(stop - s for s, stop in zip(starts, stops, strict=True))
         indices.append(
             torch.tensor(
-                [[s + j if s + j < e else n for j in range(width)]
-                 for s, e in zip(starts, ends, strict=True)]
+                [[s + j if s + j < stop else n for j in range(width)]
+                 for s, stop in zip(starts, stops, strict=True)]
             )
         )  # fmt: skip
     return flatten_indices(sizes, indices)

@@ -148,8 +148,8 @@ def recurrent_rule(target: Target, cell: Cell, states: int) -> None:
         reverse = (False, True) if operation["bidirectional"] else (False,)
         stack = Stack(cell, layer_weights(operation), reverse)
 
-        def forward(end: Tensors) -> StackOutput:
-            return stack_forward(stack, *sequence_and_states(operation, end, states))
+        def forward(endpoint: Tensors) -> StackOutput:
+            return stack_forward(stack, *sequence_and_states(operation, endpoint, states))
 
         out_r = cached(reference[0], operation, lambda _: forward(reference))
         out_x = cached(sample[0], operation, lambda _: forward(sample))
@@ -172,18 +172,20 @@ recurrent_rule(aten.rnn_tanh.input, RNN_TANH, states=1)
 recurrent_rule(aten.rnn_relu.input, RNN_RELU, states=1)
 
 
-def sequence_and_states(operation: Operation, end: Tensors, states: int) -> tuple[Tensor, State]:
+def sequence_and_states(
+    operation: Operation, endpoint: Tensors, states: int
+) -> tuple[Tensor, State]:
     """Return the sequence, with the time first, and the initial states at one endpoint.
 
     Constant ones have as many rows as the references, but the sample may be a single row.
     """
     flat = list(operation.arguments)
-    for slot, value in zip(operation.slots, end, strict=True):
+    for slot, value in zip(operation.slots, endpoint, strict=True):
         flat[slot] = value
     (sequence, initial, *_), _ = pytree.tree_unflatten(flat, operation.structure)
     sequence = sequence.transpose(0, 1) if operation["batch_first"] else sequence
     initial = tuple(initial) if states > 1 else (initial,)
-    rows = end[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
+    rows = endpoint[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
     return sequence[:, :rows], tuple(state[:, :rows] for state in initial)
 
 

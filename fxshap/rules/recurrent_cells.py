@@ -176,7 +176,7 @@ def gru_forward(
 def gru_multipliers(r: StepValues, x: StepValues) -> StepValues:
     """Return dh'/d(pre-activations), by way of the input and by way of h, and dh'/dh."""
     a, n_h = gate_midpoints(r["a"].sigmoid(), r["n_h"], x["a"].sigmoid(), x["n_h"])
-    old_r, old_x = (end["h"] - end["n"].tanh() for end in (r, x))
+    old_r, old_x = (values["h"] - values["n"].tanh() for values in (r, x))
     z, old = gate_midpoints(r["z"].sigmoid(), old_r, x["z"].sigmoid(), old_x)
     dn = (1 - z) * tanh_secant(r["n"], x["n"])
     dz = old * sigmoid_secant(r["z"], x["z"])

@@ -68,25 +68,25 @@ def change_of_logsumexp(r: SoftmaxTerms, x: SoftmaxTerms) -> Tensor:
     return ((x.maximum - r.maximum) + (x.log_sum - r.log_sum)).nan_to_num_(0.0)
 
 
-def softmax_secant(r: Tensor, x: Tensor, end_r: SoftmaxTerms, end_x: SoftmaxTerms) -> Tensor:
+def softmax_secant(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:
     """l_i = dy_i / du_i, with u_x - u_r = (x - r) - (L_x - L_r)."""
-    change = change_of_logsumexp(end_r, end_x)
-    return mean_decay(r + change, x).mul_(torch.maximum(end_r.y, end_x.y))
+    change = change_of_logsumexp(terms_r, terms_x)
+    return mean_decay(r + change, x).mul_(torch.maximum(terms_r.y, terms_x.y))
 
 
-def logsumexp_secant(r: Tensor, x: Tensor, end_r: SoftmaxTerms, end_x: SoftmaxTerms) -> Tensor:
+def logsumexp_secant(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:
     """m_j = (dL / dS) (de_j / da_j)."""
-    change = change_of_logsumexp(end_r, end_x)
+    change = change_of_logsumexp(terms_r, terms_x)
     # e = y S, and S is 1 at the endpoint with the larger L.
     s_r, s_x = (-change).clamp_(max=0).exp_(), change.clamp(max=0).exp_()
     decay = mean_decay(torch.zeros_like(change), change)
     # The division comes last: a logit that dominates its slice has a multiplier of exactly 1 then.
-    return mean_decay(r, x).mul_(torch.maximum(end_r.y * s_r, end_x.y * s_x)).div_(decay)
+    return mean_decay(r, x).mul_(torch.maximum(terms_r.y * s_r, terms_x.y * s_x)).div_(decay)
 
 
-def largest_change(r: Tensor, x: Tensor, end_r: SoftmaxTerms, end_x: SoftmaxTerms) -> Tensor:
+def largest_change(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:
     """The largest |L_x - L_r| of all slices, as a scalar tensor."""
-    return change_of_logsumexp(end_r, end_x).abs().amax()
+    return change_of_logsumexp(terms_r, terms_x).abs().amax()
 
 
 def cached_secants(
@@ -178,7 +178,8 @@ def log_softmax(
     if any_unless_tracing(change_of_l > LARGE_CHANGE):
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
         y_r, y_x = (
-            log_softmax_from_terms(end, cached_terms(operation, end, grad.dtype)) for end in (r, x)
+            log_softmax_from_terms(endpoint, cached_terms(operation, endpoint, grad.dtype))
+            for endpoint in (r, x)
         )
         change = torch.where(y_r == y_x, 0.0, y_x - y_r)  # 0 also where both are -inf
         out = restore_along(dims, out, grad, r, x, change)
@@ -208,7 +209,7 @@ def softmax(
     # m of a logit that dominates its slice is so near to 1 that the difference loses its digits.
     if any_unless_tracing(change_of_l > LARGE_CHANGE):
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)
-        y_r, y_x = (cached_terms(operation, end, grad.dtype).y for end in (r, x))
+        y_r, y_x = (cached_terms(operation, endpoint, grad.dtype).y for endpoint in (r, x))
         out = restore_along(dims, out, grad, r, x, y_x - y_r)
         limit = MAX_EFFECT_RATIO * largest_effect(dims[0], grad, y_r, y_x)
         out = replace_cancelling_slices(dims[0], out, grad, r, x, limit)
@@ -273,8 +274,10 @@ def sequential_softmax(grad: Tensor, r: Tensor, x: Tensor) -> Tensor:
     for j in range(r.shape[-1]):
         others[..., j] = -math.inf
         terms = softmax_terms(others, [-1])
-        ends = [log_softmax_from_terms(end[..., j, None], terms).squeeze(-1) for end in (r, x)]
+        relative = [
+            log_softmax_from_terms(endpoint[..., j, None], terms).squeeze(-1) for endpoint in (r, x)
+        ]
         mean = (terms.y * grad).sum(-1)
-        out[..., j] = (grad[..., j] - mean) * sigmoid_secant(*ends)
+        out[..., j] = (grad[..., j] - mean) * sigmoid_secant(*relative)
         others[..., j] = x[..., j]
     return out.nan_to_num_(0.0)  # NaN of a logit at -inf whose others are all -inf
