@@ -1,1 +1,1 @@
-"""Checks: whether attributions add up, which operation leaks, and the exact Shapley values."""
+"""Checks: additivity of attributions, leaks of single operations, and exact Shapley values."""

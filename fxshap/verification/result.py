@@ -1,4 +1,4 @@
-"""The result of a verification: figures for each sample, and a verdict in words."""
+"""The result of a verification: measurements for each sample, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -10,63 +10,70 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxshap.report.tables import count, html_table, name_of, text_table
+from fxshap.report.tables import dtype_name, html_table, pluralize, text_table
 from fxshap.verification.leaks import Leak
 from fxshap.verification.metrics import MAX_FEATURES, Array
+
+#: SHAP's own check fails at this gap (``shap/explainers/_deep/deep_utils.py``).
+SHAP_TOLERANCE = 0.01
+
+#: The largest additivity error that rounding causes in a deep network, by dtype.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """What was measured of one sample.
+    """The measurements for one sample.
 
     Attributes
     ----------
     additivity_error : float
         The largest ``|sum(phi) - (f(x) - mean f(references))|`` over the outputs, relative to the
         largest ``|f|`` of all samples and references.
-    gap : float
-        The same, not relative: what SHAP's own check compares with 0.01.
+    shap_gap : float
+        The same, not relative. SHAP's own check compares it with 0.01.
     output_difference : float
-        The largest difference of the outputs that SHAP was given from the model's own, relative
-        as above.
-    distance : float, optional
+        The largest difference between the outputs that SHAP received and the model's own outputs,
+        relative to the same largest ``|f|``.
+    shapley_distance : float, optional
         ``sum |phi - exact| / sum |exact|``, where `exact` are the exact Shapley values by brute
         force; ``None`` if they were not computed.
     """
 
     additivity_error: float
-    gap: float
+    shap_gap: float
     output_difference: float
-    distance: float | None = None
+    shapley_distance: float | None = None
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` measured; as a string, a table.
+    """The result of :func:`verify`. Its string is a table.
 
     Attributes
     ----------
     model : str
         The class of the model.
     dtype : torch.dtype
-        Of the inputs.
-    computed_in : torch.dtype
-        The type with the fewest digits that the model computes in, as in autocast; else `dtype`.
+        The dtype of the inputs.
+    compute_dtype : torch.dtype
+        The least precise dtype that the model computes in. It differs from `dtype` under autocast,
+        for example.
     references : int
-        How many references there were.
+        The number of references.
     features : int
-        How many features, or groups of them, there are to compute exact Shapley values of.
-    samples : list of Checked
-        What was measured of every sample.
+        The number of features, or groups of features, that have exact Shapley values.
+    samples : list of SampleCheck
+        The measurements for every sample.
     values : list of ndarray
-        SHAP's values, one array an input, of shape (samples, ..., outputs).
+        SHAP's values, one array for each input, of shape (samples, ..., outputs).
     leaks : list of Leak
         The operations that leak, the largest leak first; empty if the attributions add up.
     """
 
     model: str
     dtype: torch.dtype
-    computed_in: torch.dtype
+    compute_dtype: torch.dtype
     references: int
     features: int
     samples: list[SampleCheck]
@@ -75,96 +82,80 @@ class Verification:
 
     @property
     def additivity_error(self) -> float:
-        """The largest additivity error."""
+        """The largest additivity error of all samples."""
         return largest(sample.additivity_error for sample in self.samples)
 
     @property
-    def gap(self) -> float:
-        """The largest gap."""
-        return largest(sample.gap for sample in self.samples)
+    def shap_gap(self) -> float:
+        """The largest gap of all samples, which SHAP's own check compares with 0.01."""
+        return largest(sample.shap_gap for sample in self.samples)
 
     @property
-    def limit(self) -> float:
-        """The largest additivity error that rounding explains."""
-        # What has still fewer digits, as float8, is taken for the narrowest.
-        return TOLERANCES.get(self.computed_in, max(TOLERANCES.values()))
+    def tolerance(self) -> float:
+        """The largest additivity error that rounding can cause."""
+        # A dtype that is not in the table, such as float8, has even fewer digits than bfloat16.
+        return TOLERANCES.get(self.compute_dtype, max(TOLERANCES.values()))
 
     @property
     def additive(self) -> bool:
         """Whether the attributions add up, to the precision of the floats."""
-        return self.additivity_error <= self.limit
+        return self.additivity_error <= self.tolerance
 
     @property
     def passes_shap(self) -> bool:
-        """Whether SHAP's own check lets the attributions pass."""
-        return self.gap < SHAP_TOLERANCE
+        """Whether SHAP's own additivity check passes."""
+        return self.shap_gap < SHAP_TOLERANCE
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was measured as plain data, ready for JSON, without SHAP's values."""
+        """Return the measurements as plain data, ready for JSON, without SHAP's values."""
         return {
             "model": self.model,
-            "dtype": name_of(self.dtype),
-            "computed_in": name_of(self.computed_in),
+            "dtype": dtype_name(self.dtype),
+            "compute_dtype": dtype_name(self.compute_dtype),
             "references": self.references,
             "features": self.features,
             "additive": self.additive,
             "additivity_error": self.additivity_error,
-            "limit": self.limit,
+            "tolerance": self.tolerance,
             "passes_shap": self.passes_shap,
-            "gap": self.gap,
+            "shap_gap": self.shap_gap,
             "shap_tolerance": SHAP_TOLERANCE,
             "samples": [asdict(sample) for sample in self.samples],
             "leaks": [asdict(leak) for leak in self.leaks],
         }
 
     def __str__(self) -> str:
-        return "\n".join([self._title(), "", text_table(self._records()), "", *self._verdicts()])
+        return "\n".join([self._title(), "", text_table(self._records()), "", *self._verdict()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        verdicts = "<br>".join(map(escape, self._verdicts()))
-        return f"<p>{escape(self._title())}</p>{html_table(self._records())}<p>{verdicts}</p>"
+        verdict = "<br>".join(map(escape, self._verdict()))
+        return f"<p>{escape(self._title())}</p>{html_table(self._records())}<p>{verdict}</p>"
 
     def _title(self) -> str:
-        samples, references = (
-            count(len(self.samples), "sample"),
-            count(self.references, "reference"),
-        )
-        inside = "" if self.computed_in == self.dtype else f", {name_of(self.computed_in)} inside"
-        return f"{self.model}, {samples} against {references}, {name_of(self.dtype)}{inside}"
+        samples = pluralize(len(self.samples), "sample")
+        references = pluralize(self.references, "reference")
+        dtypes = dtype_name(self.dtype)
+        if self.compute_dtype != self.dtype:
+            dtypes += f", {dtype_name(self.compute_dtype)} inside"
+        return f"{self.model}, {samples} against {references}, {dtypes}"
 
     def _records(self) -> list[dict[str, str]]:
         return [
             {
                 "sample": str(row),
                 "additivity error": f"{sample.additivity_error:.1e}",
-                "SHAP's gap": f"{sample.gap:.1e}",
+                "SHAP's gap": f"{sample.shap_gap:.1e}",
                 "output difference": f"{sample.output_difference:.1e}",
-                "distance to Shapley": "-" if sample.distance is None else f"{sample.distance:.4f}",
+                "distance to Shapley": format_distance(sample.shapley_distance),
             }
             for row, sample in enumerate(self.samples)
         ]
 
-    def _verdicts(self) -> list[str]:
-        """Say what the numbers mean, one sentence or leak a line."""
-        error, limit = f"{self.additivity_error:.1e}", f"{self.limit:.0e}"
-        lines = []
-        if self.additive:
-            lines.append(f"Adds up: the error is {error}; rounding explains up to {limit}.")
-        else:
-            lines.append(f"DOES NOT ADD UP: the error is {error}, over {limit}. It comes from")
-            for leak in self.leaks:
-                lines.append(f"  {leak} ({leak.operation}, rule '{leak.rule}')")
-                lines += [f"    at {leak.line}"] if leak.line else []
-        gap = f"its gap of {self.gap:.1e}"
-        if self.passes_shap:
-            lines.append(f"SHAP's own check passes: {gap} is under {SHAP_TOLERANCE}.")
-        else:
-            lines.append(f"SHAP's own check fails: {gap} is not under {SHAP_TOLERANCE}.")
-        if self.additive and not self.passes_shap:
-            lines.append("The gap is not relative, and these outputs are large.")
-            lines.append("Explain in float64, or with check_additivity=False.")
+    def _verdict(self) -> list[str]:
+        """Return what the numbers mean, one sentence or leak a line."""
+        lines = [*self._additivity_verdict(), *self._shap_verdict()]
         if self.features > MAX_FEATURES:
             lines.append(
                 f"No exact Shapley values: {self.features} features are more than {MAX_FEATURES} "
@@ -172,15 +163,32 @@ class Verification:
             )
         return lines
 
+    def _additivity_verdict(self) -> list[str]:
+        error, tolerance = f"{self.additivity_error:.1e}", f"{self.tolerance:.0e}"
+        if self.additive:
+            return [f"Adds up: the error is {error}; rounding explains up to {tolerance}."]
+        lines = [f"DOES NOT ADD UP: the error is {error}, over {tolerance}. It comes from"]
+        for leak in self.leaks:
+            lines.append(f"  {leak} ({leak.operation}, rule '{leak.rule}')")
+            lines += [f"    at {leak.line}"] if leak.line else []
+        return lines
 
-#: The gap that SHAP's own check does not let pass (``shap/explainers/_deep/deep_utils.py``).
-SHAP_TOLERANCE = 0.01
+    def _shap_verdict(self) -> list[str]:
+        gap = f"its gap of {self.shap_gap:.1e}"
+        if self.passes_shap:
+            return [f"SHAP's own check passes: {gap} is under {SHAP_TOLERANCE}."]
+        lines = [f"SHAP's own check fails: {gap} is not under {SHAP_TOLERANCE}."]
+        if self.additive:
+            lines.append("The gap is not relative, and these outputs are large.")
+            lines.append("Explain in float64, or with check_additivity=False.")
+        return lines
 
 
-#: The largest additivity error that the rounding of a deep network explains, by type.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
+def format_distance(distance: float | None) -> str:
+    """Return a distance with four decimals, or a dash if it was not computed."""
+    return "-" if distance is None else f"{distance:.4f}"
 
 
 def largest(numbers: Iterable[float]) -> float:
-    """Return the largest number; NaN if there is one."""
+    """Return the largest number, or NaN if any number is NaN."""
     return float(np.max(list(numbers)))

@@ -18,18 +18,18 @@ def coalitions(players: int) -> Tensor:
     Returns
     -------
     Tensor
-        Booleans of shape (2 ** players, players). Row k holds player j if bit j of k is set.
+        Booleans of shape (2 ** players, players). Row k contains player j if bit j of k is set.
     """
     numbers = torch.arange(2**players).unsqueeze(1)
     return (numbers >> torch.arange(players)) % 2 == 1
 
 
 def shapley_weights(players: int) -> Tensor:
-    """Return the matrix that takes the values of all coalitions to the Shapley values.
+    """Return the matrix that maps the values of all coalitions to the Shapley values.
 
-    A player's Shapley value is the average over all orders of what it adds to those before
-    it. A coalition S that the player is in counts (|S| - 1)! (n - |S|)! / n!, and one that it
-    is not in counts -|S|! (n - |S| - 1)! / n!.
+    A player's Shapley value is its marginal contribution to the players before it, averaged over
+    all orders. A coalition S that contains the player has the weight (|S| - 1)! (n - |S|)! / n!,
+    and one that does not contain it has the weight -|S|! (n - |S| - 1)! / n!.
 
     Parameters
     ----------
@@ -42,15 +42,15 @@ def shapley_weights(players: int) -> Tensor:
         Float64 weights of shape (players, 2 ** players).
     """
     orders = factorial(players)
-    joined = [0.0] + [
+    with_player = [0.0] + [
         factorial(size - 1) * factorial(players - size) / orders for size in range(1, players + 1)
     ]
-    absent = [-weight for weight in joined[1:]] + [0.0]
+    without_player = [-weight for weight in with_player[1:]] + [0.0]
     members = coalitions(players)
     sizes = members.sum(dim=1)
-    joined_weights = torch.tensor(joined, dtype=torch.float64)[sizes]
-    absent_weights = torch.tensor(absent, dtype=torch.float64)[sizes]
-    return torch.where(members.T, joined_weights, absent_weights)
+    weights_with = torch.tensor(with_player, dtype=torch.float64)[sizes]
+    weights_without = torch.tensor(without_player, dtype=torch.float64)[sizes]
+    return torch.where(members.T, weights_with, weights_without)
 
 
 def shapley_values(
@@ -62,21 +62,22 @@ def shapley_values(
 ) -> Tensor:
     """Return the exact Shapley values of a function between two points.
 
-    The players are the features, or groups of them. A coalition's value is the function at the
-    hybrid point that has the coalition's features from the sample and the others from the
-    reference (Shapley 1953; Lundberg and Lee 2017, eq. 4, with the reference for what is absent).
+    The players are the features, or groups of features. A coalition's value is the function at the
+    hybrid point that takes the coalition's features from the sample and all others from the
+    reference (Shapley 1953; Lundberg and Lee 2017, eq. 4, where the reference replaces the absent
+    features).
 
     Parameters
     ----------
     function : callable
         Maps a (batch, features) tensor to a (batch, outputs) tensor, row by row.
     sample, reference : Tensor
-        One point each, of shape (features,). Use float64 where the function can.
+        One point each, of shape (features,). Use float64 if the function supports it.
     groups : Tensor, optional
-        Whole numbers from 0 of shape (features,): the player that each feature belongs to. By
-        default every feature is a player.
+        Integers from 0 of shape (features,): the player that each feature belongs to. By default
+        every feature is a player.
     batch_size : int
-        Hybrids evaluated in one call; of 2 ** players in all.
+        The number of hybrid points in one call of `function`, out of 2 ** players.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Rules for operators of one's own, end to end; wrong rules and leaking models are caught."""
+"""Rules for a user's own operators, end to end; wrong rules and leaking models are detected."""
 
 from unittest import mock
 
@@ -22,7 +22,7 @@ def rules_as_they_were():
         yield
 
 
-# --- operators of one's own ---------------------------------------------------------------------
+# --- a user's own operators ----------------------------------------------------------------------
 
 
 @torch.library.custom_op("fxshap_example::snake", mutates_args=())
@@ -146,7 +146,7 @@ def test_one_line_makes_an_operator_linear():
 
 
 @pytest.mark.parametrize("op", [snake, torch.ops.fxshap_example.snake], ids=["op", "packet"])
-def test_a_composite_is_made_of_others(op):
+def test_a_decomposition_takes_the_place_of_an_operator(op):
     @fxshap.rules.decomposition(op)
     def parts(x: Tensor, frequency: float) -> Tensor:
         return x + (frequency * x).sin().square() / frequency
@@ -198,11 +198,11 @@ def test_a_rule_is_for_an_operator(maker, target):
 
 
 def derivative_at(weight: float):
-    def multiply(operation, reference, sample, grad):
-        ends = zip(reference, sample, strict=True)
-        return fxshap.rules.vjp(operation, [torch.lerp(r, x, weight) for r, x in ends], grad)
+    def backward(operation, reference, sample, grad):
+        pairs = zip(reference, sample, strict=True)
+        return fxshap.rules.vjp(operation, [torch.lerp(r, x, weight) for r, x in pairs], grad)
 
-    return multiply
+    return backward
 
 
 def quotient(operation, reference, sample, grad):
@@ -213,13 +213,13 @@ def quotient(operation, reference, sample, grad):
 def derivative_when_close(bound: float):
     """The switch that SHAP makes, at |d| < `bound`."""
 
-    def multiply(operation, reference, sample, grad):
+    def backward(operation, reference, sample, grad):
         (r,), (x,) = reference, sample
         (close,) = derivative_at(0.5)(operation, (r,), (x.expand_as(r),), torch.ones_like(r))
         (far,) = quotient(operation, reference, sample, 1.0)
         return (grad * torch.where((x - r).abs() < bound, close, far),)
 
-    return multiply
+    return backward
 
 
 WRONG = {
@@ -228,7 +228,7 @@ WRONG = {
     "quotient": (aten.square.default, quotient, "not finite"),
     "close too early": (aten.tanh.default, derivative_when_close(0.1), "does not restore"),
     "close at a kink": (aten.relu.default, derivative_when_close(1e-3), "does not restore"),
-    "for equal ends": (
+    "at equal points": (
         aten.square.default,
         lambda operation, r, x, grad: (grad * ((x[0] + r[0]) / (x[0] != r[0])),),
         "not finite",
@@ -246,10 +246,10 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_rule_is_caught(name):
-    op, multiply, says = WRONG[name]
-    fxshap.rules.rule(op, name="wrong")(multiply)
+    op, backward, message = WRONG[name]
+    fxshap.rules.rule(op, name="wrong")(backward)
     args = SNAKE_CASE[1] if op is snake else [Varying((5,))]
-    with pytest.raises(AdditivityError, match=f"the rule 'wrong' of .*{says}") as caught:
+    with pytest.raises(AdditivityError, match=f"the rule 'wrong' of .*{message}") as caught:
         check_rule(op, args)
     assert isinstance(caught.value, AssertionError)
 
@@ -258,8 +258,8 @@ def test_the_worst_points_are_shown():
     fxshap.rules.rule(aten.square, name="wrong")(WRONG["half of it"][1])
     with pytest.raises(AdditivityError) as caught:
         check_rule(aten.square.default, [Varying((5,))], output_row=EACH)
-    start, end = str(caught.value).splitlines()[1:]
-    r, x = float(start.removeprefix("  from ")), float(end.removeprefix("    to "))
+    at_reference, at_sample = str(caught.value).splitlines()[1:]
+    r, x = float(at_reference.removeprefix("  from ")), float(at_sample.removeprefix("    to "))
     assert abs(r - x) > 1
 
 

@@ -1,4 +1,4 @@
-"""`verify` measures what it says, and names the operations that leak."""
+"""`verify` measures what its documentation defines, and names the operations that leak."""
 
 import inspect
 import json
@@ -14,9 +14,9 @@ from shap.explainers._deep import deep_utils
 from torch import Tensor, nn
 
 import fxshap
-import fxshap.autograd.rescale
 from fxshap import InputError, OptionError, OutputError
 from fxshap.rules import RULES, Rule
+from fxshap.rules.core import dispatch
 from fxshap.rules.core.dispatch import choose_rule
 from fxshap.verification.leaks import local_errors
 from fxshap.verification.metrics import additivity_error
@@ -79,7 +79,7 @@ def not_a_number(operation, reference, sample, grad):
 
 
 def line_of(comment: str) -> str:
-    """The file and line with a comment."""
+    """Return the file and the line with a comment."""
     with open(__file__) as source:
         (line,) = [n for n, text in enumerate(source, 1) if text.rstrip().endswith(comment)]
     return f"{__file__}:{line} "
@@ -116,9 +116,9 @@ def test_errors_and_distances_are_those_of_their_definitions(name):
         games = [shapley_values(function, flat_x[row], r) for r in flat_r]
         exact = torch.stack(games).mean(0)
         distance = (phi[row] - exact).abs().sum() / exact.abs().sum()
-        assert sample.gap == pytest.approx(float(gap[row]), abs=1e-15)
+        assert sample.shap_gap == pytest.approx(float(gap[row]), abs=1e-15)
         assert sample.additivity_error == pytest.approx(float(gap[row] / largest), abs=1e-15)
-        assert sample.distance == pytest.approx(float(distance), abs=1e-12)
+        assert sample.shapley_distance == pytest.approx(float(distance), abs=1e-12)
         assert sample.output_difference <= 1e-12
     assert result.additive and result.passes_shap and not result.leaks
     assert result.additivity_error == pytest.approx(
@@ -126,17 +126,17 @@ def test_errors_and_distances_are_those_of_their_definitions(name):
     )
 
 
-def test_output_difference_is_that_of_what_shap_is_given():
+def test_output_difference_is_that_of_the_outputs_that_shap_receives():
     model = attention()
     explainable = fxshap.make_explainable(model, BACKGROUND)
-    engine = explainable._latest()
-    observe = engine.observe
+    engine = explainable._calls.captures.latest
+    tapped = engine.program.tapped
 
     def shifted(rows):
-        output, taps = observe(rows)
+        output, taps = tapped(rows)
         return output + 0.25, taps
 
-    with mock.patch.object(engine, "observe", shifted):
+    with mock.patch.object(engine.program, "tapped", shifted):
         result = fxshap.verify(explainable, BACKGROUND, SAMPLES)
     with torch.no_grad():
         largest = torch.cat([model(SAMPLES), model(BACKGROUND)]).abs().max()
@@ -144,18 +144,22 @@ def test_output_difference_is_that_of_what_shap_is_given():
         assert sample.output_difference == pytest.approx(0.25 / float(largest), abs=1e-12)
 
 
-def test_groups_of_features_play_as_one():
+def test_groups_of_features_are_single_players():
     model = attention()
     by_token = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=TOKENS)
-    by_dims = fxshap.verify(fxshap.make_explainable(model, feature_dims=(1,)), BACKGROUND, SAMPLES)
+    by_dims = fxshap.verify(
+        fxshap.make_explainable(model, refine=fxshap.Refinement(0, feature_dims=(1,))),
+        BACKGROUND,
+        SAMPLES,
+    )
     assert by_token.features == by_dims.features == 5
     assert by_token.samples == by_dims.samples
     alone = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=torch.full((5, 3), 7))
     assert alone.features == 1  # whose Shapley value is the difference itself
-    assert all(sample.distance < 1e-12 for sample in alone.samples)
+    assert all(sample.shapley_distance < 1e-12 for sample in alone.samples)
 
 
-def test_groups_reach_over_inputs():
+def test_groups_may_span_inputs():
     network = NETWORKS["two_inputs"]
     background, samples = network.inputs(3, seed=1), network.inputs(1, seed=2)
     masks = [torch.arange(x[0].numel()).reshape(x.shape[1:]) for x in samples]
@@ -165,14 +169,14 @@ def test_groups_reach_over_inputs():
 
 def test_many_features_have_no_exact_values():
     result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
-    assert [sample.distance for sample in result.samples] == [None, None]
+    assert [sample.shapley_distance for sample in result.samples] == [None, None]
     assert "15 features are more than 12" in str(result)
 
 
-def test_the_first_sample_has_exact_values_whatever_they_take(monkeypatch):
+def test_the_first_sample_always_has_exact_values(monkeypatch):
     monkeypatch.setattr("fxshap.verification.metrics.MAX_ROWS", 1)
     result = fxshap.verify(attention(), BACKGROUND, SAMPLES, feature_mask=TOKENS)
-    assert [sample.distance is None for sample in result.samples] == [False, True]
+    assert [sample.shapley_distance is None for sample in result.samples] == [False, True]
 
 
 def test_ranked_outputs_are_the_largest_of_every_sample():
@@ -183,13 +187,13 @@ def test_ranked_outputs_are_the_largest_of_every_sample():
         top = model(samples).argmax(1)
     assert len(set(top.tolist())) == 2
     for row, column in enumerate(top):
-        # One output alone and several side by side take other matrix products.
+        # One output and several batched outputs use different matrix products.
         found, expected = result.values[0][row, ..., 0], values[row, ..., column]
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
     assert result.additive
 
 
-# --- what it says of it -------------------------------------------------------------------------
+# --- verdict --------------------------------------------------------------------------------------
 
 
 def test_the_tolerance_is_shaps():
@@ -199,8 +203,8 @@ def test_the_tolerance_is_shaps():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_a_gap_that_shap_lets_pass_is_told(scale):
-    """SHAP's check is absolute: what it says depends on the scale of the outputs."""
+def test_a_gap_that_shap_accepts_is_reported(scale):
+    """SHAP's check is absolute: its result depends on the scale of the outputs."""
     model = attention(scale)
     with mock.patch.dict(RULES, {aten.tanh: Rule("wrong", midpoint_derivative)}):
         result = fxshap.verify(model, BACKGROUND, SAMPLES)
@@ -227,14 +231,14 @@ def test_large_outputs_fail_shaps_check_by_rounding_alone():
 def test_fits_eighty_columns_and_json():
     with mock.patch.dict(RULES, {aten.softmax: Rule("wrong", midpoint_derivative)}):
         result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
-    told = str(result)
-    assert repr(result) == told
-    unbroken = [line for line in told.splitlines() if __file__ not in line]
+    text = str(result)
+    assert repr(result) == text
+    unbroken = [line for line in text.splitlines() if __file__ not in line]
     assert max(map(len, unbroken)) <= 80
-    assert told in json.loads(json.dumps({"told": told}))["told"]
+    assert json.loads(json.dumps({"text": text}))["text"] == text
     plain = json.loads(json.dumps(result.to_dict()))
     assert plain["additive"] is False
-    assert plain["samples"][0]["gap"] == result.samples[0].gap
+    assert plain["samples"][0]["shap_gap"] == result.samples[0].shap_gap
     assert plain["leaks"][0]["name"] == result.leaks[0].name
     assert "<table" in result._repr_html_() and "DOES NOT ADD UP" in result._repr_html_()
 
@@ -277,7 +281,7 @@ def test_several_leaks_come_with_the_largest_first():
     )
 
 
-def test_what_is_not_a_number_leaks_first():
+def test_nan_is_among_the_leaks():
     with mock.patch.dict(RULES, {aten.tanh: Rule("wrong", not_a_number)}):
         result = fxshap.verify(attention(), BACKGROUND, SAMPLES)
     assert not result.additive and np.isnan(result.additivity_error)
@@ -289,7 +293,7 @@ def test_what_is_not_a_number_leaks_first():
              "piecewise_by_where", "fourier_magnitude"],
 )  # fmt: skip
 def test_the_leaks_of_all_nodes_sum_to_the_gap(name, monkeypatch):
-    """With every rule short of a tenth, and with none."""
+    """With exact rules, and with rules that lose a tenth of every multiplier."""
     network = NETWORKS[name]
     model = network.build().double()
     background = network.inputs(3, seed=1, dtype=torch.float64)
@@ -300,23 +304,23 @@ def test_the_leaks_of_all_nodes_sum_to_the_gap(name, monkeypatch):
         rule = choose_rule(operation, values)
 
         def multiply(*arguments):
-            return tuple(None if m is None else 0.9 * m for m in rule.multiply(*arguments))
+            return tuple(None if m is None else 0.9 * m for m in rule.backward(*arguments))
 
         return Rule(rule.name, multiply)
 
     for short in (False, True):
         if short:
-            monkeypatch.setattr(fxshap.autograd.rescale, "choose_rule", nine_tenths)
+            monkeypatch.setattr(dispatch, "choose_rule", nine_tenths)
         values = fxshap.verify(explainable, background, samples).values
         with torch.no_grad():
             change = (model(*samples) - model(*background).mean(0))[0, 0]
         lacking = float(change) - sum(phi[0, ..., 0].sum() for phi in values)
-        errors = local_errors(explainable.attribute, samples, background, 0)
+        errors = local_errors(explainable.rescaled_graph, samples, background, 0)
         assert sum(errors.values()) == pytest.approx(lacking, abs=1e-12)
         assert (max(map(abs, errors.values())) > 1e-3) is short
 
 
-# --- what it leaves alone, and what it refuses --------------------------------------------------
+# --- state of the model, options and errors -----------------------------------------------------
 
 
 def test_leaves_the_model_as_it_was():
@@ -338,15 +342,17 @@ def test_chooses_an_output_and_refines():
     model = Named().double().eval()
     one = fxshap.verify(model, BACKGROUND, SAMPLES, output="logits", feature_mask=TOKENS)
     refined = fxshap.verify(
-        fxshap.make_explainable(model, output="logits", refine=4, feature_dims=(1,)),
+        fxshap.make_explainable(
+            model, output="logits", refine=fxshap.Refinement(4, feature_dims=(1,))
+        ),
         BACKGROUND,
         SAMPLES,
     )
     assert one.additive and refined.additive
-    assert refined.samples[0].distance < one.samples[0].distance
+    assert refined.samples[0].shapley_distance < one.samples[0].shapley_distance
 
 
-def test_refuses_arguments_by_name():
+def test_wrong_arguments_raise_with_their_name():
     explainable = fxshap.make_explainable(attention())
     with pytest.raises(OptionError, match="give output= to make_explainable"):
         fxshap.verify(explainable, BACKGROUND, SAMPLES, output=0)
@@ -372,13 +378,13 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
-def test_refuses_inputs_by_name(name):
-    background, samples, said = BAD_INPUTS[name]
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_wrong_inputs_raise_with_their_name(name):
+    background, samples, message = BAD_INPUTS[name]
+    with pytest.raises(InputError, match=re.escape(message)):
         fxshap.verify(attention(), background, samples)
 
 
-def test_refuses_an_output_without_columns():
+def test_an_output_without_columns_raises():
     with pytest.raises(OutputError, match="SHAP explains outputs of shape"):
         fxshap.verify(nn.Flatten(0), BACKGROUND, SAMPLES)
 
