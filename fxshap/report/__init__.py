@@ -1,1 +1,1 @@
-"""Reports of what was rewritten, as tables and pictures."""
+"""The report on a rewritten model, as a table and as a picture."""

@@ -1,4 +1,4 @@
-"""A picture of a graph, by Graphviz: what was done to each operation, in boxes for the modules."""
+"""Draw a graph with Graphviz: operations coloured by treatment, modules as boxes."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ from torch import Tensor, fx
 from fxshap.errors import MissingExtraError, OptionError
 from fxshap.graph.nodes import has_floating_output
 from fxshap.graph.provenance import user_module
-from fxshap.report.tables import shape_of
+from fxshap.report.tables import format_shape
 
 if TYPE_CHECKING:
     import graphviz
 
-#: What is said in the legend, and the colour, by treatment.
+#: By kind of node: the text of the legend, and the colour.
 COLOURS = {
     "closed": ("closed rule", "#92c5de"),
     "generic": ("generic rule", "#f4a582"),
     "linear": ("linear", "#f2f2f2"),
-    "folded": ("of weights alone", "#d9d9d9"),
-    "end": ("input, output", "#d9f0d3"),
+    "folded": ("of weights only", "#d9d9d9"),
+    "boundary": ("input, output", "#d9f0d3"),
     "other": ("no gradient", "#ffffff"),
 }
 
 
-def draw_graph(
-    graph: fx.Graph, treatments: Mapping[fx.Node, str | None], title: str, path: Path
-) -> None:
-    """Write the picture of a graph.
+def draw_graph(graph: fx.Graph, treatments: Mapping[fx.Node, str], title: str, path: Path) -> None:
+    """Draw a graph to a file.
 
     Parameters
     ----------
     graph : fx.Graph
-        Nodes carry ``meta["val"]`` and the stack of the user's modules.
+        Its nodes have ``meta["val"]``, ``meta["varying"]`` and the stack of the user's modules.
     treatments : mapping of fx.Node to str
-        ``closed``, ``generic`` or ``linear``, for the operations that were treated.
+        The treatment of every operation that has one: ``closed``, ``generic`` or ``linear``.
     title : str
+        The heading of the picture.
     path : Path
-        Its suffix is the format; ``.dot`` needs no more than the package ``graphviz``.
+        The file to write. Its suffix is the format; ``.dot`` needs only the package ``graphviz``.
 
     Raises
     ------
     MissingExtraError, OptionError
-        As :meth:`fxshap.report.report.Report.draw` says.
+        See :meth:`fxshap.report.report.Report.draw`.
     """
     try:
         import graphviz
@@ -73,8 +72,8 @@ def draw_graph(
         ) from error
 
 
-def draw(graph: fx.Graph, treatments: Mapping[fx.Node, str | None], title: str) -> graphviz.Digraph:
-    """Draw the operations and what passes between them; weights are left out."""
+def draw(graph: fx.Graph, treatments: Mapping[fx.Node, str], title: str) -> graphviz.Digraph:
+    """Return the drawing of the operations and the edges between them, without the weights."""
     import graphviz
 
     font = {"fontname": "Helvetica,Arial,sans-serif"}
@@ -92,67 +91,71 @@ def draw(graph: fx.Graph, treatments: Mapping[fx.Node, str | None], title: str) 
             graph_attr={**font, "label": module, "color": "#bbbbbb", "style": "rounded"},
         )
     for node, kind in shown.items():
-        home = innermost(user_module(node), boxes)
-        boxes[home].node(node.name, label_of(node, home), fillcolor=COLOURS[kind][1])
-    for module in sorted(boxes, key=len, reverse=True):  # the inner before the outer
+        box = innermost_box(user_module(node), boxes)
+        boxes[box].node(node.name, label_of(node, box), fillcolor=COLOURS[kind][1])
+    for module in sorted(boxes, key=len, reverse=True):  # inner boxes before outer ones
         if module:
-            boxes[innermost(module.rpartition(".")[0], boxes)].subgraph(boxes[module])
+            boxes[innermost_box(module.rpartition(".")[0], boxes)].subgraph(boxes[module])
     for node in shown:
-        for source in taken_by(node):
+        for source in sources_of(node):
             if source in shown:
                 drawing.edge(source.name, node.name)
     return drawing
 
 
 def modules_to_box(nodes: Sequence[fx.Node]) -> list[str]:
-    """Return the modules of more than one node, and of a module in another alone the inner."""
-    sizes = Counter(module for node in nodes for module in enclosing(user_module(node)))
-    inner: dict[str, int] = {}
+    """Return the modules to draw as boxes.
+
+    These are the modules with more than one node. If all nodes of a module are in one of its
+    submodules, only the submodule gets a box.
+    """
+    sizes = Counter(module for node in nodes for module in enclosing_modules(user_module(node)))
+    largest_child: dict[str, int] = {}
     for module, size in sizes.items():
-        outer = module.rpartition(".")[0]
-        inner[outer] = max(inner.get(outer, 0), size)
-    return [module for module, size in sizes.items() if size > 1 and inner.get(module) != size]
+        parent = module.rpartition(".")[0]
+        largest_child[parent] = max(largest_child.get(parent, 0), size)
+    return [m for m, size in sizes.items() if size > 1 and largest_child.get(m) != size]
 
 
-def enclosing(module: str) -> list[str]:
-    """Return a module and those that it is in, the outermost first; the model itself is none."""
+def enclosing_modules(module: str) -> list[str]:
+    """Return a module and the modules that contain it, the outermost first, without the model."""
     return list(accumulate(module.split("."), "{}.{}".format)) if module else []
 
 
-def innermost(module: str, boxes: Container[str]) -> str:
-    """Return the innermost box around a module; '' for the whole picture."""
-    return next((name for name in reversed(enclosing(module)) if name in boxes), "")
+def innermost_box(module: str, boxes: Container[str]) -> str:
+    """Return the innermost box that contains a module; '' for the whole picture."""
+    return next((name for name in reversed(enclosing_modules(module)) if name in boxes), "")
 
 
-def taken_by(node: fx.Node) -> list[fx.Node]:
-    """Return the sources of a node; of the output the model's own, without the taps."""
+def sources_of(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that a node reads. The output reads the model's output; taps are omitted."""
     return [node.args[0][0]] if node.op == "output" else node.all_input_nodes  # type: ignore[index,list-item]
 
 
-def kind_of(node: fx.Node, treatments: Mapping[fx.Node, str | None]) -> str | None:
-    """Return a key of `COLOURS`; ``None`` for what is not drawn: weights and sizes."""
+def kind_of(node: fx.Node, treatments: Mapping[fx.Node, str]) -> str | None:
+    """Return the key of `COLOURS` for a node; ``None`` if it is not drawn, as weights and sizes."""
     if node.op in ("placeholder", "output"):
-        return "end"
+        return "boundary"
     if node.op == "get_attr":
         return "folded" if str(node.target).startswith("folded_") else None
     if not node.meta.get("varying", False):
         return None
-    picks = node.target is operator.getitem and has_floating_output(node)  # one of several outputs
-    return treatments.get(node) or ("linear" if picks else "other")
+    selects_output = node.target is operator.getitem and has_floating_output(node)
+    return treatments.get(node) or ("linear" if selects_output else "other")
 
 
-def label_of(node: fx.Node, home: str) -> str:
-    """Return the name of a node, its module if that is not the box it is in, and its shape."""
+def label_of(node: fx.Node, box: str) -> str:
+    """Return the name of a node, its module unless that is its box, and its shape."""
     module, value = user_module(node), node.meta.get("val")
-    small = [module] if module != home else []
+    small = [module] if module != box else []
     if isinstance(value, Tensor):
-        small.append(shape_of(value))
+        small.append(format_shape(value))
     lines = [f'<br/><font point-size="10" color="#555555">{escape(s)}</font>' for s in small if s]
     return f"<<b>{escape(node.name)}</b>{''.join(lines)}>"
 
 
 def legend(title: str, kinds: Sequence[str]) -> str:
-    """Return the title above the colours and what they mean."""
+    """Return the title, above a legend of the colours of these kinds."""
     cells = "".join(f'<td bgcolor="{COLOURS[k][1]}">{COLOURS[k][0]}</td>' for k in kinds)
     return (
         f'<<table border="0" cellborder="0" cellspacing="6"><tr><td colspan="{len(kinds)}">'

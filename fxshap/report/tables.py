@@ -1,4 +1,4 @@
-"""Small tables, counts and shapes, for terminals and notebooks."""
+"""Format small tables, counts, shapes and dtypes, for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Records = Sequence[Mapping[str, str]]
 
 
 def text_table(records: Records, left: Sequence[str] = ()) -> str:
-    """Return records as lines of plain text, the columns in `left` aligned to the left."""
-    import pandas as pd  # SHAP brings it, and takes as long to import
+    """Return records as a table of plain text, with the columns in `left` aligned to the left."""
+    import pandas as pd  # a dependency of SHAP; imported here because it takes seconds
 
     frame = pd.DataFrame(records)
     for column in left:
@@ -24,28 +24,28 @@ def text_table(records: Records, left: Sequence[str] = ()) -> str:
 
 
 def html_table(records: Records) -> str:
-    """Return records as a table for a notebook."""
+    """Return records as an HTML table, for a notebook."""
     import pandas as pd
 
     table: str = pd.DataFrame(records).to_html(index=False, border=0, justify="left")
     return table
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where it is one."""
+def pluralize(number: int, noun: str) -> str:
+    """Return a number and a noun, which is in the plural unless the number is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def shorten(text: str, width: int) -> str:
-    """Cut a text to so many columns, an ellipsis included."""
+def truncate(text: str, width: int) -> str:
+    """Cut a text to `width` characters, including the ellipsis."""
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def shape_of(value: Tensor) -> str:
-    """Return the sizes of a tensor, ``*`` for what is symbolic: any number of rows."""
+def format_shape(value: Tensor) -> str:
+    """Return the sizes of a tensor, with ``*`` for a symbolic size: any number of rows."""
     return ", ".join("*" if isinstance(size, torch.SymInt) else str(size) for size in value.shape)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a type without its module."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module, such as ``float32``."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What `report()`, `print` and `draw` say of a model."""
+"""The contents of `report()`, `print` and `draw`."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import fxshap
 from fxshap import CaptureError, MissingExtraError, OptionError
-from fxshap.report.report import summarise
+from fxshap.report.report import group_numbered_names
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
 
 
 class Blocks(nn.Module):
-    """Every treatment: closed and generic rules, linear operations, what weights alone give."""
+    """Every treatment: closed and generic rules, linear operations, operations on weights only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ def test_every_operation_is_in_the_report_with_its_rule_and_modules(report):
     assert report.nodes("generic", "closed") == 7
 
 
-def test_what_is_counted_is_what_is_rewritten(explainable, report):
-    code = explainable.attribute.code
+def test_the_report_counts_the_rescaled_nodes(explainable, report):
+    code = explainable.rescaled_graph.code
     assert code.count("rescale_rescale(") == report.nodes("generic", "closed")
 
 
-def test_the_table_says_it_in_eighty_columns(report, monkeypatch):
+def test_the_table_fits_eighty_columns(report, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = str(report)
     assert repr(report) == text
@@ -95,12 +95,12 @@ def test_data_frames_and_html(report):
     assert html.count("<tr") == 1 + len(report.entries) and "layers.*.1 (3)" in html
 
 
-def test_print_says_in_three_lines_what_it_is(explainable):
+def test_the_repr_of_a_model_has_three_lines(explainable):
     fresh = fxshap.make_explainable(Blocks())
     assert str(fresh).splitlines() == [
         "ExplainableModule of Blocks: 13 modules, 74 parameters",
         "  not captured yet",
-        "  the first explanation does it, or prepare(*inputs)",
+        "  the first explanation captures it, or capture(*inputs)",
     ]
     assert str(explainable).splitlines()[1:] == [
         "  captured for (*, 4) float32",
@@ -108,9 +108,25 @@ def test_print_says_in_three_lines_what_it_is(explainable):
     ]
 
 
-def test_without_a_capture_it_says_what_to_do():
-    with pytest.raises(CaptureError, match=r"call prepare\(\*inputs\)"):
+def test_without_a_capture_the_error_names_the_method_to_call():
+    with pytest.raises(CaptureError, match=r"call capture\(\*inputs\)"):
         fxshap.make_explainable(Blocks()).report()
+
+
+def test_batch_norm_in_evaluation_mode_is_linear_everywhere(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+    explainable = fxshap.make_explainable(model.eval(), torch.randn(3, 1, 5, 5))
+    report = explainable.report()
+    treatments = {entry.operation: (entry.treatment, entry.rule) for entry in report.entries}
+    assert treatments["aten.batch_norm.default"] == ("linear", "")
+    assert treatments["aten.conv2d.default"] == ("linear", "")
+    assert report.generic == [] and report.to_dict()["nodes"]["generic"] == 0
+    assert "1 node rewritten (1 by closed rules, 0 by the generic rule)" in repr(explainable)
+    assert "generic</td>" not in report._repr_html_()
+    report.draw(tmp_path / "graph.dot")
+    source = (tmp_path / "graph.dot").read_text()
+    (line,) = [text for text in source.splitlines() if "<b>batch_norm" in text]
+    assert 'fillcolor="#f2f2f2"' in line and "#f4a582" not in source
 
 
 def test_a_model_without_nonlinearities_has_a_report_too():
@@ -121,9 +137,15 @@ def test_a_model_without_nonlinearities_has_a_report_too():
     assert identity.to_pandas().empty and "<table" in identity._repr_html_()
 
 
-def test_names_that_differ_by_number_are_put_together():
+def test_names_that_differ_by_number_are_grouped():
     names = ["layers.0.act.1", "head", "layers.1.act.1", "stem1", "stem2", "layers.1.fc2"]
-    assert summarise(names) == ["layers.*.act.1 (2)", "head", "stem1", "stem2", "layers.1.fc2"]
+    assert group_numbered_names(names) == [
+        "layers.*.act.1 (2)",
+        "head",
+        "stem1",
+        "stem2",
+        "layers.1.fc2",
+    ]
 
 
 # --- the picture --------------------------------------------------------------------------------
@@ -149,7 +171,7 @@ def test_the_source_of_the_picture_needs_no_graphviz(report, tmp_path, monkeypat
     assert 'label="layers.1"' in source
 
 
-def test_what_picks_one_of_several_outputs_is_drawn_as_linear(tmp_path):
+def test_getitem_of_several_outputs_is_drawn_as_linear(tmp_path):
     class Split(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             a, b = x.chunk(2, 1)
@@ -162,27 +184,27 @@ def test_what_picks_one_of_several_outputs_is_drawn_as_linear(tmp_path):
     assert "no gradient" not in source
 
 
-def test_without_the_program_a_picture_says_what_is_missing(report, tmp_path, monkeypatch):
+def test_drawing_without_the_graphviz_program_names_it(report, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingExtraError, match="needs the program `dot` of Graphviz"):
         report.draw(tmp_path / "graph.svg")
     assert not (tmp_path / "graph.svg").exists()
 
 
-def test_without_the_package_a_picture_says_what_to_install(report, tmp_path, monkeypatch):
+def test_drawing_without_the_graphviz_package_names_the_extra(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "graphviz", None)
     with pytest.raises(ImportError, match=r"pip install 'fxshap\[draw\]'"):
         report.draw(tmp_path / "graph.dot")
 
 
 @pytest.mark.parametrize("name", ["graph", "graph.nothing"])
-def test_a_picture_is_of_a_known_kind(report, tmp_path, name):
+def test_drawing_rejects_an_unknown_suffix(report, tmp_path, name):
     with pytest.raises(OptionError, match="use .dot, .svg, .png or .pdf"):
         report.draw(tmp_path / name)
 
 
 @needs_dot
-def test_pictures_are_drawn(report, tmp_path):
+def test_drawing_writes_svg_and_png(report, tmp_path):
     report.draw(tmp_path / "graph.svg")
     report.draw(str(tmp_path / "graph.png"))
     drawn = (tmp_path / "graph.svg").read_text()
