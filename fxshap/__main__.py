@@ -1,4 +1,4 @@
-"""The command line: ``python -m fxshap``, or ``fxshap`` after installation."""
+"""Start the command line: ``python -m fxshap``, or ``fxshap`` after installation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; say what to install if its library is missing."""
+    """Run the command line; without click, print what to install and return 2."""
     try:
         from fxshap.cli import cli
     except ModuleNotFoundError as error:

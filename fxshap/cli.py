@@ -1,4 +1,4 @@
-"""The commands: ``fxshap check`` and ``fxshap demo``."""
+"""The command line: ``fxshap check`` and ``fxshap demo``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
 from torch import nn
 
-import fxshap
+from fxshap._version import __version__
 from fxshap.capture.diagnostics import innermost_user_line
+from fxshap.errors import FxshapError
 from fxshap.graph.provenance import UNKNOWN_LINE
+from fxshap.module import make_explainable
+from fxshap.runtime.options import RuleName
+from fxshap.verification.verify import verify
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
-EXPLAINABLE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
+
+#: Exit statuses.
+ADDITIVE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
 
 
-def sizes_of(shape: str) -> tuple[int, ...]:
-    """Read the shape of one row of an input, such as ``3,224,224``."""
+def parse_shape(shape: str) -> tuple[int, ...]:
+    """Return the shape of one row of an input, given as ``3,224,224``."""
     sizes = shape.split(",")
     if not all(size.strip().isdecimal() and int(size) for size in sizes):
         raise click.BadParameter(f"{shape!r} is not like 3,224,224")
@@ -34,9 +40,9 @@ def sizes_of(shape: str) -> tuple[int, ...]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(fxshap.__version__, prog_name="fxshap", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="fxshap", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Make PyTorch models explainable by unmodified SHAP, and check that they are.
+    """Make PyTorch models explainable by unmodified SHAP, and check the attributions.
 
     \b
     Example:
@@ -49,7 +55,7 @@ def cli() -> None:
 @click.option(
     "--shape",
     "shapes",
-    type=sizes_of,
+    type=parse_shape,
     metavar="SIZES",
     multiple=True,
     required=True,
@@ -60,22 +66,26 @@ def cli() -> None:
     type=click.Choice(list(DTYPES)),
     default="float32",
     show_default=True,
-    help="Of the weights and the inputs.",
+    help="Dtype of the weights and the inputs.",
 )
 @click.option(
     "--references",
     type=click.IntRange(1),
     default=4,
     show_default=True,
-    help="Rows of the background.",
+    help="Number of rows of the background.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1), default=1, show_default=True, help="Rows to explain."
+    "--samples",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of rows to explain.",
 )
 @click.option(
     "--output",
-    help="Which output to explain of a model that returns several: a key, an attribute or an "
-    "index, as in logits or 0.",
+    help="Output to explain if the model returns several: a key, an attribute or an index, as in "
+    "logits or 0.",
 )
 @click.option(
     "--outputs",
@@ -83,25 +93,32 @@ def cli() -> None:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Columns of that output to explain, the largest of every sample.",
+    help="Number of columns of that output to explain, the largest of every sample.",
 )
 @click.option(
     "--refine",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Pairs of coalitions to walk through for every reference.",
+    help="Number of complementary pairs of random coalitions for every reference.",
 )
 @click.option(
-    "--variances", is_flag=True, help="Take the variances of sums before activations into account."
+    "--rule",
+    type=click.Choice(get_args(RuleName)),
+    default="rescale",
+    show_default=True,
+    help="Rule for activations: rescale is DeepLIFT's, variance also uses the variances of the "
+    "sums before them.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of new weights and of the inputs.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of random weights and of the inputs."
+)
 @click.option(
     "--draw",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the graph to this .svg, .png, .pdf or .dot.",
+    help="Draw the graph to this file: .svg, .png, .pdf or .dot.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--verbose", is_flag=True, help="Log to standard error, with tracebacks.")
 def check(
     factory: str,
@@ -112,16 +129,16 @@ def check(
     output: str | None,
     ranked_outputs: int,
     refine: int,
-    variances: bool,
+    rule: RuleName,
     seed: int,
     draw: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Check that SHAP explains a model exactly, on random inputs.
+    """Check that SHAP's attributions of a model add up, on random inputs.
 
-    Imports PACKAGE.MODULE, which runs its code, and calls FACTORY without arguments; a model that
-    is there already will do too. The present folder comes first on the import path.
+    Imports PACKAGE.MODULE, which runs its code, and calls FACTORY without arguments. FACTORY may
+    also be a model itself. The current folder comes first on the import path.
 
     Exits with 0 if the attributions add up, 1 if they do not, and 2 with the reason if the model
     cannot be built, captured or explained, or an argument is wrong.
@@ -132,25 +149,19 @@ def check(
       fxshap check my_project.models:two_towers --shape 10 --shape 16,384
       fxshap check my_project.models:bert --shape 16,384 --output logits --json
     """  # noqa: D301, click reads \b
-    if verbose:
-        logging.basicConfig(level=logging.WARNING)
-        logging.getLogger("fxshap").setLevel(logging.DEBUG)
-    else:  # what torch.export logs of a failure is in our message, in one line
-        logging.getLogger("torch").setLevel(logging.CRITICAL)
-    with refusing(as_json, verbose):
+    configure_logging(verbose)
+    with exit_on_error(as_json, verbose):
         torch.manual_seed(seed)
-        model = build(factory).to(DTYPES[dtype])
+        model = build_model(factory).to(DTYPES[dtype])
         inputs = [torch.randn(references + samples, *shape).to(DTYPES[dtype]) for shape in shapes]
         background, rows = [x[:references] for x in inputs], [x[references:] for x in inputs]
-        explainable = fxshap.make_explainable(
-            model, output=selector(output), refine=refine, variances=variances
-        )
-        report = explainable.prepare(*background).report()
+        explainable = make_explainable(model, output=parse_output(output), rule=rule, refine=refine)
+        report = explainable.capture(*background).report()
         if draw:
             report.draw(draw)
         if not as_json:
             click.echo(f"{report}\n")
-        found = fxshap.verify(
+        result = verify(
             explainable,
             background,
             rows,
@@ -158,38 +169,53 @@ def check(
             progress=sys.stderr.isatty(),
         )
     if as_json:
-        result = {"report": report.to_dict(), "verification": found.to_dict()}
-        click.echo(json.dumps({"explainable": found.additive, **result}, indent=2))
+        measured = {"report": report.to_dict(), "verification": result.to_dict()}
+        click.echo(json.dumps({"explainable": result.additive, **measured}, indent=2))
     else:
-        click.echo(found)
-    sys.exit(EXPLAINABLE if found.additive else NOT_ADDITIVE)
+        click.echo(result)
+    sys.exit(ADDITIVE if result.additive else NOT_ADDITIVE)
 
 
-@cli.command(short_help="Explain a small network before and after.")
+@cli.command(short_help="Explain a small network, without and with fxshap.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     default="fxshap_demo.png",
     show_default=True,
-    help="The picture of the attributions.",
+    help="File for the picture of the attributions.",
 )
 def demo(output: Path) -> None:
-    """Train a small network on digits, and explain it with SHAP before and after.
+    """Train a small network on digits, and explain it with stock SHAP and with fxshap.
 
     \b
     Example:
       fxshap demo --output digits.png
     """  # noqa: D301, click reads \b
-    from fxshap.demo import main  # which imports SHAP
+    from fxshap.demo import run_demo  # imported here because SHAP takes seconds to import
 
-    sys.exit(main(["--output", str(output)]))
-
-
-# --- what the commands need ---------------------------------------------------------------------
+    sys.exit(run_demo(output))
 
 
-def build(factory: str) -> nn.Module:
-    """Import ``package.module:factory`` and return the model that it is or makes."""
+# --- helpers of the commands --------------------------------------------------------------------
+
+
+def configure_logging(verbose: bool) -> None:
+    """Log everything of fxshap to standard error, or nothing of torch."""
+    if verbose:
+        logging.basicConfig(level=logging.WARNING)
+        logging.getLogger("fxshap").setLevel(logging.DEBUG)
+    else:  # torch.export logs its failures at length; our message has them in one line
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
+
+
+def build_model(factory: str) -> nn.Module:
+    """Import ``package.module:factory`` and return the model that it is or returns.
+
+    Raises
+    ------
+    click.BadParameter
+        If there is no such module or factory, or it returns no ``nn.Module``.
+    """
     name, colon, attributes = factory.partition(":")
     if not (name and colon and attributes):
         raise click.BadParameter(
@@ -198,16 +224,16 @@ def build(factory: str) -> nn.Module:
     if os.getcwd() not in sys.path:  # as for `python -m`
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(name)
+        value: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             raise click.BadParameter(str(error), param_hint="FACTORY") from error
         raise
     for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
+        if not hasattr(value, attribute):
             raise click.BadParameter(f"{name} has no {attributes}", param_hint="FACTORY")
-        found = getattr(found, attribute)
-    model = found if isinstance(found, nn.Module) else found()
+        value = getattr(value, attribute)
+    model = value if isinstance(value, nn.Module) else value()
     if not isinstance(model, nn.Module):
         raise click.BadParameter(
             f"{factory} returns an object of type {type(model).__name__}, not a torch.nn.Module",
@@ -216,14 +242,14 @@ def build(factory: str) -> nn.Module:
     return model
 
 
-def selector(output: str | None) -> str | int | None:
-    """Read a key or an index."""
+def parse_output(output: str | None) -> str | int | None:
+    """Return the selector of an output, an integer if it is the text of one."""
     return int(output) if output and output.lstrip("-").isdecimal() else output
 
 
 @contextmanager
-def refusing(as_json: bool, verbose: bool) -> Iterator[None]:
-    """End the program with the reason if the model cannot be built, captured or explained."""
+def exit_on_error(as_json: bool, verbose: bool) -> Iterator[None]:
+    """Exit with the reason if the model cannot be built, captured or explained."""
     try:
         yield
     except click.ClickException:
@@ -232,10 +258,10 @@ def refusing(as_json: bool, verbose: bool) -> Iterator[None]:
         if verbose:
             traceback.print_exc()
         line = innermost_user_line(error.__traceback__)
-        ours = isinstance(error, fxshap.FxshapError) or line == UNKNOWN_LINE
-        where = "" if ours else f", at {line}"
+        located = isinstance(error, FxshapError) or line == UNKNOWN_LINE
+        where = "" if located else f", at {line}"
         if as_json:
-            refusal = {"error": type(error).__name__, "message": f"{error}{where}"}
-            click.echo(json.dumps({"explainable": False, **refusal}, indent=2))
+            reason = {"error": type(error).__name__, "message": f"{error}{where}"}
+            click.echo(json.dumps({"explainable": False, **reason}, indent=2))
         click.echo(f"Error: {type(error).__name__}: {error}{where}", err=True)
         sys.exit(NOT_EXPLAINABLE)

@@ -84,19 +84,19 @@ def test_an_explainable_model_exits_with_0(model, dtype):
 def test_several_inputs_an_output_and_json():
     result = check(
         "Tower", "--shape", "4", "--shape", "2,3", "--output", "logits", "--references", "3",
-        "--refine", "1", "--json",
+        "--refine", "1", "--rule", "variance", "--json",
     )  # fmt: skip
     assert result.exit_code == 0
-    said = json.loads(result.stdout.partition("\n")[2])  # after what the module prints
-    assert said["explainable"] is True
-    assert said["report"]["inputs"] == ["(*, 4) float32", "(*, 2, 3) float32"]
-    assert said["verification"]["references"] == 3
-    assert said["verification"]["samples"][0]["distance"] < 1
+    printed = json.loads(result.stdout.partition("\n")[2])  # after what the module prints
+    assert printed["explainable"] is True
+    assert printed["report"]["inputs"] == ["(*, 4) float32", "(*, 2, 3) float32"]
+    assert printed["verification"]["references"] == 3
+    assert printed["verification"]["samples"][0]["shapley_distance"] < 1
 
 
-def test_outputs_are_so_many_columns(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(fxshap, "verify", lambda *a, **options: asked.update(options) or stop())
+def test_outputs_is_the_number_of_columns(monkeypatch):
+    options = {}
+    monkeypatch.setattr("fxshap.cli.verify", lambda *a, **given: options.update(given) or stop())
 
     class Stop(Exception):
         pass
@@ -105,7 +105,7 @@ def test_outputs_are_so_many_columns(monkeypatch):
         raise Stop
 
     assert check("ready", "--shape", "4", "--outputs", "2").exit_code == 2
-    assert asked["ranked_outputs"] == 2
+    assert options["ranked_outputs"] == 2
 
 
 def test_a_leaking_model_exits_with_1(monkeypatch):
@@ -124,7 +124,7 @@ def test_a_leaking_model_exits_with_1(monkeypatch):
     assert json.loads(result.stdout)["verification"]["leaks"][0]["name"] == "1.tanh"
 
 
-REFUSALS = {
+ERRORS = {
     "no capture": (["cli_models:Branch", "--shape", "4"], "# the branch`"),
     "wrong shape": (["cli_models:ready", "--shape", "5"], "shapes cannot be multiplied"),
     "no output": (["cli_models:Tower", "--shape", "4", "--shape", "6"], "output="),
@@ -143,21 +143,21 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_explained_exits_with_2_and_the_reason(name):
-    arguments, reason = REFUSALS[name]
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_exits_with_2_and_the_reason(name):
+    arguments, reason = ERRORS[name]
     result = run("check", *arguments)
     assert result.exit_code == 2
     assert reason in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 
 
-def test_a_refusal_in_json():
+def test_an_error_in_json():
     result = check("fails", "--shape", "4", "--json")
     assert result.exit_code == 2
-    said = json.loads(result.stdout.partition("\n")[2])
-    assert said["explainable"] is False and said["error"] == "KeyError"
-    assert "weights.pt" in said["message"] and "cli_models.py" in said["message"]
+    printed = json.loads(result.stdout.partition("\n")[2])
+    assert printed["explainable"] is False and printed["error"] == "KeyError"
+    assert "weights.pt" in printed["message"] and "cli_models.py" in printed["message"]
 
 
 def test_verbose_logs_and_shows_tracebacks(folder):
@@ -182,13 +182,13 @@ def test_a_picture_is_drawn(folder):
     assert (folder / "graph.dot").read_text().startswith("digraph")
 
 
-def test_the_demo_is_the_demo(monkeypatch):
+def test_the_demo_command_runs_the_demo(monkeypatch):
     from fxshap import demo
 
-    asked = []
-    monkeypatch.setattr(demo, "main", lambda arguments: asked.append(arguments) or 0)
+    paths = []
+    monkeypatch.setattr(demo, "run_demo", lambda path: paths.append(path) or 0)
     assert run("demo", "--output", "digits.png").exit_code == 0
-    assert asked == [["--output", "digits.png"]]
+    assert paths == [Path("digits.png")]
 
 
 def test_version():
@@ -204,15 +204,16 @@ def test_help_has_an_example_and_fits(command):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_help_says_that_it_runs_the_users_code():
-    said = " ".join(run("check", "--help").stdout.split())
-    assert "Imports PACKAGE.MODULE, which runs its code" in said
+def test_help_warns_that_it_runs_the_users_code():
+    printed = " ".join(run("check", "--help").stdout.split())
+    assert "Imports PACKAGE.MODULE, which runs its code" in printed
     assert (
-        "Exits with 0 if the attributions add up, 1 if they do not, and 2 with the reason" in said
+        "Exits with 0 if the attributions add up, 1 if they do not, and 2 with the reason"
+        in printed
     )
 
 
-def test_without_click_it_says_what_to_install(monkeypatch, capsys):
+def test_without_click_the_error_names_the_extra(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "fxshap.cli")
     monkeypatch.setitem(sys.modules, "click", None)
     assert fxshap.__main__.main() == 2

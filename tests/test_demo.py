@@ -1,4 +1,4 @@
-"""The demo runs, shows what it says, and saves its picture."""
+"""The demo runs, prints its measurements, and saves its picture."""
 
 import re
 import sys
