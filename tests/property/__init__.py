@@ -1,11 +1,11 @@
-"""Random networks, as data, and what must hold for every one of them.
+"""Property tests: random networks and rules at random endpoints, which Hypothesis draws as data.
 
-- :mod:`.blocks` is the table of what networks are made of;
-- :mod:`.networks` says what a network is, and builds it;
-- :mod:`.strategies` lets Hypothesis draw networks and data;
-- :mod:`.conditioning` says how many digits a network has to give;
-- :mod:`.exactness` is the property;
-- :mod:`.extremes` draws the two ends of a single rule from denormal numbers to 1e30.
+- :mod:`.blocks` is the table of operations and layers, in modules named after it;
+- :mod:`.networks` describes a network as data, and builds it;
+- :mod:`.strategies` are the Hypothesis strategies for networks and their inputs;
+- :mod:`.conditioning` measures how many digits the output of a network has;
+- :mod:`.exactness` is the property of networks;
+- :mod:`.extremes` draws the endpoints of a single rule, from denormal numbers to 1e30.
 
-``python -m tests.property networks`` and ``python -m tests.property rules`` run them at length.
+``python -m tests.property networks`` and ``python -m tests.property rules`` are the long runs.
 """

@@ -1,13 +1,13 @@
-"""Fuzz at length: ``python -m tests.property networks`` and ``python -m tests.property rules``.
+"""Long fuzzing runs: ``python -m tests.property networks`` and ``python -m tests.property rules``.
 
-Networks come in chunks, each drawn by Hypothesis from its own seed, the chunk's number. A chunk is
-ten networks, since after ten Hypothesis begins to draw the same block several times in a network.
-Every chunk goes to a file of results when it is done, so that a run that was stopped goes on where
-it was, and parts of a run can be shared out with ``--first``. A network that fails is written down
-as code that makes it again, and the run goes on; ``--shrink`` looks for the smallest of a chunk.
+Hypothesis draws networks in chunks, and the number of a chunk is its seed. A chunk has ten
+networks, because after ten Hypothesis begins to repeat blocks within a network. The results of each
+chunk are appended to a file, so that a run that was stopped continues there, and a long run can be
+divided with ``--first``. A network that fails is recorded as code that builds it again, and the run
+continues; ``--shrink`` finds the smallest failing network of a chunk.
 
-Cases of rules go to their file in the same way. ``--networks 0`` and ``--draws 0`` run nothing and
-say what the file has.
+Results of rules are appended to a file in the same way. ``--networks 0`` and ``--draws 0`` run
+nothing and summarize the file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from fxshap.testing.rule_check import EACH, TOLERANCE, Case
-from tests.property.exactness import LIMIT, WORST_CONDITION, check_exact
-from tests.property.extremes import check_draws, rows_of
+from fxshap.testing import rule_check
+from fxshap.testing.rule_check import EACH, Case
+from tests.property.exactness import MAX_CONDITION, TOLERANCE, check_exact
+from tests.property.extremes import check_draws, max_rows
 from tests.property.networks import Data, Network
 from tests.property.strategies import datasets, networks
 from tests.rules.rule_cases import ALL
@@ -43,22 +44,22 @@ Record = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz; return 1 if anything has failed."""
+    """Run what the arguments ask for; return 1 if anything has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.property", description=__doc__)
     parser.add_argument("what", choices=["networks", "rules"])
     parser.add_argument("--networks", type=int, default=10_000)
-    parser.add_argument("--chunk", type=int, default=10, help="networks of one seed")
+    parser.add_argument("--chunk", type=int, default=10, help="networks of each seed")
     parser.add_argument("--first", type=int, default=0, help="the first chunk")
-    parser.add_argument("--draws", type=int, default=100_000, help="of each case and dtype")
-    parser.add_argument("--variances", action="store_true", help="explain with variances")
-    parser.add_argument("--shrink", action="store_true", help="shrink what fails, in long time")
+    parser.add_argument("--draws", type=int, default=100_000, help="rows of each case and dtype")
+    parser.add_argument("--variances", action="store_true", help="explain with the variance rule")
+    parser.add_argument("--shrink", action="store_true", help="shrink failing networks (slow)")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--page", type=Path, help="write the figures into this page")
+    parser.add_argument("--fresh", action="store_true", help="delete earlier results")
+    parser.add_argument("--page", type=Path, help="write the summary into this page")
     options = parser.parse_args(arguments)
     options.results = options.results or Path(RESULTS.format(options.what))
     torch.set_num_threads(1)
-    gc.freeze()  # every capture collects garbage, and need not look at what has been imported
+    gc.freeze()  # every capture collects garbage, and can skip the imported modules
     if options.fresh:
         options.results.unlink(missing_ok=True)
     with warnings.catch_warnings():
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Section:
-    """What goes into the page, and whether anything has failed."""
+    """The summary for the page, and whether anything has failed."""
 
     def __init__(self, text: str, failed: bool) -> None:
         self.text = f"{text} ({datetime.date.today()}, torch {torch.__version__})"
@@ -82,7 +83,7 @@ class Section:
 
 
 def fuzz_networks(options: argparse.Namespace) -> Section:
-    """Run the chunks that are not in the results yet."""
+    """Run the chunks that are not in the results yet, and summarize all."""
     chunks = range(options.first, options.first + math.ceil(options.networks / options.chunk))
     done = {record["chunk"]: record for record in read(options.results)}
     waiting = [chunk for chunk in chunks if chunk not in done]
@@ -100,12 +101,12 @@ def fuzz_networks(options: argparse.Namespace) -> Section:
 
 
 def read(path: Path) -> Iterable[Record]:
-    """Read what an earlier run has found."""
+    """Read the results of an earlier run."""
     return map(json.loads, path.read_text().splitlines()) if path.exists() else ()
 
 
 def run_chunk(chunk: int, bar: tqdm[Any], options: argparse.Namespace) -> Record:
-    """Draw and check the networks of one seed; write down what fails, or shrink the first."""
+    """Draw and check the networks of one seed; record all failures, or shrink the first."""
     found: Counter[str] = Counter()
     failures: list[str] = []
 
@@ -132,7 +133,7 @@ def run_chunk(chunk: int, bar: tqdm[Any], options: argparse.Namespace) -> Record
 
     try:
         check()
-        gc.freeze()  # what torch.export keeps of every network
+        gc.freeze()  # the objects of every network that torch.export caches
     except Exception as error:
         notes = getattr(error, "__notes__", ())
         failures.append("\n".join([f"{type(error).__name__}: {error}", *notes]))
@@ -142,16 +143,16 @@ def run_chunk(chunk: int, bar: tqdm[Any], options: argparse.Namespace) -> Record
 
 
 def describe_networks(found: Counter[str], failures: list[str]) -> str:
-    """Say in a sentence what has been found."""
-    asked = found["exact"]
-    left_out = {k: found[k] for k in ("ill-conditioned", "overflow", "zero")}
-    explained = asked + sum(left_out.values())
+    """Return a sentence with the outcomes of all networks."""
+    exact = found["exact"]
+    excused = {k: found[k] for k in ("ill-conditioned", "overflow", "zero")}
+    explained = exact + sum(excused.values())
     return (
-        f"{found['networks']:,} networks, {explained:,} sets of data: {asked:,} add up to {LIMIT}; "
-        f"not asked for it are {left_out['ill-conditioned']:,} whose own output magnifies rounding "
-        f"errors more than {WORST_CONDITION:,.0f} times, {left_out['overflow']:,} that compute NaN "
-        f"or infinity or have a slope of more than 1e302, {left_out['zero']:,} whose outputs are "
-        f"all 0 or denormal. {len(failures)} failures"
+        f"{found['networks']:,} networks, {explained:,} sets of data: {exact:,} add up to "
+        f"{TOLERANCE}; not required of {excused['ill-conditioned']:,} whose own output magnifies "
+        f"rounding errors more than {MAX_CONDITION:,.0f} times, of {excused['overflow']:,} that "
+        "compute NaN or infinity or have a slope of more than 1e302, and of "
+        f"{excused['zero']:,} whose outputs are all 0 or denormal. {len(failures)} failures"
     )
 
 
@@ -159,13 +160,14 @@ def describe_networks(found: Counter[str], failures: list[str]) -> str:
 
 
 def fuzz_rules(options: argparse.Namespace) -> Section:
-    """Run the cases of rules that are not in the results yet, in both dtypes."""
+    """Run the cases of rules that are not in the results yet, and summarize all."""
     done = {record["case"]: record for record in read(options.results)}
     without_rows = sum(case.output_row is None for case in ALL)
     for number, case in enumerate(tqdm(ALL if options.draws else [], unit="rule")):
         name = f"{number} {case}"
         if name not in done:
-            # A matrix product is one row a draw: all of them together are drawn as often as a case.
+            # A draw of a matrix product is one row. All these cases together have as many draws as
+            # one other case.
             share = without_rows if case.output_row is None else 1
             done[name] = {"case": name, **run_case(case, math.ceil(options.draws / share))}
             with options.results.open("a") as file:
@@ -174,19 +176,19 @@ def fuzz_rules(options: argparse.Namespace) -> Section:
 
 
 def run_case(case: Case, draws: int) -> Record:
-    """Draw for one case in both dtypes, until it fails."""
+    """Draw rows of one case in both dtypes, until it fails."""
     record: Record = {"rows": 0, "excused": 0, "worst": {}, "failures": []}
-    size = rows_of(case, 1000)
+    size = max_rows(case, 1000)
     batch = {EACH: 40 * size, None: 1}.get(case.output_row, size)
-    for dtype in TOLERANCE:
+    for dtype in rule_check.TOLERANCE:
         worst = 0.0
         for draw in range(math.ceil(draws / batch)):
-            found = check_draws(case, dtype, size, draw)
-            record["rows"] += found.rows
-            record["excused"] += found.excused
-            worst = max(worst, found.worst)
-            if found.message:
-                record["failures"].append(f"{dtype} seed {draw}: {found.message}")
+            result = check_draws(case, dtype, size, draw)
+            record["rows"] += result.rows
+            record["excused"] += result.excused
+            worst = max(worst, result.largest_error)
+            if result.failure:
+                record["failures"].append(f"{dtype} seed {draw}: {result.failure}")
                 tqdm.write(record["failures"][-1][:1000])
                 break
         record["worst"][str(dtype)[6:]] = worst
@@ -194,7 +196,7 @@ def run_case(case: Case, draws: int) -> Record:
 
 
 def describe_rules(records: Iterable[Record]) -> str:
-    """Say in a sentence what has been found."""
+    """Return a sentence with the results of all cases."""
     records = list(records)
     rows, excused = (sum(record[key] for record in records) for key in ("rows", "excused"))
     errors = ", ".join(
@@ -202,14 +204,14 @@ def describe_rules(records: Iterable[Record]) -> str:
         for name in records[0]["worst"]
     )
     return (
-        f"{len(records)} of {len(ALL)} cases of rules, {rows:,} pairs of ends in float64 and "
+        f"{len(records)} of {len(ALL)} cases of rules, {rows:,} pairs of endpoints in float64 and "
         f"float32: largest additivity error {errors}; {excused:,} pairs excused. "
         f"{len(failures_of(records))} failures"
     )
 
 
 def failures_of(records: Iterable[Record]) -> list[str]:
-    """Return all failures."""
+    """Return the failures of all records."""
     return [failure for record in records for failure in record["failures"]]
 
 

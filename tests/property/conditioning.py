@@ -1,8 +1,8 @@
-"""How many digits a network has to give, whoever computes it.
+"""How many digits the output of a network has.
 
-Monte Carlo arithmetic (Parker 1997): the network is run with a small random relative error in the
-result of every operation. An output that moves by a thousand times that error has three digits
-fewer than the arithmetic, and no attributions of it can add up to more than it has.
+Monte Carlo arithmetic (Parker 1997): the network runs with a small random relative error in the
+result of every operation. An output that changes by a thousand times that error has three digits
+fewer than the arithmetic, and its attributions cannot add up more precisely.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 GRID_SAMPLERS = (aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
-#: What returns memory that nothing is written to yet, and may hold NaN by chance.
-UNWRITTEN = (
+#: Operators that return uninitialized memory, which may contain NaN.
+UNINITIALIZED = (
     aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided
 )  # fmt: skip
 REMAINDERS = (aten.fmod, aten.remainder, aten.frac)
-#: Farther places in an image are no integers to torch's kernels.
-LARGEST_PLACE = 2.0**51
-#: Relative error put into every result.
+#: Coordinates of an image from which torch's kernels no longer compute integers.
+MAX_COORDINATE = 2.0**51
+#: The relative error of every result.
 ERROR = 1e-6
 TRIALS = 3
-#: Inputs that are lost beside what is added to them.
+#: Inputs below this size lose their digits where a network adds constants to them.
 SMALL = 1e-3
-#: How much steeper a slope inside a network may be than that of the whole.
-WORST_GROWTH = 1e6
+#: How many times steeper the slope of a part of a network may be than that of the network.
+MAX_GROWTH = 1e6
 
 
 class RandomErrors(TorchDispatchMode):
-    """Multiply what every operation returns by 1 + ERROR * uniform(-1, 1).
+    """Multiply the result of every operation by 1 + ERROR * uniform(-1, 1).
 
-    Logarithms of softmax are also moved by that much: they are logarithms of sums of at least 1,
-    and one near 0 has lost its digits in the sum.
+    The same error is also added to the results of log_softmax. They are logarithms of sums of at
+    least 1, and a result near 0 has lost its digits in the sum.
 
-    What float32 can hold is left alone: a product of halves or an integer is exact in float64, and
-    a tie between such numbers is a tie.
+    Numbers that are exact in float32 do not change: a product of halves or an integer is exact in
+    float64, and a tie between such numbers is a tie.
 
     Parameters
     ----------
     seed : int
-    everything : bool
-        Whether to disturb these too: 0.5 + 1e-30 is 0.5, and only looks exact.
+    include_exact : bool
+        Whether to perturb these numbers too: 0.5 + 1e-30 is 0.5, and only looks exact.
 
     Attributes
     ----------
     overflow : bool
-        Whether any result was NaN or infinite, or a number was turned into an integer that its type
-        does not hold, which C leaves undefined, or a remainder had no digits, see
-        :func:`leaves_no_digits`; constant -inf (masks) do not count.
+        Whether a result was NaN or infinite, a number was cast to an integer type that cannot hold
+        it (undefined in C), or a remainder had no digits, see :func:`remainder_has_no_digits`. A
+        constant -inf (a mask) does not count.
     """
 
-    def __init__(self, seed: int, everything: bool = False) -> None:
+    def __init__(self, seed: int, include_exact: bool = False) -> None:
         super().__init__()
-        self.everything = everything
+        self.include_exact = include_exact
         self.generator = torch.Generator().manual_seed(seed)
         self.overflow = False
 
@@ -69,11 +69,11 @@ class RandomErrors(TorchDispatchMode):
         if func is aten._to_copy.default:
             self.overflow |= overflows(args[0], result.dtype)
         if func in GRID_SAMPLERS:
-            self.overflow |= bool((args[1].abs() * max(args[0].shape[2:]) >= LARGEST_PLACE).any())
+            self.overflow |= bool((args[1].abs() * max(args[0].shape[2:]) >= MAX_COORDINATE).any())
         if func.overloadpacket in REMAINDERS:
-            self.overflow |= leaves_no_digits(*args)
+            self.overflow |= remainder_has_no_digits(*args)
         returns = func._schema.returns
-        if not returns or func.overloadpacket in UNWRITTEN:  # a check, or nothing yet
+        if not returns or func.overloadpacket in UNINITIALIZED:  # an assertion, or no values
             return result
         outputs = list(result) if isinstance(result, tuple | list) else [result]
         for place, output in enumerate(outputs):
@@ -81,33 +81,33 @@ class RandomErrors(TorchDispatchMode):
             if alias is None or alias.is_write:  # a view computes nothing
                 for value in pytree.tree_leaves(output):
                     if isinstance(value, Tensor) and value.dtype is torch.float64:
-                        self.disturb(value)
+                        self.perturb(value)
                         if func is aten._log_softmax.default:
                             value.add_(ERROR * self.noise(value))
         return result
 
-    def disturb(self, value: Tensor) -> None:
+    def perturb(self, value: Tensor) -> None:
         self.overflow |= bool((value.isnan() | (value == torch.inf)).any())
-        exact = (value.float().double() == value) & (not self.everything)
+        exact = (value.float().double() == value) & (not self.include_exact)
         value.mul_(torch.where(exact, 1.0, 1 + ERROR * self.noise(value)))
 
     def noise(self, value: Tensor) -> Tensor:
-        """Draw numbers between -1 and 1."""
+        """Return uniform random numbers between -1 and 1."""
         return torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
 
 
 def overflows(value: Tensor, dtype: torch.dtype) -> bool:
-    """Say whether an integer type does not hold some of these floating-point numbers."""
+    """Return True if an integer type cannot hold some of these floating-point numbers."""
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         return False
     return value.is_floating_point() and not bool((value.abs() < torch.iinfo(dtype).max).all())
 
 
-def leaves_no_digits(value: Tensor | float, divisor: Tensor | float = 1.0) -> bool:
-    """Say whether the last places of some values are not smaller than what they are divided by.
+def remainder_has_no_digits(value: Tensor | float, divisor: Tensor | float = 1.0) -> bool:
+    """Return True if the rounding errors of some values are as large as their divisors.
 
-    Their remainder depends on digits that they do not have. Random errors do not show it for a
-    divisor of 8, say: 1e30 is a multiple of 8, and so are all numbers around it.
+    The remainder then depends on digits that the values do not have. Random errors do not show it
+    for a divisor of 8, for example: 1e30 is a multiple of 8, and so are all numbers around it.
     """
     size, by = (torch.as_tensor(v, dtype=torch.float64).abs() for v in (value, divisor))
     return bool((size * torch.finfo(torch.float64).eps >= by).any())
@@ -117,24 +117,24 @@ def leaves_no_digits(value: Tensor | float, divisor: Tensor | float = 1.0) -> bo
 def condition_number(
     model: nn.Module, samples: Sequence[Tensor], references: Sequence[Tensor]
 ) -> tuple[float, bool]:
-    """Return how much relative errors grow on the way to the output, and whether any overflows.
+    """Return how much a network magnifies relative errors, and whether a result overflows.
 
     Parameters
     ----------
     model : nn.Module
     samples, references : sequence of Tensor
-        In float64, one tensor an input.
+        Float64, one tensor for each input.
     """
     inputs = [torch.cat(pair) for pair in zip(samples, references, strict=True)]
     output = model(*inputs)
     scale = output.abs().max()
     small = max(float(x.abs().max()) for x in inputs) < SMALL
-    largest, overflow = steepest(output, inputs, len(samples[0])), False
+    largest, overflow = largest_relative_slope(output, inputs, len(samples[0])), False
     for trial in range(TRIALS):
-        errors = RandomErrors(trial, everything=small)
+        errors = RandomErrors(trial, include_exact=small)
         moved = [x.clone() for x in inputs]
         for x in moved:
-            errors.disturb(x)
+            errors.perturb(x)
         with errors:
             noisy = model(*moved)
         largest = max(largest, float((noisy - output).abs().max() / (scale * ERROR)))
@@ -142,36 +142,41 @@ def condition_number(
     return largest, overflow
 
 
-def steepest(output: Tensor, inputs: Sequence[Tensor], count: int) -> float:
-    """Largest relative change of the output between two ends over that of the input.
+def largest_relative_slope(output: Tensor, inputs: Sequence[Tensor], count: int) -> float:
+    """Return the largest relative change of the output divided by that of the input.
 
-    It is large where the ends lie close together on either side of a jump: a multiplier is that
-    large too, and magnifies the rounding of what it is multiplied with.
+    It is large where two endpoints are close together on both sides of a jump. A multiplier is as
+    large then, and magnifies the rounding errors of its factor.
 
     Parameters
     ----------
     output : Tensor
-        For `count` samples and, after them, the references.
+        Of `count` samples and, after them, of the references.
     inputs : sequence of Tensor
     count : int
     """
     changes, steps = (
-        between(value, count) / value.abs().max() for value in (output, together(inputs))
+        largest_differences(value, count) / value.abs().max()
+        for value in (output, concatenate_features(inputs))
     )
     return float(torch.where(changes == 0, 0.0, changes / steps).max())
 
 
-def is_too_steep(output: Tensor, inputs: Sequence[Tensor], count: int) -> bool:
-    """Say whether a slope between two ends is no number, as where 1e-310 makes a step of 1."""
-    changes, steps = between(output, count), between(together(inputs), count)
-    largest = torch.finfo(output.dtype).max / WORST_GROWTH
+def slope_overflows(output: Tensor, inputs: Sequence[Tensor], count: int) -> bool:
+    """Return True if a slope between two endpoints overflows, as for a jump of 1 over 1e-310."""
+    changes, steps = (
+        largest_differences(output, count),
+        largest_differences(concatenate_features(inputs), count),
+    )
+    largest = torch.finfo(output.dtype).max / MAX_GROWTH
     return bool(((changes > 0) & (changes / largest > steps)).any())
 
 
-def together(inputs: Sequence[Tensor]) -> Tensor:
+def concatenate_features(inputs: Sequence[Tensor]) -> Tensor:
+    """Return all features of a row in one dimension."""
     return torch.cat([x.flatten(1) for x in inputs], 1)
 
 
-def between(value: Tensor, count: int) -> Tensor:
-    """Largest difference between each of the first `count` rows and each of the others."""
+def largest_differences(value: Tensor, count: int) -> Tensor:
+    """Return the largest difference of each of the first `count` rows to each of the others."""
     return (value[:count, None] - value[None, count:]).abs().amax(2)

@@ -1,8 +1,8 @@
-"""Both ends of a single rule, from denormal numbers to 1e30, and what must hold for them.
+"""Random endpoints of a single rule, from denormal numbers to 1e30, and a check of its multipliers.
 
-Every rule owes, for each row, a finite multiplier and ``sum(m * (x - r)) = <g, y_x - y_r>`` to the
-precision of the dtype. Excused are rows that no multiplier of the dtype can serve: whose operation
-is not finite, or whose finite difference is larger than the dtype holds (1 / 5e-324 is infinite).
+For each row a rule must return finite multipliers with ``sum(m * (x - r)) = <g, y_x - y_r>`` to the
+precision of the dtype. Rows are excused if no multiplier of the dtype can satisfy this: their
+operation is not finite, or their finite difference overflows (1 / 5e-324 is infinite).
 """
 
 from __future__ import annotations
@@ -21,51 +21,59 @@ from fxshap.rules.core.operation import Operation, vjp
 from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
 from tests.rules.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
 
-#: The smallest and the largest exponents of 10 of the values drawn: from denormal numbers up.
+aten = torch.ops.aten
+
+#: The smallest and the largest exponents of 10 of the values drawn; the smallest are denormal.
 SMALLEST = {torch.float64: -323.0, torch.float32: -45.0}
 LARGEST = 30.0
-#: Of elements that change places, where a step of a unit in the last place makes a jump of 1, which
-#: is steeper than any number if the step is smaller.
-SMALLEST_JUMPING = {torch.float64: -290.0, torch.float32: -30.0}
-#: What a rule cannot take up to 1e30 it is given up to these exponents.
+#: The smallest exponents of elements whose ranks change: a difference of a unit in the last place
+#: makes a jump of 1, whose slope overflows for smaller numbers.
+SMALLEST_RANKED = {torch.float64: -290.0, torch.float32: -30.0}
+#: The largest exponents of operators that do not support 1e30.
 LARGEST_OF = {
-    "grid_sampler": 4.0,  # torch turns the places into integers
-    "gru": 1.0,  # states h, whose products z (h - n) cancel when h is huge at one end
-    "lstm": 1.0,
+    aten.grid_sampler.default: 4.0,  # torch casts the coordinates to integers
+    aten.grid_sampler_2d.default: 4.0,
+    aten.grid_sampler_3d.default: 4.0,
+    aten.gru.input: 1.0,  # the products z (h - n) cancel when h is huge at one endpoint
+    aten.lstm.input: 1.0,
 }
-#: In float32, which 1e30 squared overflows: of norms and of what takes the generic rule.
+#: The largest exponent in float32, where the square of 1e30 overflows, of norms and of operations
+#: under the generic rule.
 LARGEST_SQUARED = 15.0
+#: The same for vector norms, whose powers are higher.
 LARGEST_POWER = 8.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came of one batch of draws.
+class DrawResult:
+    """The result of one batch of draws.
 
     Attributes
     ----------
     rows, excused : int
-    worst : float
+        The numbers of all rows and of excused rows.
+    largest_error : float
         The largest additivity error of the rows that are not excused.
-    message : str
-        The first failure, with its numbers; empty without one.
+    failure : str
+        The first failure with its numbers, or an empty string.
     """
 
     rows: int
     excused: int
-    worst: float
-    message: str
+    largest_error: float
+    failure: str
 
 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def exponents(case: Case, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the smallest and the largest exponent of what a case is given."""
-    high = next((high for name, high in LARGEST_OF.items() if str(case).startswith(name)), LARGEST)
+def exponent_range(case: Case, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the smallest and the largest exponent of the values drawn for a case."""
+    high = LARGEST_OF.get(case.target, LARGEST)
     if dtype is torch.float32 and any(case is other for other in (*NORMS, *INDICES, *GENERIC)):
-        high = min(high, LARGEST_POWER if "vector_norm" in str(case) else LARGEST_SQUARED)
-    low = SMALLEST_JUMPING if str(case).startswith("fxshap.ranks") else SMALLEST
+        is_vector_norm = case.target is aten.linalg_vector_norm.default
+        high = min(high, LARGEST_POWER if is_vector_norm else LARGEST_SQUARED)
+    low = SMALLEST_RANKED if case.target is torch.ops.fxshap.ranks.default else SMALLEST
     return low[dtype], high
 
 
@@ -75,7 +83,7 @@ def draw_values(
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw numbers of all sizes, zeros of both signs, kinks and ordinary ones."""
+    """Draw numbers of all sizes, zeros of both signs, likely kinks and ordinary numbers."""
     low, high = sizes
     uniform, kind, sign = torch.rand(3, *shape, generator=generator, dtype=torch.float64)
     sign = torch.where(sign < 0.5, -1.0, 1.0)
@@ -88,14 +96,14 @@ def draw_values(
     return value.to(dtype)
 
 
-def draw_ends(
+def draw_endpoints(
     varying: Varying,
     sizes: tuple[float, float],
     rows: int,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw reference and sample, in some places equal, a few units apart, or opposite."""
+    """Draw references and samples; some are equal, a few units apart, or opposite."""
     shape = list(varying.shape)
     if varying.row is not None:
         shape.insert(varying.row, rows)
@@ -106,7 +114,7 @@ def draw_ends(
     x = torch.where(kind < 0.4, r * (1 + eps * (size * 8).round()).to(dtype), x)
     x = torch.where(kind < 0.3, -r, x)
     x = torch.where(kind < 0.25, r, x)
-    r, x = (inside(end, varying) for end in (r, x))
+    r, x = (into_domain(end, varying) for end in (r, x))
     if varying.indices:
         r, x = ((end.abs() * 1e3).clamp(max=1e15).long() % varying.indices for end in (r, x))
         return (r.bool(), x.bool()) if varying.indices == 2 else (r, x)
@@ -116,8 +124,8 @@ def draw_ends(
     return r, x
 
 
-def inside(value: Tensor, varying: Varying) -> Tensor:
-    """Bring values into the domain: most by reflection at its ends, the rest onto them."""
+def into_domain(value: Tensor, varying: Varying) -> Tensor:
+    """Move values into the domain by reflection at its bounds; clamp the remaining ones."""
     low, high = varying.low, varying.high
     if low > -torch.inf and high == torch.inf:
         value = torch.where(value < low, 2 * low - value, value)
@@ -141,8 +149,8 @@ def bind(case: Case, values: list[Tensor]) -> Operation:
     return operation
 
 
-def rows_of(case: Case, wanted: int) -> int:
-    """How many rows a case can take: constant states are there for its own number of them."""
+def max_rows(case: Case, wanted: int) -> int:
+    """Return how many rows a case supports: constant recurrent states fix their number."""
     return ROWS if any(case is other for other in RECURRENT) else wanted
 
 
@@ -150,7 +158,7 @@ def rows_of(case: Case, wanted: int) -> int:
 
 
 def row_sums(value: Tensor, row: int | None) -> Tensor:
-    """Sum over everything but the rows; what has no rows is one."""
+    """Return the sum of every row; without a batch dimension all elements are one row."""
     if row is EACH:
         return value
     if row is None:
@@ -159,7 +167,7 @@ def row_sums(value: Tensor, row: int | None) -> Tensor:
 
 
 def row_largest(value: Tensor, row: int | None) -> Tensor:
-    """Largest of every row."""
+    """Return the largest element of every row."""
     if row is EACH:
         return value
     if row is None:
@@ -168,7 +176,7 @@ def row_largest(value: Tensor, row: int | None) -> Tensor:
 
 
 def difference(x: Tensor, r: Tensor) -> Tensor:
-    """x - r in float64, 0 where both are the same infinity."""
+    """Return x - r in float64, and 0 where both are the same infinity."""
     return torch.where(x == r, 0.0, x.double() - r.double())
 
 
@@ -178,33 +186,35 @@ def outputs_of(operation: Operation, values: list[Tensor]) -> list[Tensor]:
 
 
 def draw_cotangent(y: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Draw a cotangent, with zeros; ``None`` for indices."""
+    """Draw a cotangent in which some elements are 0; return ``None`` for indices."""
     if not differentiable(y) or not y.numel():
         return None
     normal, kind = torch.randn(2, *y.shape, generator=generator, dtype=torch.float64)
-    # What is -inf behind a mask has no cotangent.
+    # Masked outputs of -inf have a cotangent of 0.
     return torch.where((kind > 1.5) | (y == -torch.inf), 0.0, normal).to(y.dtype)
 
 
 @dataclass
-class Rows:
+class RowSums:
     """Sums over each row."""
 
-    owed: Tensor | float = 0.0
-    given: Tensor | float = 0.0
+    #: <g, y_x - y_r>, which the attributions must add up to.
+    required: Tensor | float = 0.0
+    attributed: Tensor | float = 0.0
+    #: The size that errors are relative to.
     scale: Tensor | float = 0.0
-    #: How far the ends are apart.
+    #: The sum of |x - r|.
     distance: Tensor | float = 0.0
-    #: What multipliers and outputs lose that are below the smallest normal number.
+    #: The absolute error of multipliers and outputs below the smallest normal number.
     floor: Tensor | float = 0.0
     finite: Tensor | bool = True
 
 
-def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> Found:
-    """Draw both ends and a cotangent for many rows, and check them."""
+def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> DrawResult:
+    """Draw endpoints and a cotangent for many rows, and check the multipliers."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = exponents(case, dtype)
-    ends = [draw_ends(varying, sizes, rows, dtype, generator) for varying in case.varying]
+    sizes = exponent_range(case, dtype)
+    ends = [draw_endpoints(varying, sizes, rows, dtype, generator) for varying in case.varying]
     r, x = ([end[i] for end in ends] for i in (0, 1))
     operation = bind(case, r)
     before, after = outputs_of(operation, r), outputs_of(operation, x)
@@ -212,7 +222,7 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> Found:
     grad: Any = tuple(grads) if isinstance(operation(*r), tuple) else grads[0]
     multipliers = apply_rule(operation, r, x, grad)
 
-    sums = Rows()
+    sums = RowSums()
     add_outputs(sums, case, grads, before, after)
     add_inputs(sums, case, multipliers, r, x)
     add_natural_size(sums, case, grads, r, x)
@@ -223,38 +233,42 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> Found:
         add_conditioning(sums, case, operation, grads, r, before, generator)
         add_conditioning(sums, case, operation, grads, x, after, generator)
         add_sensitivity(sums, case, operation, grad, multipliers, r, x, generator)
-        excused |= (sums.distance == 0) & integers_alone(case)
-        # No multipliers reach it with steps as small as these.
-        excused |= torch.as_tensor(sums.owed).abs() / sums.distance > torch.finfo(dtype).max / 10
-    error = (sums.given - sums.owed).abs() / (TOLERANCE[dtype] * sums.scale + sums.floor)
+        excused |= (sums.distance == 0) & has_indices(case)
+        # No multiplier restores such a change over such a small difference.
+        excused |= (
+            torch.as_tensor(sums.required).abs() / sums.distance > torch.finfo(dtype).max / 10
+        )
+    error = (sums.attributed - sums.required).abs() / (TOLERANCE[dtype] * sums.scale + sums.floor)
     wrong = ~excused & (~sums.finite | ~(error <= 1))
-    worst = torch.where(excused, 0.0, error * TOLERANCE[dtype]).nan_to_num(torch.inf).max()
-    message = describe(wrong, case, r, x, grads, multipliers) if wrong.any() else ""
-    return Found(wrong.numel(), int(excused.sum()), float(worst), message)
+    largest = torch.where(excused, 0.0, error * TOLERANCE[dtype]).nan_to_num(torch.inf).max()
+    failure = describe_failure(wrong, case, r, x, grads, multipliers) if wrong.any() else ""
+    return DrawResult(wrong.numel(), int(excused.sum()), float(largest), failure)
 
 
 def add_outputs(
-    sums: Rows, case: Case, grads: list[Tensor | None], before: list[Tensor], after: list[Tensor]
+    sums: RowSums, case: Case, grads: list[Tensor | None], before: list[Tensor], after: list[Tensor]
 ) -> None:
-    """What is owed, and the size of the outputs."""
+    """Add the required change, and the size of the outputs."""
     for place, (g, y_r, y_x) in enumerate(zip(grads, before, after, strict=True)):
         if g is not None:
             row = case.state_row if place else case.output_row
             g, y_r, y_x = (value.double() for value in (g, y_r, y_x))
-            sums.owed += row_sums(torch.where(g == 0, 0.0, g * difference(y_x, y_r)), row)
+            sums.required += row_sums(torch.where(g == 0, 0.0, g * difference(y_x, y_r)), row)
             size = g.abs() * torch.maximum(y_x.abs(), y_r.abs())
             sums.scale += row_sums(torch.where(g == 0, 0.0, size), row)
             sums.floor += 100 * torch.finfo(grads[0].dtype).tiny * row_sums(g.abs() + 1, row)
 
 
-def add_inputs(sums: Rows, case: Case, multipliers: Any, r: list[Tensor], x: list[Tensor]) -> None:
-    """What is given, the size of its parts, and whether all multipliers are finite."""
+def add_inputs(
+    sums: RowSums, case: Case, multipliers: Any, r: list[Tensor], x: list[Tensor]
+) -> None:
+    """Add the attributions and their sizes, and whether all multipliers are finite."""
     for m, a, b, row in zip(multipliers, r, x, case.rows, strict=False):
         if m is not None:
             assert m.shape == a.shape and m.dtype == a.dtype
             d = difference(b, a)
             product = m.double() * d
-            sums.given += row_sums(product, row)
+            sums.attributed += row_sums(product, row)
             sums.distance += row_sums(d.abs(), row)
             sums.scale += row_sums(product.nan_to_num(0.0).abs(), row)
             sums.floor += 100 * torch.finfo(m.dtype).tiny * row_sums(d.abs(), row)
@@ -262,9 +276,9 @@ def add_inputs(sums: Rows, case: Case, multipliers: Any, r: list[Tensor], x: lis
 
 
 def add_natural_size(
-    sums: Rows, case: Case, grads: list[Tensor | None], r: list[Tensor], x: list[Tensor]
+    sums: RowSums, case: Case, grads: list[Tensor | None], r: list[Tensor], x: list[Tensor]
 ) -> None:
-    """The size of the inputs, at most 1: torch's own erf, say, has no more digits than that."""
+    """Add the size of the inputs, at most 1: torch's erf, for example, is no more precise."""
     sizes = [
         row_largest(torch.maximum(a.double().abs(), b.double().abs()), row)
         for a, b, row in zip(r, x, case.rows, strict=False)
@@ -278,7 +292,7 @@ def add_natural_size(
 
 
 def add_conditioning(
-    sums: Rows,
+    sums: RowSums,
     case: Case,
     operation: Operation,
     grads: list[Tensor | None],
@@ -286,8 +300,8 @@ def add_conditioning(
     outputs: list[Tensor],
     generator: torch.Generator,
 ) -> None:
-    """How much outputs move with the last digits of the inputs, in units of those digits."""
-    moved, size = disturbed(values, generator)
+    """Add the change of the outputs with the last digits of the inputs, relative to those."""
+    moved, size = perturbed(values, generator)
     for place, (g, y, z) in enumerate(
         zip(grads, outputs, outputs_of(operation, moved), strict=True)
     ):
@@ -298,7 +312,7 @@ def add_conditioning(
 
 
 def add_sensitivity(
-    sums: Rows,
+    sums: RowSums,
     case: Case,
     operation: Operation,
     grad: Any,
@@ -307,8 +321,8 @@ def add_sensitivity(
     x: list[Tensor],
     generator: torch.Generator,
 ) -> None:
-    """How much what is given moves with the last digits of what the rule is told of the ends."""
-    (near_r, size), (near_x, _) = (disturbed(end, generator) for end in (r, x))
+    """Add the change of the attributions with the last digits of the endpoints of the rule."""
+    (near_r, size), (near_x, _) = (perturbed(end, generator) for end in (r, x))
     others = apply_rule(operation, near_r, near_x, grad)
     for m, other, a, b, row in zip(multipliers, others, r, x, case.rows, strict=False):
         if m is not None:
@@ -316,8 +330,8 @@ def add_sensitivity(
             sums.scale += row_sums(change, row).abs().nan_to_num(0.0) / size
 
 
-def disturbed(values: list[Tensor], generator: torch.Generator) -> tuple[list[Tensor], float]:
-    """Change numbers by about the square root of the precision; also return that."""
+def perturbed(values: list[Tensor], generator: torch.Generator) -> tuple[list[Tensor], float]:
+    """Return numbers with relative errors of the square root of the precision, and that root."""
     floating = [value.dtype for value in values if differentiable(value)]
     size = torch.finfo(floating[0]).eps ** 0.5
     moved = [
@@ -329,15 +343,15 @@ def disturbed(values: list[Tensor], generator: torch.Generator) -> tuple[list[Te
     return moved, size
 
 
-def integers_alone(case: Case) -> bool:
-    """Whether outputs may change while all numbers stay, with the indices."""
+def has_indices(case: Case) -> bool:
+    """Return True if indices vary: outputs may then change while all numbers stay the same."""
     return any(varying.indices for varying in case.varying)
 
 
 def unrepresentable(
     operation: Operation, r: Tensor, x: Tensor, grad: Tensor, change: Tensor
 ) -> Tensor:
-    """Where |g dy / dx|, or the derivative of equal ends, is more than a tenth of the largest."""
+    """Return where |g dy / dx|, or |g f'| for equal endpoints, is above a tenth of the maximum."""
     largest = torch.finfo(r.dtype).max / 10
     slope = derivative(operation, r, grad)
     rise = grad.double().abs().clamp(min=1) * change.double().abs()
@@ -346,10 +360,10 @@ def unrepresentable(
 
 
 def derivative(operation: Operation, r: Tensor, grad: Tensor) -> Tensor:
-    """g f'(r), 0 for steps that torch does not differentiate."""
+    """Return g f'(r), and 0 for steps that torch does not differentiate."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what has no derivative
+            warnings.simplefilter("ignore")  # of operations without a derivative
             (slope,) = vjp(operation, (r,), grad)
     except RuntimeError:
         return torch.zeros_like(r)
@@ -357,10 +371,10 @@ def derivative(operation: Operation, r: Tensor, grad: Tensor) -> Tensor:
     return slope
 
 
-def describe(
+def describe_failure(
     wrong: Tensor, case: Case, r: list[Tensor], x: list[Tensor], grads: Any, multipliers: Any
 ) -> str:
-    """Write down the first row that fails."""
+    """Return the numbers of the first row that fails."""
     place = tuple(int(index) for index in wrong.nonzero()[0])
 
     def pick(value: Tensor | None, row: int | None) -> Any:

@@ -1,4 +1,4 @@
-"""A random network and its data, as values that print as code that makes them again."""
+"""A network and its inputs as dataclasses, whose ``repr`` is code that builds them again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Shape = tuple[int, ...]
 
 # --- networks -------------------------------------------------------------------------------------
 
-#: How what a block computes from h joins h.
+#: How the result y of a block is combined with its input h.
 JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "alone": lambda h, y: y,
+    "replaced": lambda h, y: y,
     "added": lambda h, y: h + y,
     "added in place": lambda h, y: y.clone().add_(h),
     "halved in place": lambda h, y: (h + y).mul_(0.5),
@@ -32,29 +32,30 @@ JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One block in a network.
+    """One block of a network.
 
     Attributes
     ----------
     block : str
         Its name in ``BLOCKS``.
     of : tuple of int
-        What it takes, counted backwards from the latest value.
+        Its arguments, as earlier values counted backwards from the latest.
     layout : str
-        The layout it runs in.
+        The layout it runs in, a name in ``LAYOUTS``.
     join : str
-        How its result joins the first of what it takes.
+        How its result is combined with its first argument, a name in ``JOINS``.
     times : int
-        How often the same block is applied, to what it has returned.
+        How often the block is applied, each time to its previous result.
     mixed : bool
-        Whether a linear layer goes before it.
+        Whether a linear layer precedes it.
     options : dict
+        The options of the block.
     """
 
     block: str
     of: tuple[int, ...] = (0,)
     layout: str = "flat"
-    join: str = "alone"
+    join: str = "replaced"
     times: int = 1
     mixed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -67,14 +68,15 @@ class Network:
     Attributes
     ----------
     steps : tuple of Step
-        One after another; each adds a value that later ones may take.
+        Each adds a value that later steps may take.
     inputs : tuple of tuple of int
         The shape of one row of every input.
     outputs : int
+        The number of outputs.
     head : str
         ``"linear"``, or ``"raw"`` for the first features of the latest value.
     seed : int
-        Of the weights.
+        The seed of the weights.
     """
 
     steps: tuple[Step, ...] = ()
@@ -85,17 +87,18 @@ class Network:
 
     @property
     def fixes_rows(self) -> bool:
+        """Whether a capture holds for one number of rows only."""
         return any(BLOCKS[step.block].fixes_rows for step in self.steps)
 
     def build(self) -> nn.Module:
-        """Build the network in float64 and evaluation mode; the global random state stays."""
+        """Build the network in float64 and evaluation mode, without changing the random state."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return Built(self).double().eval()
 
 
 class Stage(nn.Module):
-    """One step, with a linear layer where the block returns other than 12 features."""
+    """The module of a step, with a linear layer if the block does not return 12 features."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -147,22 +150,23 @@ class Built(nn.Module):
 
 
 def near(r: Tensor, noise: Tensor) -> Tensor:
-    """A few units in the last place away."""
+    """Return a value a few units in the last place from r."""
     return r * (1 + 1e-15 * noise) + 1e-15 * noise
 
 
 def one_feature(r: Tensor, noise: Tensor) -> Tensor:
+    """Return r with another first feature."""
     x = r.flatten(1).clone()
     x[:, 0] = noise.flatten(1)[:, 0]
     return x.reshape(r.shape)
 
 
 def constant(r: Tensor, noise: Tensor) -> Tensor:
-    """The same number everywhere in a row."""
+    """Return rows of one number each."""
     return noise.flatten(1)[:, :1].expand(-1, noise[0].numel()).reshape(r.shape)
 
 
-#: What a sample is, given a reference (cut to as many rows) and noise in its shape.
+#: Samples, as functions of as many rows of the references and noise of the same shape.
 SAMPLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "random": lambda r, noise: noise,
     "equal": lambda r, noise: r,
@@ -192,12 +196,13 @@ class Data:
     Attributes
     ----------
     sample, reference : str
-        What they are: a name in ``SAMPLES`` and in ``REFERENCES``.
+        Their kinds, names in ``SAMPLES`` and in ``REFERENCES``.
     rows : int
-        Number of references.
+        The number of references.
     scale : float
-        What everything is multiplied by.
+        The factor of all values.
     seed : int
+        The seed of the noise.
     """
 
     sample: str = "random"
@@ -207,7 +212,7 @@ class Data:
     seed: int = 0
 
     def draw(self, shapes: tuple[Shape, ...]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return samples, two rows of them, and references, one tensor an input."""
+        """Return two rows of samples, and the references, with one tensor for each input."""
         generator = torch.Generator().manual_seed(self.seed)
         samples, references = [], []
         for shape in shapes:

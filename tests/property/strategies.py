@@ -1,4 +1,4 @@
-"""Hypothesis draws networks and data, and shrinks those that fail."""
+"""Hypothesis strategies for networks and their inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from tests.property.networks import JOINS, REFERENCES, SAMPLES, Data, Network, S
 
 SHAPES = ((12,), (3, 4), (1,), (5,), (4, 3), (2, 3, 2), (1, 4, 5), (20,))
 SCALES = (1.0, 1.0, 1.0, 10.0, 1e3, 1e-3, 1e6, 1e-8, 1e-30, 1e30, 1e150, 1e-310)
-#: Looping over the rows takes two captures: seldom.
-EVERY_ROW = [name for name, block in BLOCKS.items() if not block.fixes_rows]
+BATCHED = [name for name, block in BLOCKS.items() if not block.fixes_rows]
+#: Blocks with a loop over the rows take two captures, and are drawn seldom.
 LOOPED = [name for name, block in BLOCKS.items() if block.fixes_rows]
-
-
-#: Blocks that take long to capture, for being many operations.
-LONG = (
+#: Blocks of many operations, which take long to capture.
+SLOW = (
     "recurrent",
     "recurrent cell",
     "experts",
@@ -23,21 +21,21 @@ LONG = (
     "encoder layer",
     "decoder layer",
 )
-SHORT = [name for name in EVERY_ROW if name not in LONG and not name.startswith("op rnn")]
+FAST = [name for name in BATCHED if name not in SLOW and not name.startswith("op rnn")]
 
 
 @st.composite
 def steps(draw: st.DrawFn, small: bool = False) -> Step:
-    """Draw one step; a small one is captured quickly."""
+    """Draw one step; a small step is captured quickly."""
     looped = not small and draw(st.integers(0, 29)) == 29
-    names = SHORT if small else LOOPED if looped else EVERY_ROW
+    names = FAST if small else LOOPED if looped else BATCHED
     name = draw(st.sampled_from(names))
     block = BLOCKS[name]
     return Step(
         name,
         of=tuple(draw(st.integers(0, 3)) for _ in range(block.arity)),
         layout=draw(st.sampled_from(block.layouts)),
-        join=draw(st.sampled_from(["alone"] * len(JOINS) + list(JOINS))),
+        join=draw(st.sampled_from(["replaced"] * len(JOINS) + list(JOINS))),
         times=1 if small else draw(st.sampled_from([1, 1, 1, 1, 2, 3])),
         mixed=draw(st.booleans()),
         options={key: draw(st.sampled_from(values)) for key, values in block.options.items()},
@@ -46,7 +44,7 @@ def steps(draw: st.DrawFn, small: bool = False) -> Step:
 
 @st.composite
 def networks(draw: st.DrawFn, small: bool = False) -> Network:
-    """Draw a network of up to four steps and three inputs; a small one has one step."""
+    """Draw a network of up to four steps and three inputs; a small network has one step."""
     return Network(
         steps=tuple(draw(st.lists(steps(small), min_size=1, max_size=1 if small else 4))),
         inputs=tuple(draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3))),

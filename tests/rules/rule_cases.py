@@ -1,4 +1,4 @@
-"""One case for every operation that has a rule; each passes `fxshap.testing.rule_check.check`."""
+"""One case or more for every operation with a rule; `fxshap.testing.rule_check.check` passes."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ MAXIMA = [
     Case(aten.adaptive_max_pool3d.default, (v(1, 3, 4, 5), [2, 2, 3])),
 ]  # fmt: skip
 
-# --- normalisations -----------------------------------------------------------------------------
+# --- norms --------------------------------------------------------------------------------------
 
 WEIGHT, BIAS = constant(6), constant(6)
 
@@ -303,7 +303,7 @@ NORMS = [
     ),
 ]  # fmt: skip
 
-# --- indices and masks that vary, which have no derivative ---------------------------------------
+# --- varying indices and masks, which have no derivative ----------------------------------------
 
 ROW = v(5, row=None)
 THREE = v(3, row=None)
@@ -349,7 +349,7 @@ INDICES = [
           False, 0.1, 1e-5, False), output_row=None),
 ]  # fmt: skip
 
-# --- what has no form of its own ----------------------------------------------------------------
+# --- operations without a closed form -----------------------------------------------------------
 
 GENERIC = [
     Case(aten.sort.default, (v(5), 1)),
@@ -378,11 +378,11 @@ GENERIC = [
     Case(aten.linalg_inv.default, (Varying((1, 1), low=0.5, high=2.0),)),
 ]
 
-# --- functions of a few numbers, and of square matrices -------------------------------------------
+# --- multivariate functions, norms of matrices, scatters and quantiles --------------------------
 
-GOES_TO = torch.arange(15).reshape(5, 3) * 7 % 4, torch.arange(20).reshape(4, 5) * 5 // 2 % 3
+INDEX = torch.arange(15).reshape(5, 3) * 7 % 4, torch.arange(20).reshape(4, 5) * 5 // 2 % 3
 
-NUMBERS = [
+MULTIVARIATE = [
     Case(aten.arctan2.default, (v(5), v(5))),
     Case(aten.atan2.default, (v(4, 5), v(1, 5)), note="broadcast"),
     Case(aten.hypot.default, (v(5), v(5))),
@@ -415,13 +415,13 @@ NUMBERS = [
       for order in (1, -1, 2, -2, inf, -inf)),
     *(Case(aten.linalg_matrix_norm.str_ord, (v(4, 3), name, [-2, -1], keep), note=f"{name} {keep}")
       for name in ("fro", "nuc") for keep in (False, True)),
-    *(Case(aten.scatter_reduce.two, (v(4, 3, row=None), dim, GOES_TO[dim], src, how),
-           {"include_self": own}, output_row=None, note=f"{how} {dim} {own}")
-      for how in ("sum", "mean", "prod", "amax", "amin")
+    *(Case(aten.scatter_reduce.two, (v(4, 3, row=None), dim, INDEX[dim], src, reduce),
+           {"include_self": own}, output_row=None, note=f"{reduce} {dim} {own}")
+      for reduce in ("sum", "mean", "prod", "amax", "amin")
       for dim, src in ((0, v(5, 3, row=None)), (1, v(4, 5, row=None))) for own in (True, False)),
     *(Case(aten.quantile.default, (v(6, 3), constant(3, low=0.0), dim, keep),
-           {"interpolation": how}, output_row=1, note=f"{how} {dim} {keep}")
-      for how, dim, keep in (("linear", 1, False), ("lower", -1, True), ("higher", 1, True),
+           {"interpolation": mode}, output_row=1, note=f"{mode} {dim} {keep}")
+      for mode, dim, keep in (("linear", 1, False), ("lower", -1, True), ("higher", 1, True),
                              ("nearest", 2, False), ("midpoint", 1, False))),
     *(Case(aten.quantile.scalar, (v(6, 3), 0.3, 1, keep), note=f"{keep}")
       for keep in (False, True)),
@@ -446,7 +446,7 @@ def recurrent(
     state: bool = False,
     note: str = "",
 ) -> Case:
-    """A stack of recurrent layers over 5 steps of 3 features, with 4 hidden units."""
+    """Return a case of recurrent layers over 5 steps of 3 features, with 4 hidden units."""
     features, hidden = 3, 4
     output = projection or hidden
     sizes = [features] + [output * directions] * (layers - 1)
@@ -498,10 +498,10 @@ CHOICES = [
     Case(ours.ranks.default, (v(5), "ascending", 0, 5), note="ascending"),
     Case(ours.ranks.default, (v(3, 5), "descending", 0, 5), note="descending"),
     Case(ours.ranks.default, (v(5), "kth", 2, 1), note="kth"),
-    Case(ours.places.default, (v(5), 7)),
+    Case(ours.one_hot_position.default, (v(5), 7)),
 ]
 
 ALL = [
-    *CURVES, *PRODUCTS, *SOFTMAX, *MAXIMA, *NORMS, *INDICES, *GENERIC, *NUMBERS, *RECURRENT,
+    *CURVES, *PRODUCTS, *SOFTMAX, *MAXIMA, *NORMS, *INDICES, *GENERIC, *MULTIVARIATE, *RECURRENT,
     *CHOICES,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every rule restores the finite difference, for any two ends."""
+"""Every rule restores the finite difference between any two endpoints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CASES = pytest.mark.parametrize("case", ALL, ids=str)
 
 def test_every_rule_has_a_case() -> None:
     covered = {case.target for case in ALL} | {case.target.overloadpacket for case in ALL}
-    missing = {key for key, rule in RULES.items() if rule.multiply is not None} - covered
-    # With a mask that varies, what masked_select returns has no fixed size. The other two are no
-    # operators: a variance is 0 at the reference, and tests/passes/test_propagate_variances.py has
-    # them.
+    missing = {key for key, rule in RULES.items() if rule.backward is not None} - covered
+    # The result of masked_select has no fixed size where its mask varies. The other two are no
+    # operators, and their variance is 0 at the reference: tests/passes/test_propagate_variances.py
+    # tests them.
     assert missing == {torch.ops.aten.masked_select, variance, activation}
 
 
@@ -37,7 +37,7 @@ def test_half_precision_runs_where_the_operation_does(case: Case, dtype: torch.d
     try:
         grad = cotangents(operation(*r))
     except (NotImplementedError, RuntimeError):
-        return  # PyTorch has no half-precision kernel for it here
+        return  # PyTorch has no half-precision kernel of this operation on this machine
     multipliers = apply_rule(operation, r, x, grad)
     for m, end in zip(multipliers, r, strict=True):
         assert m is None or (m.shape, m.dtype) == (end.shape, end.dtype)
