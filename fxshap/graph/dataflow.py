@@ -13,14 +13,14 @@ aten = torch.ops.aten
 
 
 #: Operations that read only the shapes of their arguments.
-SHAPE_ONLY = (
+SHAPE_ONLY = frozenset((
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
     aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
-)  # fmt: skip
+))  # fmt: skip
 
 
 #: Operations that read only the shape, or the type, of their second argument.
-SECOND_BY_SHAPE = (aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as)
+SECOND_BY_SHAPE = frozenset((aten.expand_as, aten.view_as, aten.reshape_as, aten.type_as))
 
 
 def value_sources(node: fx.Node) -> list[fx.Node]:

@@ -64,9 +64,11 @@ def dynamic_part(node: fx.Node, constant: set[Any]) -> tuple[str, str] | None:
 
 def is_grouped_product(node: fx.Node) -> bool:
     """Return True if a node multiplies groups of rows by matrices of their own."""
-    # transformers registers it when it is imported, for types and devices without a kernel.
-    fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
-    return op_packet(node) in (*GROUPED_PRODUCTS, fallback)
+    if getattr(node.target, "namespace", "") == "transformers":
+        # transformers registers it when it is imported, for types and devices without a kernel.
+        fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+        return op_packet(node) is fallback
+    return op_packet(node) in GROUPED_PRODUCTS
 
 
 def constant_sizes(graph: fx.Graph) -> set[Any]:

@@ -1,4 +1,4 @@
-"""What is computed where a mask holds: assigned, added, and routed to experts."""
+"""Models that compute only where a mask is True: assigned, added, and routed to experts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def from_elsewhere(h: Tensor) -> Tensor:
     return out
 
 
-def whole_rows(h: Tensor) -> Tensor:
+def entire_rows(h: Tensor) -> Tensor:
     h = h.clone()
     mask = h[:, 0] > 0
     h[mask] = F.gelu(h[mask]) * h[mask].sum(-1, keepdim=True).tanh()
@@ -128,9 +128,9 @@ def in_a_slice(h: Tensor) -> Tensor:
 
 
 UPDATES = [
-    by_a_number, by_itself, by_its_square, from_elsewhere, whole_rows, groups, groups_by_one_of_all,
-    one_column, a_mask_in_a_mask, two_conditions, selected, at_indices, added_at_one_index,
-    copied_to_rows, added_to_rows, in_a_slice,
+    by_a_number, by_itself, by_its_square, from_elsewhere, entire_rows, groups,
+    groups_by_one_of_all, one_column, a_mask_in_a_mask, two_conditions, selected,
+    at_indices, added_at_one_index, copied_to_rows, added_to_rows, in_a_slice,
 ]  # fmt: skip
 
 
@@ -140,8 +140,8 @@ def test_what_a_mask_holds_adds_up(update: Callable[[Tensor], Tensor], dtype: to
     model, background, samples = Between(update).to(dtype), data(dtype), data(dtype, 3)
     explainable = fxshap.make_explainable(model, samples)
     assert_exact(model, explainable, [background], [samples], LIMITS[dtype])
-    (found, _), expected = explainable.observe(samples), model(samples)
-    torch.testing.assert_close(found, expected)
+    (output, _), expected = explainable.tapped_graph(samples), model(samples)
+    torch.testing.assert_close(output, expected)
 
 
 def test_an_assignment_has_the_values_of_a_choice() -> None:
@@ -154,11 +154,11 @@ def test_an_assignment_has_the_values_of_a_choice() -> None:
         return torch.where(h < 0, h.exp() - 1, h)
 
     x, background = data(torch.float64, 3), data(torch.float64)
-    (found,), (expected,) = (
+    (values,), (expected,) = (
         explain(fxshap.make_explainable(Between(f).double()), [background], [x])
         for f in (assigned, chosen)
     )
-    assert abs(found - expected).max() <= 1e-14 * abs(expected).max()
+    assert abs(values - expected).max() <= 1e-14 * abs(expected).max()
 
 
 FEATURES = torch.tensor([True, False, True, True, False, True])
@@ -166,7 +166,7 @@ FEATURES = torch.tensor([True, False, True, True, False, True])
 
 def by_a_constant_mask(h: Tensor) -> Tensor:
     out = h.sin()
-    out[:, FEATURES] = h[:, FEATURES].softmax(-1)  # not place by place
+    out[:, FEATURES] = h[:, FEATURES].softmax(-1)  # not elementwise
     return out
 
 
@@ -178,8 +178,8 @@ def by_constant_indices(h: Tensor) -> Tensor:
 
 
 def selected_by_a_constant_mask(h: Tensor) -> Tensor:
-    kept = h.masked_select(FEATURES.expand_as(h)).reshape(h.shape[0], -1).softmax(-1)
-    return torch.cat([kept, h[:, :2]], 1)
+    chosen = h.masked_select(FEATURES.expand_as(h)).reshape(h.shape[0], -1).softmax(-1)
+    return torch.cat([chosen, h[:, :2]], 1)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def counted(h: Tensor) -> Tensor:
     return h
 
 
-def other_places(h: Tensor) -> Tensor:
+def other_positions(h: Tensor) -> Tensor:
     h = h.clone()
-    h[h > 0] = -h[(-h) < 0]  # the same places, which only the numbers know
+    h[h > 0] = -h[(-h) < 0]  # the same positions, but only for these values
     return h
 
 
@@ -227,13 +227,13 @@ def other_places(h: Tensor) -> Tensor:
     ("function", "message"),
     [
         (minus_their_mean, r"helpers.py:\d+ .* the size of a tensor depends on values"),
-        (other_places, r"helpers.py:\d+ .* the size of a tensor depends on values"),
+        (other_positions, r"helpers.py:\d+ .* the size of a tensor depends on values"),
         (by_their_number, r"helpers.py:\d+ .* the size of a tensor depends on values"),
-        (softmax_of_all, "depends on how many places the mask holds"),
-        (counted, "depends on how many places the mask holds"),
+        (softmax_of_all, "depends on how many elements the mask selects"),
+        (counted, "depends on how many elements the mask selects"),
     ],
 )
-def test_what_takes_the_places_together_is_refused(
+def test_functions_of_several_elements_are_rejected(
     function: Callable[[Tensor], Tensor], message: str
 ) -> None:
     explainable = fxshap.make_explainable(Between(function))
@@ -311,7 +311,7 @@ def by_nonzero(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tenso
 
 
 @pytest.mark.parametrize("call", [by_mask, by_index, by_one_hot, by_nonzero])
-def test_experts_are_found_in_every_way(call: Callable[..., Tensor]) -> None:
+def test_experts_can_be_routed_in_any_way(call: Callable[..., Tensor]) -> None:
     """As exact as if they were called for every token, and about as near to the exact values."""
     generator = torch.Generator().manual_seed(0)
     background, samples = (
@@ -322,6 +322,6 @@ def test_experts_are_found_in_every_way(call: Callable[..., Tensor]) -> None:
     for model in (Experts(call), Experts(dense)):
         torch.testing.assert_close(model(samples), Experts(dense)(samples))
         explainable = fxshap.make_explainable(model)
-        (found,) = assert_exact(model, explainable, [background], [samples], LIMITS[torch.float64])
-        distances.append((torch.from_numpy(found) - exact).abs().sum())
+        (values,) = assert_exact(model, explainable, [background], [samples], LIMITS[torch.float64])
+        distances.append((torch.from_numpy(values) - exact).abs().sum())
     assert distances[0] <= 1.1 * distances[1]

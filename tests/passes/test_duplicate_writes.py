@@ -1,4 +1,4 @@
-"""Of several values that are written to one place the last one counts."""
+"""Of several values that are written to one position, only the last has an effect."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from tests.helpers import Between, assert_exact
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 #: Goes to 0, 2, 5 and 1; what goes to 0 and to 2 first is overwritten.
-PLACE = torch.tensor([0, 2, 2, 5, 1, 0])
+POSITION = torch.tensor([0, 2, 2, 5, 1, 0])
 STAYS = torch.tensor([False, False, True, True, True, True])
 
 
 def assigned(h: Tensor) -> Tensor:
     out = h.cos()
-    out[:, PLACE] = h.sin()
+    out[:, POSITION] = h.sin()
     return out
 
 
 def assigned_in_rows(h: Tensor) -> Tensor:
     out = h.cos()
-    out[torch.arange(len(h))[:, None], PLACE] = h.sin()
+    out[torch.arange(len(h))[:, None], POSITION] = h.sin()
     return out
 
 
 def scattered(h: Tensor) -> Tensor:
-    return h.cos().scatter(1, PLACE.expand(len(h), 6), h.sin())
+    return h.cos().scatter(1, POSITION.expand(len(h), 6), h.sin())
 
 
 def copied(h: Tensor) -> Tensor:
-    return h.cos().index_copy(1, PLACE, h.sin())
+    return h.cos().index_copy(1, POSITION, h.sin())
 
 
 def copied_rows(h: Tensor) -> Tensor:
-    wide = h.unsqueeze(1) * torch.ones(6, 1).to(h)
-    return wide.cos().index_copy(1, PLACE, wide.sin())[..., 0]
+    repeated = h.unsqueeze(1) * torch.ones(6, 1).to(h)
+    return repeated.cos().index_copy(1, POSITION, repeated.sin())[..., 0]
 
 
 WAYS = [assigned, assigned_in_rows, scattered, copied]
@@ -72,8 +72,9 @@ def test_what_is_overwritten_counts_nothing(function: Callable[[Tensor], Tensor]
     )
     written = samples.sin() - background.sin()
     expected = torch.zeros(2, 6, 6, dtype=torch.float64)
-    for feature, place in enumerate(PLACE.tolist()):
-        expected[:, feature, place] = written[:, feature] * STAYS[feature]
-    for place in (3, 4):  # nothing is written there
-        expected[:, place, place] = samples[:, place].cos() - background[:, place].cos()
+    for feature, position in enumerate(POSITION.tolist()):
+        expected[:, feature, position] = written[:, feature] * STAYS[feature]
+    for position in (3, 4):  # nothing is written there
+        change = samples[:, position].cos() - background[:, position].cos()
+        expected[:, position, position] = change
     torch.testing.assert_close(torch.from_numpy(values), expected)

@@ -1,4 +1,4 @@
-"""Float32 inside a float64 model is computed in float64, unless it is meant to be narrow."""
+"""Float32 inside a float64 model is computed in float64, unless float32 is intended."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def data(rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def rms_norm(h: Tensor, dtype: torch.dtype) -> Tensor:
-    wide = h.to(dtype)
-    return h * (wide * wide.pow(2).mean(-1, keepdim=True).add(1e-3).rsqrt()).to(h.dtype)
+    cast = h.to(dtype)
+    return h * (cast * cast.pow(2).mean(-1, keepdim=True).add(1e-3).rsqrt()).to(h.dtype)
 
 
 def softmax(h: Tensor, dtype: torch.dtype) -> Tensor:
@@ -74,13 +74,13 @@ def between(part: Callable[[Tensor, torch.dtype], Tensor], dtype: torch.dtype) -
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_the_part_is_explained_as_in_float64(part: Callable[..., Tensor]) -> None:
-    narrow, wide = (between(part, dtype) for dtype in (torch.float32, torch.float64))
-    explainable = fxshap.make_explainable(narrow)
-    found = assert_exact(narrow, explainable, [data(5)], [data(3)], 1e-6)
-    expected = assert_exact(wide, fxshap.make_explainable(wide), [data(5)], [data(3)], 1e-12)
+    single, double = (between(part, dtype) for dtype in (torch.float32, torch.float64))
+    explainable = fxshap.make_explainable(single)
+    values = assert_exact(single, explainable, [data(5)], [data(3)], 1e-6)
+    expected = assert_exact(double, fxshap.make_explainable(double), [data(5)], [data(3)], 1e-12)
     # Of the order of 1, and rounded in another order.
-    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-13)
-    assert explainable.computed_in == torch.float32
+    np.testing.assert_allclose(values[0], expected[0], rtol=0, atol=1e-13)
+    assert explainable.compute_dtype == torch.float32
 
 
 def tree(x: Tensor) -> Tensor:
@@ -140,20 +140,20 @@ def test_a_constant_is_cast_once() -> None:
 
     explainable = fxshap.make_explainable(Between(twice).double())
     explain(explainable, [data(5)], [data(3)])
-    assert len(explainable._latest().rewritten.folded) == 1
+    assert len(explainable._calls.captures.latest.program.rewritten.folded) == 1
 
 
 @pytest.mark.parametrize("part", [lambda h: h.float().double(), lambda h: h * h.float()])
 def test_verify_sees_what_only_rounds(part: Callable[[Tensor], Tensor]) -> None:
     result = fxshap.verify(Between(part).double(), data(5), data(3))
-    assert result.computed_in == torch.float32 and result.additive
+    assert result.compute_dtype == torch.float32 and result.additive
 
 
-def test_numbers_of_a_mask_are_not_narrow() -> None:
+def test_a_float32_mask_is_not_low_precision() -> None:
     model = Between(lambda h: (h > 0).float() * h).double()
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(5)], [data(3)], 1e-12)
-    assert explainable.computed_in == torch.float64
+    assert explainable.compute_dtype == torch.float64
 
 
 def test_an_output_keeps_its_type() -> None:
@@ -183,7 +183,7 @@ def assert_untouched(model: nn.Module, inside: torch.dtype) -> None:
         paired = explainable(torch.cat([data(3), data(3)]))
     with torch.no_grad():
         assert torch.equal(paired[:3], model(data(3)))
-    assert explainable.computed_in == inside
+    assert explainable.compute_dtype == inside
 
 
 def test_a_model_with_weights_of_float32_is_not_touched() -> None:
@@ -204,22 +204,22 @@ def test_operators_of_ones_own_keep_their_type() -> None:
     assert_untouched(model, torch.float32)
 
 
-def test_verify_says_what_rounding_there_is() -> None:
+def test_verify_reports_the_precision_inside() -> None:
     result = fxshap.verify(between(attention, torch.float32), data(5), data(3))
-    assert (result.dtype, result.computed_in) == (torch.float64, torch.float32)
+    assert (result.dtype, result.compute_dtype) == (torch.float64, torch.float32)
     assert result.additive and result.additivity_error > 1e-9 and not result.leaks
     assert "float64, float32 inside" in str(result)
-    assert result.to_dict()["computed_in"] == "float32"
+    assert result.to_dict()["compute_dtype"] == "float32"
     plain = fxshap.verify(between(attention, torch.float64), data(5), data(3))
-    assert plain.computed_in == torch.float64 and "inside" not in str(plain)
+    assert plain.compute_dtype == torch.float64 and "inside" not in str(plain)
 
 
-def test_verify_knows_autocast() -> None:
+def test_verify_reports_autocast() -> None:
     class Autocast(Between):
         def forward(self, x: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 return super().forward(x).float()
 
     result = fxshap.verify(Autocast(torch.tanh), data(5).float(), data(3).float())
-    assert result.computed_in == torch.bfloat16
+    assert result.compute_dtype == torch.bfloat16
     assert result.additive and result.additivity_error > 1e-4

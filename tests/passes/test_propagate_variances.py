@@ -39,11 +39,11 @@ class Applied(nn.Module):
 
 def variances_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
     """The variances that the activations of a model receive between two rows."""
-    explainable = fxshap.make_explainable(model, (r,), variances=True)
-    (engine,) = explainable._engines.values()
+    explainable = fxshap.make_explainable(model, (r,), rule="variance")
+    (engine,) = explainable._calls.captures.engines.values()
     engine.bind_weights(object())
-    (_, end), (_, start) = engine.observe([x]), engine.observe([r])
-    return list(engine.rewritten.variance_graph(start, end, r))
+    (_, sample), (_, reference) = engine.program.tapped([x]), engine.program.tapped([r])
+    return list(engine.program.rewritten.variance_graph(reference, sample, r))
 
 
 CONV = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
@@ -70,13 +70,13 @@ LINEARS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_the_variance_of_a_sum_is_that_of_its_terms(name: str) -> None:
     linear = LINEARS[name]
     x, r = numbers(1, 2, 4, 4, seed=1), numbers(1, 2, 4, 4, seed=2)
-    (found,) = variances_of(Applied(linear, torch.tanh), x, r)
+    (variance,) = variances_of(Applied(linear, torch.tanh), x, r)
     jacobian = torch.autograd.functional.jacobian(linear, x).flatten(x.dim())
     jacobian = jacobian.reshape(*linear(x).shape, -1)
-    torch.testing.assert_close(found, jacobian.square() @ (x - r).square().flatten())
+    torch.testing.assert_close(variance, jacobian.square() @ (x - r).square().flatten())
 
 
-def test_what_the_formula_says() -> None:
+def test_variances_match_the_formula() -> None:
     model = nn.Sequential(nn.Linear(6, 1), nn.GELU()).double()
     (x,), (r,) = numbers(1, 6, seed=1), numbers(1, 6, seed=2)
     weight, bias = model[0].weight[0].detach(), model[0].bias[0].detach()
@@ -89,8 +89,8 @@ def test_what_the_formula_says() -> None:
     of_mean = (smoothed(z_x) - smoothed(z_r)) / (z_x - z_r)
     of_variance = (F.gelu(z_x) - F.gelu(z_r) - of_mean * (z_x - z_r)) / v
     expected = u * (of_mean + of_variance * u)
-    (found,) = explain(fxshap.make_explainable(model, variances=True), [r[None]], [x[None]])
-    np.testing.assert_allclose(found[0, :, 0], expected.numpy(), rtol=1e-12)
+    (values,) = explain(fxshap.make_explainable(model, rule="variance"), [r[None]], [x[None]])
+    np.testing.assert_allclose(values[0, :, 0], expected.numpy(), rtol=1e-12)
 
 
 SLOPES = [case for case in CURVES if case.target.overloadpacket in SMOOTHED]
@@ -122,12 +122,12 @@ def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torc
     step, v = x.double() - r.double(), v.double()
     # Where v is infinite nothing is multiplied by it.
     parts = of_mean.double() * step, torch.where(of_variance == 0, 0.0, of_variance.double() * v)
-    f_x, f_r = (case.target(end, *rest, **case.kwargs).double() for end in (x, r))
+    f_x, f_r = (case.target(z, *rest, **case.kwargs).double() for z in (x, r))
     size = sum(part.abs() for part in (*parts, f_x, f_r))
     error = (sum(parts) - (f_x - f_r)).abs()
     # Multipliers that are smaller than numbers of the type are lost, and PyTorch's GELU rounds
     # x (1 + erf), of which little is left in its tail.
-    own = 2 * torch.finfo(dtype).eps * sum(end.double().abs().clamp(max=16) for end in (r, x))
+    own = 2 * torch.finfo(dtype).eps * sum(z.double().abs().clamp(max=16) for z in (r, x))
     lost = torch.finfo(dtype).tiny * (step.abs() + torch.where(v.isfinite(), v, 0.0) + 1) + own
     assert (error <= TOLERANCE[dtype] * size + lost).all()
     assert (parts[0].abs() <= 1e6 * (1 + f_x.abs() + (f_x - f_r).abs())).all()
@@ -146,7 +146,7 @@ def test_networks_of_all_kinds_add_up(name: str, dtype: torch.dtype, limit: floa
     network = NETWORKS[name]
     model = network.build().to(dtype)
     r, x = (list(network.inputs(rows, seed=rows, dtype=dtype)) for rows in (5, 2))
-    assert_exact(model, fxshap.make_explainable(model, variances=True), r, x, limit)
+    assert_exact(model, fxshap.make_explainable(model, rule="variance"), r, x, limit)
 
 
 @pytest.mark.parametrize("far", [1e-160, 1e-30, 1e-12, 1.0, 1e2, 1e30, 1e160])
@@ -154,7 +154,7 @@ def test_near_and_far_ends_add_up(far: float) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     model = model.double()
     r = numbers(4, 6, seed=1)
-    explainable = fxshap.make_explainable(model, variances=True)
+    explainable = fxshap.make_explainable(model, rule="variance")
     for x in (r[:1] + far * numbers(1, 6, seed=2), r[:1]):
         # SHAP's own check is of the difference, whatever the size.
         values = explain(explainable, [r], [x], check_additivity=False)
@@ -162,7 +162,7 @@ def test_near_and_far_ends_add_up(far: float) -> None:
 
 
 class Masked(nn.Module):
-    """Logits of -inf at both ends, or at one, among the terms of a sum."""
+    """Logits of -inf at both endpoints, or at one, among the terms of a sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Masked(nn.Module):
 
 def test_what_is_masked_adds_no_variance() -> None:
     model, x, r = Masked().double(), numbers(3, 6, seed=1), numbers(4, 6, seed=2)
-    assert_exact(model, fxshap.make_explainable(model, variances=True), [r], [x], 1e-12)
+    assert_exact(model, fxshap.make_explainable(model, rule="variance"), [r], [x], 1e-12)
 
 
 def exact_values(model: nn.Module, x: Tensor, r: Tensor) -> Tensor:
@@ -209,7 +209,9 @@ def test_attributions_are_nearer_to_the_exact_values(
         exact = exact_values(model, x, r).numpy()
     distances = []
     for variances in (False, True):
-        (values,) = explain(fxshap.make_explainable(model, variances=variances), [r], [x])
+        (values,) = explain(
+            fxshap.make_explainable(model, rule="variance" if variances else "rescale"), [r], [x]
+        )
         distances.append(np.abs(values - exact).sum())
     assert distances[1] < most * distances[0]
 
@@ -218,7 +220,9 @@ def test_a_unit_of_one_input_keeps_its_secant() -> None:
     model = nn.Sequential(nn.GELU(), nn.Conv1d(3, 3, 1, groups=3), nn.ReLU(), nn.Flatten()).double()
     x, r = numbers(2, 3, 4, seed=1), numbers(5, 3, 4, seed=2)
     plain, smoothed = (
-        explain(fxshap.make_explainable(model, variances=variances), [r], [x])[0]
+        explain(
+            fxshap.make_explainable(model, rule="variance" if variances else "rescale"), [r], [x]
+        )[0]
         for variances in (False, True)
     )
     # In S + T u the smoothed slope cancels; what is left of its rounding is divided by u.
@@ -235,10 +239,10 @@ def test_refinement_and_chunks_of_references_work_with_it() -> None:
     model, x, r = perceptron(), numbers(2, 6, seed=1), numbers(12, 6, seed=2)
     exact = exact_values(model, x, r).detach().numpy()
     distances = []
-    for options in ({}, {"variances": True}, {"variances": True, "refine": 4}):
+    for options in ({}, {"rule": "variance"}, {"rule": "variance", "refine": 4}):
         explainable = fxshap.make_explainable(model, **options)
         (values,) = assert_exact(model, explainable, [r], [x], 1e-12)
-        explainable = fxshap.make_explainable(model, reference_chunk=5, **options)
+        explainable = fxshap.make_explainable(model, reference_batch_size=5, **options)
         np.testing.assert_allclose(explain(explainable, [r], [x])[0], values, rtol=1e-10)
         distances.append(np.abs(values - exact).sum())
     assert distances[2] < distances[1] < distances[0]
@@ -246,31 +250,31 @@ def test_refinement_and_chunks_of_references_work_with_it() -> None:
 
 def test_new_weights_are_seen() -> None:
     model, x, r = perceptron(), numbers(2, 6, seed=1), numbers(5, 6, seed=2)
-    explainable = fxshap.make_explainable(model, variances=True)
+    explainable = fxshap.make_explainable(model, rule="variance")
     explain(explainable, [r], [x])
     with torch.no_grad():
         model[2].weight.mul_(-2)
-    fresh = fxshap.make_explainable(model, variances=True)
+    fresh = fxshap.make_explainable(model, rule="variance")
     assert_same_values(explain(explainable, [r], [x]), explain(fresh, [r], [x]))
 
 
-def test_captum_and_compiled_walks_give_the_same() -> None:
+def test_captum_and_compiled_backward_passes_give_the_same_values() -> None:
     model = perceptron(torch.float32)
     x, r = (numbers(n, 6, seed=n, dtype=torch.float32) for n in (2, 5))
-    (values,) = explain(fxshap.make_explainable(model, variances=True), [r], [x])
-    compiled = fxshap.make_explainable(model, variances=True, compile=True)
-    (found,) = assert_exact(model, compiled, [r], [x], 1e-5)
+    (values,) = explain(fxshap.make_explainable(model, rule="variance"), [r], [x])
+    compiled = fxshap.make_explainable(model, rule="variance", compile=True)
+    (compiled_values,) = assert_exact(model, compiled, [r], [x], 1e-5)
     # In float32; the compiler and pairs of rows that differ round in another order.
-    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-6)
-    method = captum.attr.DeepLiftShap(fxshap.make_explainable(model, variances=True))
-    found = method.attribute(x, r, target=1).detach().numpy()
-    np.testing.assert_allclose(found, values[..., 1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(compiled_values, values, rtol=1e-4, atol=1e-6)
+    method = captum.attr.DeepLiftShap(fxshap.make_explainable(model, rule="variance"))
+    attributed = method.attribute(x, r, target=1).detach().numpy()
+    np.testing.assert_allclose(attributed, values[..., 1], rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_is_left_alone_and_the_report_is_the_same() -> None:
+def test_the_model_and_the_report_do_not_change() -> None:
     model, x, r = perceptron().eval(), numbers(2, 6, seed=1), numbers(5, 6, seed=2)
     before = state_of(model)
-    explainable = fxshap.make_explainable(model, variances=True)
+    explainable = fxshap.make_explainable(model, rule="variance")
     explain(explainable, [r], [x])
     assert_same_state(model, before)
     assert torch.equal(explainable(x), model(x))

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
+from fxshap.ops.library import ranks
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.ranking import ranking, ranks
+from fxshap.rules.ranking import ranking
 from tests.helpers import assert_exact
 
 USES = {
@@ -49,10 +50,10 @@ USES = {
     "scatter of values": lambda m, x: m.scores(x).scatter(
         1, m.scores(x).cos().topk(3, 1).indices, x[:, :3].exp()
     ),
-    "scatter to one place": lambda m, x: m.scores(x).scatter(
+    "scatter to one position": lambda m, x: m.scores(x).scatter(
         1, m.scores(x)[:, :4].mul(3).long() % 3, x[:, :4].exp()
     ),
-    "scatter of a number to one place": lambda m, x: (
+    "scatter of a number to one position": lambda m, x: (
         torch.zeros_like(m.scores(x)).scatter(1, m.scores(x)[:, :4].mul(3).long() % 3, 2.0)
         * m.scores(x)
     ),
@@ -140,7 +141,7 @@ def test_the_order_of_an_unsorted_topk_is_free():
     assert_exact(model.eval(), fxshap.make_explainable(model), background, samples, 1e-6)
 
 
-def test_a_whole_number_as_a_boolean_says_what_is_not_zero():
+def test_an_integer_as_a_boolean_is_true_if_not_zero():
     """A number above 1 counts as 1, and no more."""
     model = Chooser(lambda m, x: m.scores(x).mul(4).long().bool() * m.scores(x)).double()
     background, samples = torch.randn(5, 6).double(), torch.randn(3, 6).double()
@@ -149,7 +150,7 @@ def test_a_whole_number_as_a_boolean_says_what_is_not_zero():
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_codes_in_bags_add_up(mode):
-    """The maximum writes every row beside every row: what is tapped grows in two dimensions."""
+    """The maximum compares every row with every row: its taps grow in two dimensions."""
 
     def embedded(m, x):
         codes = m.scores(x).mul(3).long().clamp(-3, 4) + 3
