@@ -30,6 +30,7 @@ from fxshap.rules.core.order_statistics import (
     sort_endpoints,
 )
 from fxshap.rules.core.registry import Tensors, rule
+from fxshap.rules.core.shapes import restore_dims
 from fxshap.rules.maximum import values_grad
 
 aten = torch.ops.aten
@@ -91,8 +92,8 @@ def order(
     if dim is None:  # of all elements
         r, x, dim = r.flatten(), x.expand_as(r).flatten(), 0
     several = operation.target in SEVERAL_RANKS
-    if not several and not operation.get("keepdim"):
-        values_cotangent = values_cotangent.unsqueeze(dim)
+    if not several:
+        values_cotangent = restore_dims(operation, values_cotangent, [dim])
     lowest = 0 if several else operation.get("k", (r.shape[dim] + 1) // 2) - 1
     sign = 1 if operation.get("descending", operation.get("largest", False)) else -1
     r, x, g = (value.movedim(dim, -1) for value in (r, x, values_cotangent))

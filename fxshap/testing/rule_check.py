@@ -300,10 +300,10 @@ def check_decomposition(case: Case, operation: Operation, point: Tensors) -> Non
     dtype = next(value.dtype for value in point if value.is_floating_point())
     parts = replace(operation, target=case.decomposition)
     outputs, results = (pytree.tree_leaves(f(*point)) for f in (operation, parts))
-    for expected, found in zip(outputs, results, strict=True):
+    for expected, actual in zip(outputs, results, strict=True):
         limit = TOLERANCE[dtype]
-        if expected.shape != found.shape or not torch.allclose(
-            expected, found, rtol=limit, atol=limit, equal_nan=True
+        if expected.shape != actual.shape or not torch.allclose(
+            expected, actual, rtol=limit, atol=limit, equal_nan=True
         ):
             raise AdditivityError(
                 f"{describe(case)} does not return what the operator does, in {dtype}"

@@ -106,5 +106,5 @@ def test_outputs_are_the_models_own_bit_for_bit():
     shap.DeepExplainer(explainable, images[:2]).shap_values(images[2:3], check_additivity=False)
     with torch.no_grad():
         sample, references = model(images[2:3]), model(images[:2])
-    ends = seen[-1].detach().chunk(2)
-    assert torch.equal(ends[0][:1], sample) and torch.equal(ends[1], references)
+    endpoints = seen[-1].detach().chunk(2)
+    assert torch.equal(endpoints[0][:1], sample) and torch.equal(endpoints[1], references)

@@ -110,8 +110,8 @@ def test_every_spelling_has_the_secant_of_its_own_function(spelling: str) -> Non
     if "sigmoid" in spelling:
         with mpmath.workdps(60):
             pairs = zip(R.flatten().tolist(), X.flatten().tolist(), strict=True)
-            ends = [(mpmath.mpf(a), mpmath.mpf(b)) for a, b in pairs]
-            exact = [float((exact_sigmoid(b) - exact_sigmoid(a)) / (b - a)) for a, b in ends]
+            endpoints = [(mpmath.mpf(a), mpmath.mpf(b)) for a, b in pairs]
+            exact = [float((exact_sigmoid(b) - exact_sigmoid(a)) / (b - a)) for a, b in endpoints]
         true = torch.tensor(exact, dtype=torch.float64)[:, None]
     else:
         true, _ = reference(form, R, X)

@@ -68,7 +68,7 @@ def cached(value: Tensor, what: str | Operation, function: Callable[[Tensor], Va
     Parameters
     ----------
     value : Tensor
-        A tapped value, which nobody changes.
+        A tapped value; it must not be changed in place.
     what : str or Operation
         Names the function and its constants, or is the operation that holds the constants. An
         operation is identified by its name in the graph.
@@ -81,8 +81,8 @@ def cached(value: Tensor, what: str | Operation, function: Callable[[Tensor], Va
     key = (what.name or id(what)) if isinstance(what, Operation) else what
     if key not in values:
         values[key] = what, function(value)  # with `what`, so that its id is not reused
-    found: Value = values[key][1]
-    return found
+    result: Value = values[key][1]
+    return result
 
 
 def cached_between(
@@ -111,8 +111,8 @@ def cached_between(
         for tensor in pytree.tree_leaves(computed):
             _SHARED.add(tensor)
         values[key] = operation, r, computed  # with the first two, so that no id is reused
-    found: Value = values[key][2]
-    return found
+    result: Value = values[key][2]
+    return result
 
 
 @contextmanager
@@ -137,16 +137,16 @@ def cached_values(value: Tensor) -> dict[str, Any]:
     """Return the cached values of a tensor by their names, those that consist of tensors only."""
     values = _OF_ENDPOINT.get(value) or {}
     return {
-        key: found
-        for key, (_, found) in values.items()
-        if isinstance(key, str) and all(isinstance(x, Tensor) for x in pytree.tree_leaves(found))
+        key: result
+        for key, (_, result) in values.items()
+        if isinstance(key, str) and all(isinstance(x, Tensor) for x in pytree.tree_leaves(result))
     }
 
 
 def with_cached_values(value: Tensor, values: dict[str, Any]) -> Tensor:
     """Return an alias of a tensor with these cached values, as :func:`cached_values` gives them."""
     alias = value.detach()
-    _OF_ENDPOINT.add(alias).update({key: (key, found) for key, found in values.items()})
+    _OF_ENDPOINT.add(alias).update({key: (key, result) for key, result in values.items()})
     return alias
 
 
