@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, _trace
 
+from fxshap._compat import export_workarounds, skips_contexts
 from fxshap.capture.captured import Captured
 from fxshap.capture.diagnostics import (
     convert_data_dependent_errors,
@@ -133,16 +134,22 @@ class SelectedOutput(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Return the tensor to explain, and if there is a hook point the tensors there."""
+        if skips_contexts():
+            return self.select(inputs)
         with (
             RecordBatchNorms(),
             trace_scripted_modules(self.model),
             convert_data_dependent_errors(),
         ):
-            if self.hook_point is None:
-                return select_output(self.call(self.model, inputs), self.output)
-            with record_tensors(self.model, self.hook_point) as calls:
-                result = select_output(self.call(self.model, inputs), self.output)
-            return result, single_call(self.hook_point, calls)
+            return self.select(inputs)
+
+    def select(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """Call the model, and return what `forward` returns."""
+        if self.hook_point is None:
+            return select_output(self.call(self.model, inputs), self.output)
+        with record_tensors(self.model, self.hook_point) as calls:
+            result = select_output(self.call(self.model, inputs), self.output)
+        return result, single_call(self.hook_point, calls)
 
 
 # --- torch.export -------------------------------------------------------------------------------
@@ -215,8 +222,11 @@ def export_with_strategy(
     export_function = export_after_autocast if strategy.cast else torch.export.export
     with warnings.catch_warnings(), silence_logger(TORCH_LOGGER), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = export_function(model, examples, dynamic_shapes=(dims,), strict=strategy.strict)
-        program = functionalize(program)
+        with export_workarounds(model, strategy.strict):
+            program = export_function(
+                model, examples, dynamic_shapes=(dims,), strict=strategy.strict
+            )
+            program = functionalize(program)
     # Export leaves reference cycles, which keep the model and the tensors of our callers alive.
     gc.collect()
     return program

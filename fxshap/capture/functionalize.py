@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxshap._compat import replace_views
 from fxshap.graph.insertion import inline_graph, trace_function
 from fxshap.rules.core.registry import DECOMPOSITIONS, find_rule
 
@@ -48,6 +49,7 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     program : ExportedProgram
         As ``torch.export.export`` returns it. It may be changed.
     """
+    replace_views(program.graph)
     forms = functional_forms(program.graph)
     if forms is None:
         decomposed: ExportedProgram = program.run_decompositions(dict(DECOMPOSITIONS))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fxshap._compat import deny_exporting
+
 # --- TorchScript --------------------------------------------------------------------------------
 
 
@@ -35,12 +37,8 @@ def trace_scripted_modules(model: nn.Module) -> Iterator[None]:
 
 def call_as_not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a method while ``torch.compiler.is_exporting()`` returns False."""
-    exporting = torch.compiler._is_exporting_flag
-    torch.compiler._is_exporting_flag = False
-    try:
+    with deny_exporting():
         return method(*args, **kwargs)
-    finally:
-        torch.compiler._is_exporting_flag = exporting
 
 
 # --- batch norm ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
+from fxshap._compat import is_size_constraint
 from fxshap.capture.captured import Captured
 from fxshap.errors import CaptureError
 from fxshap.graph.nodes import has_tensor
@@ -38,7 +39,7 @@ def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captur
             path = str(specs[node.name].target).removeprefix("model.")
             if has_tensor(model, path):  # the others are constants that `forward` creates
                 weights[node.name] = path
-        else:
+        elif not is_size_constraint(node):
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
                 copies[node].meta["bound"] = len(inputs) >= explained

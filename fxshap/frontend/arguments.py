@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxshap._compat import hashable_spec
 from fxshap.errors import InputError
 from fxshap.frontend.entry import expand_bound
 from fxshap.frontend.inputs import has_rows
@@ -174,7 +175,8 @@ class Arguments:
         template = self.template
         slots = [(slot.index, slot.shared, repr(slot.constant)) for slot in template.slots]
         facts = [(x.shape[1:], x.dtype, x.device) for x in self.tensors]
-        return (template.spec, template.bound_spec, self.explained, *slots, *facts)
+        specs = map(hashable_spec, (template.spec, template.bound_spec))
+        return (*specs, self.explained, *slots, *facts)
 
     def halves(self) -> tuple[Arguments, Arguments]:
         """Split rows into those of the samples and those of the references.

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fxshap._compat import parity
 from fxshap.autograd.tape import Multipliers, Taps
 from fxshap.errors import InputError, OptionError
 
@@ -236,7 +237,7 @@ def balanced_scores(
         columns = rng.permutation(size)[:features]
         orders = [rng.permutation(size - 1) + 1 for _ in halvings]
         for rows in zip(*orders, strict=True):
-            signs = (1 - 2.0 * (np.bitwise_count(row & columns) % 2) for row in rows)
+            signs = (1 - 2.0 * parity(row & columns) for row in rows)
             yield sum(
                 (half * sign for half, sign in zip(halvings, signs, strict=True)),
                 start=halvings[-1] * rng.random(features),  # decides uneven halves

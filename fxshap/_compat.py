@@ -1,0 +1,259 @@
+"""The differences between releases of PyTorch, NumPy and Python, in one place.
+
+Every function names the releases that it is for, and why. It tests whether a feature exists where
+it can, and otherwise compares the release of PyTorch. On the newest release none has an effect.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch._decomp import decompositions
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+#: Operators that only state the bounds of a size.
+SIZE_CONSTRAINTS = (
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+)
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version.
+
+    Examples
+    --------
+    >>> release_of("2.11.0+cu130")
+    (2, 11)
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    assert found, version
+    return int(found[1]), int(found[2])
+
+
+#: The release of PyTorch.
+TORCH = release_of(torch.__version__)
+
+
+# --- Python and NumPy ---------------------------------------------------------------------------
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error. Python 3.10 does not print notes; there it is only stored."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]
+
+
+def parity(numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Return 1 where a non-negative number has an odd count of bits, and 0 elsewhere.
+
+    NumPy has ``bitwise_count`` since 2.0.
+
+    Examples
+    --------
+    >>> parity(np.array([0, 1, 2, 3, 7])).tolist()
+    [0, 1, 1, 0, 1]
+    """
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(numbers) % 2
+    for shift in (32, 16, 8, 4, 2, 1):
+        numbers = numbers ^ (numbers >> shift)
+    return numbers & 1
+
+
+# --- while a model is exported ------------------------------------------------------------------
+
+
+def hashable_spec(spec: pytree.TreeSpec) -> Any:
+    """Return a ``TreeSpec``, or its text up to torch 2.7, where it cannot be hashed."""
+    try:
+        hash(spec)
+    except TypeError:
+        return repr(spec)
+    return spec
+
+
+@contextmanager
+def deny_exporting() -> Iterator[None]:
+    """Make ``torch.compiler.is_exporting()`` return False. Torch 2.6 has no such flag."""
+    if not hasattr(torch.compiler, "_is_exporting_flag"):
+        yield
+        return
+    before = torch.compiler._is_exporting_flag
+    torch.compiler._is_exporting_flag = False
+    try:
+        yield
+    finally:
+        torch.compiler._is_exporting_flag = before
+
+
+def skips_contexts() -> bool:
+    """Return True if strict export cannot trace our context managers, as up to torch 2.6."""
+    return TORCH < (2, 7) and torch.compiler.is_dynamo_compiling()
+
+
+@contextmanager
+def export_workarounds(model: nn.Module, strict: bool) -> Iterator[None]:
+    """Work around the faults of older releases while a model is exported.
+
+    Parameters
+    ----------
+    model : nn.Module
+    strict : bool
+        Whether the model's Python is interpreted instead of run.
+    """
+    with ExitStack() as workarounds:
+        if TORCH < (2, 13):
+            workarounds.enter_context(restore_final_states())
+        if TORCH < (2, 11):
+            workarounds.enter_context(restore_attributes(model))
+            if not strict:
+                workarounds.enter_context(run_compiled_eagerly())
+        if TORCH < (2, 7):
+            workarounds.enter_context(hide_script_objects(model))
+        yield
+
+
+@contextmanager
+def restore_final_states() -> Iterator[None]:
+    """Restore the shape of the final states of an LSTM, which torch 2.5 to 2.12 squeeze wrongly."""
+    one_layer: Callable[..., Any] = decompositions.one_layer_lstm
+
+    def in_shape(inp: Any, hidden: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        out, states = one_layer(inp, hidden, *args, **kwargs)
+        pairs = zip(states, hidden, strict=True)
+        return out, tuple(x if x.dim() == h.dim() else x.reshape(h.shape) for x, h in pairs)
+
+    decompositions.one_layer_lstm = in_shape
+    try:
+        yield
+    finally:
+        decompositions.one_layer_lstm = one_layer
+
+
+#: The attributes of every module, which torch restores itself.
+COMMON_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def restore_attributes(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes that ``forward`` assigns, and the contents of lists and dicts.
+
+    Torch 2.6 and 2.9 leave them changed. Only what has changed is written, because other threads
+    may read the attributes.
+    """
+    before = [
+        (vars(module), {k: (v, contents(v)) for k, v in own_attributes(module).items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, known in before:
+            for name, (value, inside) in known.items():
+                if attributes.get(name, attributes) is not value:
+                    attributes[name] = value
+                restore_contents(value, inside)
+            for name in attributes.keys() - known.keys() - COMMON_ATTRIBUTES:
+                del attributes[name]
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that a module has in addition to those of every module."""
+    return {name: value for name, value in vars(module).items() if name not in COMMON_ATTRIBUTES}
+
+
+def contents(value: Any) -> list[Any]:
+    """Return the elements of a list or the items of a dict; an empty list for other values."""
+    if type(value) is dict:
+        return list(value.items())
+    return list(value) if type(value) is list else []
+
+
+def restore_contents(value: Any, before: list[Any]) -> None:
+    """Restore the contents of a list or a dict, if they have changed."""
+    now = contents(value)
+    if len(now) != len(before) or any(not same(a, b) for a, b in zip(now, before, strict=True)):
+        value.clear()
+        (value.update if type(value) is dict else value.extend)(before)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return True if two elements of a list, or two items of a dict, are the same objects."""
+    pairs = type(a) is tuple and type(b) is tuple and len(a) == len(b)
+    return all(x is y for x, y in zip(a, b, strict=True)) if pairs else a is b
+
+
+@contextmanager
+def run_compiled_eagerly() -> Iterator[None]:
+    """Run compiled submodules eagerly.
+
+    Export of torch 2.6 raises an error at a compiled submodule. Torch 2.9 runs its Inductor code on
+    fake tensors, which kills the process.
+    """
+    import torch._dynamo.config
+
+    with (
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+@contextmanager
+def hide_script_objects(model: nn.Module) -> Iterator[None]:
+    """Hide the C++ objects of ``ScriptModule``s, which export of torch 2.6 takes for constants."""
+    from torch._export import non_strict_utils
+    from torch.export import _trace
+
+    gather: Callable[..., Any] = non_strict_utils._gather_constant_attrs
+
+    def without_scripts(root: nn.Module) -> Any:
+        constants = gather(root)
+        for constant in list(constants):
+            if isinstance(constant, torch._C.ScriptModule):
+                del constants[constant]
+        return constants
+
+    modules: Any = (non_strict_utils, _trace)
+    for module in modules:
+        module._gather_constant_attrs = without_scripts
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._gather_constant_attrs = gather
+
+
+# --- exported graphs ----------------------------------------------------------------------------
+
+
+def replace_views(graph: fx.Graph) -> None:
+    """Replace ``view`` by ``reshape`` before torch decomposes operations, up to torch 2.12.
+
+    There the decomposition of attention has other strides than attention itself, so that the views
+    after it fail.
+    """
+    if TORCH < (2, 13):
+        for node in graph.nodes:
+            if node.target is aten.view.default:
+                node.target = aten.reshape.default
+
+
+def is_size_constraint(node: fx.Node) -> bool:
+    """Return True if a node only states the bounds of a size, as torch 2.6 and 2.9 write it.
+
+    The node would keep alive the values that the size belongs to: those that a mask selects.
+    """
+    return TORCH < (2, 11) and node.target in SIZE_CONSTRAINTS
