@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxshap.ops import schemas
-from fxshap.ops.dtypes import differentiable
+from fxshap.ops.dtypes import differentiable, is_floating
+from fxshap.ops.schemas import argument_names, named_arguments
 
 aten = torch.ops.aten
 
@@ -45,21 +45,16 @@ def call_args(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
-def argument_names(node: fx.Node) -> list[str]:
-    """Return the names of all arguments of a node's operator, from its schema."""
-    return schemas.argument_names(node.target)
-
-
-def named_arguments(node: fx.Node) -> dict[str, Any]:
+def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a node by name, defaults included."""
-    return schemas.named_arguments(node.target, node.args, node.kwargs)
+    return named_arguments(node.target, node.args, node.kwargs)
 
 
 def varying_arguments(node: fx.Node) -> list[tuple[int, fx.Node]]:
     """Return (argument position, node) for every argument that depends on the input."""
     arguments = list(enumerate(node.args))
     if any(nodes_in(argument) for argument in node.kwargs.values()):
-        names = argument_names(node)
+        names = argument_names(node.target)
         arguments += [
             (names.index(key), argument)
             for key, argument in node.kwargs.items()
@@ -96,10 +91,9 @@ def output_tensors(node: fx.Node) -> list[Tensor]:
     return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
 
 
-def is_floating(argument: Any) -> bool:
+def is_floating_node(argument: Any) -> bool:
     """Return True if an argument is a node whose output is one real floating-point tensor."""
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return isinstance(argument, fx.Node) and is_floating(argument.meta.get("val"))
 
 
 def has_floating_output(node: fx.Node) -> bool:

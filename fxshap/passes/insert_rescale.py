@@ -9,12 +9,12 @@ from __future__ import annotations
 import operator
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
 from fxshap.autograd.rescale import RESCALES, rescale
 from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import (
-    aten,
     batch_dims,
     call_nodes,
     has_floating_output,
@@ -25,6 +25,8 @@ from fxshap.graph.provenance import describe_location
 from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolution
 from fxshap.ops.library import BATCH_NORM
 from fxshap.rules.core.registry import find_rule
+
+aten = torch.ops.aten
 
 
 def original_operator(node: fx.Node) -> Any:

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxshap.graph.dataflow import value_sources, varying_nodes
 from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import CASTS, call_nodes, has_floating_output, op_packet, output_tensors
-from fxshap.ops.dtypes import differentiable, runs_in_every_dtype
+from fxshap.ops.dtypes import differentiable, is_floating, runs_in_every_dtype
 from fxshap.passes.context import Context
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def record_compute_dtype(graph: fx.Graph, context: Context) -> fx.Graph:
         for node in varying_nodes(graph)
         if node.op == "call_function" and not casts_exactly(node)
         for value in output_tensors(node)
-        if value.is_floating_point()
+        if is_floating(value)
     ]
     context.compute_dtype = max(
         (context.input_dtype, *computed), key=lambda dtype: torch.finfo(dtype).eps

@@ -27,6 +27,7 @@ from fxshap.graph.nodes import (
     size_key,
     varying_arguments,
 )
+from fxshap.ops.dtypes import is_floating
 from fxshap.passes.context import Context
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, finite_change, variance
 
@@ -94,7 +95,7 @@ def has_real_outputs(node: fx.Node) -> bool:
     """Return True if the output of a node, or each of its outputs, is real."""
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(v, Tensor) and v.is_floating_point() for v in values)
+    return all(map(is_floating, values))
 
 
 class VariancePropagation:

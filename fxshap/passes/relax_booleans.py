@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxshap.graph.nodes import CASTS, call_args, call_nodes, is_floating, op_packet
+from fxshap.graph.nodes import CASTS, call_args, call_nodes, is_floating_node, op_packet
 from fxshap.ops.dtypes import ACCUMULATE_IN
 from fxshap.passes.context import Context
 from fxshap.passes.relax_indices import (
@@ -63,7 +63,7 @@ def relax_booleans(graph: fx.Graph, context: Context) -> fx.Graph:
             relaxed = relax_node(relaxation, node)
         if relaxed is None:
             continue
-        if is_floating(node):
+        if is_floating_node(node):
             replace_other_uses(node, relaxed)
         else:
             relaxation.floats[node] = relaxed
@@ -81,7 +81,7 @@ def relax_node(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     packet = op_packet(node)
     if packet in COMPARISONS:
         return relax_comparison(relaxation, node)
-    if packet in CASTS and is_floating(node.args[0]):
+    if packet in CASTS and is_floating_node(node.args[0]):
         return relax_cast_of_floats(relaxation, node)
     if packet is aten.bucketize:
         return count_passed(relaxation, node, *node.args[:2])
@@ -118,7 +118,7 @@ def relax_cast(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     dtype, source_dtype = (n.meta["val"].dtype for n in (node, *node.all_input_nodes[:1]))
     if dtype == torch.bool != source_dtype:
         return relaxation.call(node, ours.step.default, source, "ne")  # True for what is not zero
-    if not is_floating(node):
+    if not is_floating_node(node):
         return source
     if dtype not in ACCUMULATE_IN:  # operations in half precision take no other type
         dtype = torch.promote_types(dtype, source.meta["val"].dtype)
@@ -127,7 +127,7 @@ def relax_cast(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
 
 def relax_cast_of_floats(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     """A cast of floats to integers is a truncation; one to booleans is True for what is not 0."""
-    if is_floating(node) or node.meta["val"].is_complex():
+    if is_floating_node(node) or node.meta["val"].is_complex():
         return None
     if node.meta["val"].dtype == torch.bool:
         return relaxation.call(node, ours.step.default, node.args[0], "ne")
@@ -148,7 +148,7 @@ def relax_comparison(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
 
 def count_passed(relaxation: Relaxation, node: fx.Node, u: Any, boundaries: Any) -> fx.Node | None:
     """Count the constant boundaries that u passes: `bucketize` and `searchsorted`."""
-    if not is_floating(u) or not is_floating(boundaries) or boundaries.meta["varying"]:
+    if not is_floating_node(u) or not is_floating_node(boundaries) or boundaries.meta["varying"]:
         return None
     options = {"right": False, "side": None, **node.kwargs}
     relation = "ge" if options["right"] or options["side"] == "right" else "gt"

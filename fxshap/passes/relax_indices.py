@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.nodes import call_args, is_operator, named_arguments, nodes_in, op_packet
+from fxshap.graph.nodes import arguments_by_name, call_args, is_operator, nodes_in, op_packet
 from fxshap.passes.relaxation import Relaxation, RelaxFn
 
 aten = torch.ops.aten
@@ -41,9 +41,9 @@ def ranking_order(node: fx.Node) -> str | None:
     """Return the order in which an operation ranks candidates; ``None`` if it ranks none."""
     packet = op_packet(node)
     if packet is aten.topk:
-        return "topk" if named_arguments(node)["largest"] else "least"
+        return "topk" if arguments_by_name(node)["largest"] else "least"
     if packet is aten.sort:
-        return "descending" if named_arguments(node)["descending"] else "ascending"
+        return "descending" if arguments_by_name(node)["descending"] else "ascending"
     return ONE_RANK.get(packet)
 
 
@@ -58,7 +58,7 @@ def gives_index(node: fx.Node) -> bool:
 def relax_index(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     """Add the one-hot floats of the indices that an operation returns; return their number."""
     source: fx.Node = call_args(node)[0] if node.target is operator.getitem else node
-    order, options = ranking_order(source), named_arguments(source)
+    order, options = ranking_order(source), arguments_by_name(source)
     scores = call_args(source)[0]
     values = relaxation.as_float(scores, source)
     shape = scores.meta["val"].shape

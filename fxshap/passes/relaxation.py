@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.graph.insertion import insert_call, insert_function
-from fxshap.graph.nodes import is_floating, nodes_in
+from fxshap.graph.nodes import is_floating_node, nodes_in
 
 aten = torch.ops.aten
 
@@ -48,7 +48,7 @@ class Relaxation:
         Their type is the first of: the argument `dtype`, that of a floating-point argument, and
         that of the relaxation.
         """
-        dtypes = [n.meta["val"].dtype for n in nodes_in((args, kwargs)) if is_floating(n)]
+        dtypes = [n.meta["val"].dtype for n in nodes_in((args, kwargs)) if is_floating_node(n)]
         dtype = kwargs.get("dtype", dtypes[0] if dtypes else self.dtype)
         meta = {"val": like.meta["val"].to(dtype)}
         return insert_call(self.graph, like, target, args, kwargs, meta=meta)
@@ -82,7 +82,7 @@ class Relaxation:
             return self.constant(float(value), like)
         if value in self.floats:
             return self.floats[value]
-        if is_floating(value):
+        if is_floating_node(value):
             return value
         if value.meta["varying"]:
             return None
