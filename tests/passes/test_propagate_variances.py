@@ -41,9 +41,10 @@ def variances_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
     """The variances that the activations of a model receive between two rows."""
     explainable = fxshap.make_explainable(model, (r,), rule="variance")
     (engine,) = explainable._calls.captures.engines.values()
-    engine.bind_weights(object())
-    (_, sample), (_, reference) = engine.program.tapped([x]), engine.program.tapped([r])
-    return list(engine.program.rewritten.variance_graph(reference, sample, r))
+    program = engine.program
+    program.bind_weights(None)
+    (_, sample), (_, reference) = program.tapped([x]), program.tapped([r])
+    return list(program.rewritten.variance_graph(reference, sample, r))
 
 
 CONV = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
