@@ -1,12 +1,12 @@
-"""How near refinement comes on the brute-force networks, and other schemes for the same walks.
+"""How near refinement comes to the exact values, and other schemes at the same cost.
 
 Every network of `tests.networks` has ten features; a few samples are compared with 16
 references each, and the mean over the references with the exact Shapley values by brute force:
 
     sum |phi - exact| / sum |exact|
 
-over samples, features and outputs, in float64. A scheme says which blocks of features the chains
-of `fxshap.runtime.coalitions` switch; the walks through them are the library's own.
+over samples, features and outputs, in float64. A scheme draws the blocks of features that the
+chains of `fxshap.runtime.coalitions` switch; the backward passes are the library's own.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks.adapters import join, split
+from benchmarks.programs import bound_program, coalition_passes
 from fxshap.runtime.coalitions import (
     CoalitionChains,
-    CoalitionPasses,
     Refinement,
     balanced_scores,
     draw_blocks,
     refined_multipliers,
     share_together,
 )
-from fxshap.runtime.engine import Engine
 from fxshap.verification.shapley import coalitions, shapley_weights
 from tests.networks import NETWORKS, Network
 from tests.tools.pages import replace_section
@@ -72,7 +71,8 @@ class Game:
         x = network.inputs(samples, seed=1, dtype=torch.float64)
         r = network.inputs(REFERENCES, seed=2, dtype=torch.float64)
         self.x, self.r = join(x).repeat_interleave(REFERENCES, 0), join(r).repeat(samples, 1)
-        self.engines = {kind: self.engine(kind) for kind in (False, True)}
+        points = split(self.r, network.shapes)
+        self.programs = {kind: bound_program(self.model, points, kind) for kind in (False, True)}
         weights = shapley_weights(network.features)
         every = coalitions(network.features)
         with torch.no_grad():
@@ -82,59 +82,44 @@ class Game:
             ]
         self.exact = self.mean(torch.stack(values))
 
-    def engine(self, variances: bool) -> Engine:
-        """Capture the network, to be walked with the variances of sums or without."""
-        points = list(split(self.r, self.network.shapes))
-        explainable = fxshap.make_explainable(
-            self.model, points, rule="variance" if variances else "rescale"
-        )
-        (engine,) = explainable._calls.captures.engines.values()
-        engine.program.bind_weights(object())
-        return engine
-
     def mean(self, values: Tensor) -> Tensor:
         """Average over the references."""
         return values.unflatten(0, (self.samples, REFERENCES)).mean(1)
 
     def distance(self, chains: CoalitionChains, variances: bool = False) -> float:
         """Return the distance of what the chains give to the exact values."""
-        engine = self.engines[variances]
         shapes, count = self.network.shapes, max(len(chains.drawn), 1)
         x, r = self.x.repeat(count, 1), self.r.repeat(count, 1)  # all chains in one batch
-        start, end = list(split(r, shapes)), list(split(x, shapes))
-        tape = engine.program.tape(start)
         units = torch.eye(self.network.outputs, dtype=torch.float64)
-        grads = [unit.repeat(len(x), 1) for unit in units]
-        walker = CoalitionPasses(
-            lambda points: [engine.program.tapped(point)[1] for point in points],
-            lambda a, b: tape.backward_many(*engine.program.with_variances(a, b, start), grads),
-            end,
-            start,
-            engine.program.tapped(end)[1],
-            tape.references,
+        passes = coalition_passes(
+            self.programs[variances],
+            list(split(x, shapes)),
+            list(split(r, shapes)),
+            [unit.repeat(len(x), 1) for unit in units],
         )
         drawn = [join(tuple(chain)).repeat(self.samples, 1) for chain in chains.drawn]
         batch = [list(split(torch.cat(drawn), shapes))] if drawn else []
         weight = chains.weight.repeat(self.samples * count)
-        found = refined_multipliers(walker, CoalitionChains(chains.blocks, batch, weight))
-        values = torch.stack([join(tuple(m)) * (x - r) for m in found], -1)
+        repeated = CoalitionChains(chains.blocks, batch, weight)
+        multipliers = refined_multipliers(passes, repeated)
+        values = torch.stack([join(tuple(m)) * (x - r) for m in multipliers], -1)
         mean = self.mean(values.unflatten(0, (count, -1)).mean(0))
         return float((mean - self.exact).abs().sum() / self.exact.abs().sum())
 
 
 def library(pairs: int, features: int = 10) -> CoalitionChains:
     """Draw what ``make_explainable(model, refine=pairs)`` draws for 16 references."""
-    ends = torch.ones(1, features), torch.zeros(REFERENCES, features)
-    return Refinement(pairs).draw(*([end] for end in ends))
+    sample, references = torch.ones(1, features), torch.zeros(REFERENCES, features)
+    return Refinement(pairs).draw([sample], [references])
 
 
 def independent(features: int, rng: Random) -> list[NDArray[np.float64]]:
-    """Draw one order of the features by chance."""
+    """Draw a random order of the features."""
     return [rng.random(features)]
 
 
 def latin(features: int, rng: Random) -> list[NDArray[np.float64]]:
-    """Draw orders in which every feature takes every place once."""
+    """Draw orders in which every feature takes every position once."""
     order = rng.permutation(features)
     return [(order + shift) % features + 0.0 for shift in rng.permutation(features)]
 
@@ -158,14 +143,15 @@ def chains(
     Parameters
     ----------
     pairs : int
-        Four walks each.
+        Four backward passes each.
     blocks : int
     draw : callable, optional
         Draws some orders of the features; by default balanced ones.
     trust : float
-        How much to go on from one pass; 1 takes all that two blocks and one have wrong away.
+        How far to extrapolate from one pass; 1 removes all the error that
+        one and two blocks share.
     uneven : bool
-        Whether the first of two blocks has any size, each as likely.
+        Whether the first of two blocks has a random size.
     features : int
     """
     rng = np.random.default_rng(0)
@@ -184,7 +170,7 @@ def chains(
 
 
 def uneven_halves(rng: Random, features: int) -> Tensor:
-    """Draw coalitions of any size, each as likely, and their complements."""
+    """Draw coalitions of random size, and their complements."""
     rank = rng.random((REFERENCES, features)).argsort(1).argsort(1)
     return torch.from_numpy((rank >= rng.integers(1, features, (REFERENCES, 1))).astype(np.uint8))
 
@@ -193,9 +179,9 @@ def uneven_halves(rng: Random, features: int) -> Tensor:
 LIBRARY: dict[str, Scheme] = {f"refine={k}": lambda _, k=k: library(k) for k in PAIRS}  # type: ignore[misc]
 #: Before the names of the same with variances.
 WITH = "variances, "
-#: What was tried for the walks of so many pairs.
+#: What was tried at the cost of so many pairs.
 TRIED: dict[str, Scheme] = {
-    "halves by chance": lambda k: chains(k, 2, independent),
+    "random halves": lambda k: chains(k, 2, independent),
     "halves of any size": lambda k: chains(k, 2, independent, uneven=True),
     "halves, Latin orders": lambda k: chains(k, 2, latin),
     "halves, orthogonal orders": lambda k: chains(k, 2, orthogonal),
@@ -229,7 +215,7 @@ def ratios(results: Results, scheme: str) -> dict[str, float]:
 
 
 def line(results: Results, scheme: str) -> list[str]:
-    """Return what is said of one scheme."""
+    """Return the cells of one scheme."""
     each = ratios(results, scheme)
     farthest = max(each, key=lambda name: each[name])
     return [
@@ -242,9 +228,9 @@ def line(results: Results, scheme: str) -> list[str]:
 
 def library_table(results: Results) -> str:
     """Tabulate what the library does."""
-    header = ["", "walks", "median distance", "median ratio", "9 of 10 below", "farthest"]
+    header = ["", "passes", "median distance", "median ratio", "9 of 10 below", "farthest"]
     rows = [
-        [before + f"`{scheme}`", library(k).walks, *line(results, before + scheme)]
+        [before + f"`{scheme}`", library(k).backward_passes, *line(results, before + scheme)]
         for before in ("", WITH)
         for k, scheme in zip(PAIRS, LIBRARY, strict=True)
     ]
@@ -252,7 +238,7 @@ def library_table(results: Results) -> str:
 
 
 def tried_table(results: Results, pairs: list[int]) -> str:
-    """Tabulate the median ratio of every scheme for the walks of so many pairs, and the worst."""
+    """Tabulate the median ratio of every scheme at the cost of so many pairs, and the worst."""
     rows = []
     for name in TRIED:
         row = [name]
@@ -264,12 +250,12 @@ def tried_table(results: Results, pairs: list[int]) -> str:
             else:
                 row.append("-")
         rows.append(row)
-    header = ["scheme", *(f"{4 * k} walks" for k in pairs)]
+    header = ["scheme", *(f"{4 * k} passes" for k in pairs)]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
 def judge(results: Results) -> list[str]:
-    """Say how the library does against its bars."""
+    """Return the verdicts: how the library compares with its bars."""
     medians = [statistics.median(row[scheme] for row in results.values()) for scheme in LIBRARY]
     worst = {scheme: max(ratios(results, scheme).values()) for scheme in list(LIBRARY)[1:]}
     falls = all(b < a for a, b in zip(medians, medians[1:], strict=False))

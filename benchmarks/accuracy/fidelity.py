@@ -41,7 +41,7 @@ ADDS_UP = 1e-5
 NO_FARTHER = 1.05
 MEDIAN_RATIO = 0.4
 ROUNDING = 1e-9
-"""Distances below this differ by rounding alone."""
+"""Distances below this differ only by rounding."""
 
 Inputs = tuple[Tensor, ...]
 Method = Callable[[nn.Module, Inputs, Inputs, int], Tensor]
@@ -233,7 +233,7 @@ def judge_median(results: Results) -> Verdict:
 
 
 def compare_variances(results: Results) -> str:
-    """Say on how many networks variances change something, and how much nearer they are there."""
+    """Return on how many networks variances change something, and how much nearer they come."""
     ratios = {
         name: row[VARIANCES].distance / row[FXSHAP].distance
         for name, row in results.items()

@@ -1,11 +1,11 @@
-"""Coalitions of patches, for images: how near they come, and how much of a walk they leave out.
+"""Coalitions of patches, for images: how near they come, and how much of a pass is idle.
 
-The refinement of `fxshap.runtime.coalitions` parts single pixels by chance. Neighbours that always
-switch together make fewer, larger features, and a walk that switches one part of an image alone
-leaves the rest of the network as it was: it could be left out. Here patches are parted in place of
-pixels, on the convolutional network that `benchmarks.accuracy.refinement` trains on the digits,
-with the same truth: a long run over permutations of the pixels. A walk's idle share is that of the
-numbers that nonlinear operations receive which are the same at both ends of it.
+The refinement of `fxshap.runtime.coalitions` divides single pixels at random. Neighbours that
+always switch together make fewer, larger features. A backward pass that switches only one part of
+an image leaves the rest of the network as it was, and could leave it out. Here patches are divided
+instead of pixels, on the convolutional network that `benchmarks.accuracy.refinement` trains on the
+digits, with the same truth: a long run over permutations of the pixels. The idle share of a pass
+is the share of the numbers that nonlinear operations receive which are equal at both endpoints.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
-import fxshap
 from benchmarks.accuracy.refinement import Problem, digits
+from benchmarks.programs import bound_program, coalition_passes
 from fxshap.autograd.tape import Taps
 from fxshap.runtime.coalitions import (
     CoalitionChains,
-    CoalitionPasses,
     draw_blocks,
     refined_multipliers,
 )
@@ -41,7 +40,7 @@ PAIRS = (1, 4, 16)
 def patch_scores(
     patch: int, drifting: bool, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
-    """Draw scores of the pixels that are alike within patches, in a grid or moved by chance."""
+    """Draw scores of the pixels that are alike within patches, in a grid or at random offsets."""
     while True:
         count = SIDE // patch + 1
         scores = np.kron(rng.random((count, count)), np.ones((patch, patch)))
@@ -51,10 +50,10 @@ def patch_scores(
 
 def half_planes(rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
     """Draw directions: a coalition is what lies on one side of a line."""
-    place = np.arange(SIDE) - (SIDE - 1) / 2
+    position = np.arange(SIDE) - (SIDE - 1) / 2
     while True:
         angle = rng.random() * 2 * np.pi
-        yield (np.cos(angle) * place[:, None] + np.sin(angle) * place).ravel()
+        yield (np.cos(angle) * position[:, None] + np.sin(angle) * position).ravel()
 
 
 SCHEMES = {
@@ -68,15 +67,12 @@ SCHEMES = {
 
 
 class Digits:
-    """The trained network, walked through coalitions of its pixels."""
+    """The trained network, with coalitions of its pixels."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.references = problem.references
-        explainable = fxshap.make_explainable(problem.model, (self.references,))
-        (self.engine,) = explainable._calls.captures.engines.values()
-        self.engine.program.bind_weights(object())
-        self.tape = self.engine.program.tape([self.references])
+        self.program = bound_program(problem.model, [self.references])
         count, outputs = len(self.references), problem.outputs
         self.grads = [unit.expand(count, -1).clone() for unit in torch.eye(outputs)]
 
@@ -85,26 +81,18 @@ class Digits:
         return (sample != self.references).flatten(1)
 
     def explain(self, blocks: list[list[Tensor]], sample: Tensor) -> tuple[Tensor, float]:
-        """Return the attributions of a sample, (pixels, outputs), and the idle share of walks."""
-        end = sample.expand_as(self.references)
+        """Return the attributions of a sample, (pixels, outputs), and the idle share of passes."""
+        samples = sample.expand_as(self.references)
         idle: list[float] = []
 
-        def walks(start: Taps, stop: Taps) -> list[list[Tensor]]:
-            idle.append(
-                float(np.mean([float((start[t] == stop[t]).double().mean()) for t in start]))
-            )
-            return self.tape.backward_many(start, stop, self.grads)
+        def observe(start: Taps, end: Taps) -> None:
+            equal = [float((start[tap] == end[tap]).double().mean()) for tap in start]
+            idle.append(float(np.mean(equal)))
 
-        walker = CoalitionPasses(
-            lambda points: [self.engine.program.tapped(point)[1] for point in points],
-            walks,
-            [end],
-            [self.references],
-            self.engine.program.tapped([end])[1],
-            self.tape.references,
-        )
-        found = refined_multipliers(walker, CoalitionChains(2, blocks, torch.zeros(len(end))))
-        values = [(m * (end - self.references)).mean(0).flatten() for (m,) in found]
+        passes = coalition_passes(self.program, [samples], [self.references], self.grads, observe)
+        chains = CoalitionChains(2, blocks, torch.zeros(len(samples)))
+        multipliers = refined_multipliers(passes, chains)
+        values = [(m * (samples - self.references)).mean(0).flatten() for (m,) in multipliers]
         return torch.stack(values, -1).detach(), float(np.mean(idle))
 
     def measure(self, scheme: str | None, pairs: int = 0) -> tuple[float, float]:
@@ -131,7 +119,7 @@ def table(game: Digits) -> str:
         found = [game.measure(scheme, pairs) for pairs in PAIRS]
         ratios = [f"{distance / one:.2f}" for distance, _ in found]
         rows.append([scheme, *ratios, f"{found[-1][1]:.0%}"])
-    header = ["coalitions of", *(f"{4 * k} walks" for k in PAIRS), "idle"]
+    header = ["coalitions of", *(f"{4 * k} passes" for k in PAIRS), "idle"]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 

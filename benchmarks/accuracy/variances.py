@@ -1,4 +1,4 @@
-"""A rule for a linear layer together with its activation, beside the secant, by brute force.
+"""A rule for a linear layer together with its activation, compared with the secant.
 
 A secant gives all inputs of a unit one slope, f(z_x) - f(z_r) over z_x - z_r. The Shapley value of
 an input averages over what the others have already added: with u_j = w_j (x_j - r_j), the sum of a
@@ -9,7 +9,7 @@ variances). The library's rule for ``rule="variance"`` (:mod:`fxshap.rules.smoot
     m_j = w_j (S + T u_j),    S = secant of z -> E f(z + N(0, sum u^2 / 6)),
     T = (f(z_x) - f(z_r) - S (z_x - z_r)) / sum u^2,
 
-with three points for the mean. Here it stands beside others, for perceptrons of many depths, and
+with three points for the mean. Here it is compared with others, for perceptrons of many depths, and
 with nine points.
 """
 
@@ -38,7 +38,7 @@ FEATURES, WIDTH, OUTPUTS, PAIRS, SEEDS = 10, 24, 3, 16, 6
 DEPTHS = (1, 2, 4, 8)
 
 Function = Callable[[Tensor], Tensor]
-#: Maps both ends of a layer, its function and u, of shape (rows, units, inputs), to the slopes.
+#: Maps the function of a layer, both endpoints and u, of shape (rows, units, inputs), to slopes.
 Rule = Callable[[Function, Tensor, Tensor, Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Function] = {
@@ -160,7 +160,7 @@ def layer_table() -> str:
 
 # --- softmax as the output ----------------------------------------------------------------------
 
-#: Maps logits at both ends to what every output gets a unit of every logit.
+#: Maps logits at both endpoints to the multiplier of every output for every logit.
 Softmax = Callable[[Tensor, Tensor], Tensor]
 
 

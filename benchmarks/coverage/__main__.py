@@ -3,7 +3,7 @@
 One line a network and type goes to standard output as it is measured, and to a file of results, so
 that a run that was stopped goes on where it was; what other sources of fxshap gave is measured
 again. A run of everything writes docs/coverage.md, docs/coverage.csv and the figure, unless a
-network is worse than the last published one: then it says so, returns 1 and leaves them alone.
+network is worse than the last published one: then it prints which, returns 1 and writes nothing.
 With ``--update`` a run of a part does too; what it leaves out stays as it was published, with the
 date of its measurement, and the page says how much that is.
 """

@@ -28,7 +28,7 @@ from fxshap.ops.frozen import CHANNELS_LAST
 OUTPUTS = 4
 REFERENCES = 2
 #: Batches of the training-mode forwards that give batch norms their statistics, and rows of each.
-#: Of 16 rows in all, statistics fit these rows alone: ConvMixer's activations of other inputs,
+#: Of 16 rows in all, statistics fit only these rows: ConvMixer's activations of other inputs,
 #: rare among them and divided by too small a deviation, grow to 1e26 layer by layer.
 CALIBRATION = (4, 32)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -130,8 +130,8 @@ class Case:
     @torch.no_grad()
     def outputs(self, lay_out: Callable[[Tensor], Tensor] = Tensor.contiguous) -> Outputs:
         """Return the plain outputs of the sample and of the references, laid out in memory."""
-        ends = self.sample, self.references
-        f_x, f_r = (self.model(*map(lay_out, end)) for end in ends)
+        endpoints = self.sample, self.references
+        f_x, f_r = (self.model(*map(lay_out, inputs)) for inputs in endpoints)
         return f_x, f_r
 
 

@@ -47,18 +47,18 @@ def limit(found: Measurement) -> float:
 
 
 def is_narrow(found: Measurement) -> bool:
-    """Say whether a network was measured in float64 that computes in a narrower type inside."""
+    """Return True if a network measured in float64 computes in a less precise type inside."""
     return found.narrow and found.dtype == "float64"
 
 
 def explained(found: Measurement) -> bool:
-    """Say whether a network is explained, in one type, within the limits."""
+    """Return True if a network is explained, in one type, within the limits."""
     exact = found.additivity_error <= limit(found)  # not so if it is not a number
     return not found.failure and exact and found.output_difference <= OUTPUT_LIMIT
 
 
 def regressions(measured: Iterable[Measurement], published: Iterable[Measurement]) -> list[str]:
-    """Say which measurements are worse than the published ones.
+    """Return which measurements are worse than the published ones.
 
     A network is worse if it was explained and is not, if its additivity error has grown, or if it
     is new and not explained.
@@ -216,7 +216,7 @@ def write_page(
 
 
 def older_section(measurements: Sequence[Measurement]) -> str:
-    """Say which results stand from earlier runs; "" if none."""
+    """Return which results are from earlier runs; "" if none."""
     latest = max(m.date for m in measurements)
     groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for m in measurements:

@@ -1,7 +1,7 @@
-"""Import torchvision beside a torch build that it was not made for.
+"""Import torchvision with a torch build that it was not made for.
 
 There it cannot load its own operators and stops at their names. The networks of the zoos need none
-of them, so the names alone are declared. Importing this module first is enough.
+of them, so only the names are declared. Importing this module first is enough.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import benchmarks.coverage.torchvision_import  # noqa: F401
 from benchmarks.coverage.entry import Entry, Shape, only_tensor
 from benchmarks.coverage.smallest import read_choices, smallest
 
-#: One of each family of torchvision's video networks, beside MViT, and of its segmenters.
+#: One of each family of torchvision's video networks, MViT apart, and of its segmenters.
 VIDEO = ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 

@@ -80,7 +80,7 @@ def slope(sizes: tuple[int, ...], times: list[float]) -> float:
 
 
 def table(found: Times) -> str:
-    """Return the slopes, and the times at both ends, as a Markdown table."""
+    """Return the slopes, and the first and last times, as a Markdown table."""
     rows = [
         [axis, f"{GROWTH[axis][0]} to {GROWTH[axis][-1]}", method,
          f"{1e3 * times[0]:.0f}", f"{1e3 * times[-1]:.0f}", f"{slope(GROWTH[axis], times):.2f}"]

@@ -77,7 +77,7 @@ def soak_calls(count: int) -> tuple[str, bool]:
 
 
 def soak_models(count: int) -> str:
-    """Make, explain and drop models; say what is left of them, beside torch.export alone."""
+    """Make, explain and drop models; return the memory that is left, also of torch.export."""
     x, background = torch.randn(1, 8), torch.randn(10, 8)
 
     def explain(k: int) -> None:
@@ -89,11 +89,11 @@ def soak_models(count: int) -> str:
 
     ours, _ = measured(explain, count, "model")
     gc.collect()
-    alone, _ = measured(export, count, "export")
+    exported, _ = measured(export, count, "export")
     return (
         f"{count:,} models made, explained and dropped: resident memory grows by "
-        f"{growth(ours) * 1000:.0f} KB a model, and by {growth(alone) * 1000:.0f} KB where the "
-        "same models are given to torch.export alone, which keeps part of what it has traced."
+        f"{growth(ours) * 1000:.0f} KB a model, and by {growth(exported) * 1000:.0f} KB where the "
+        "same models are only given to torch.export, which keeps part of what it has traced."
     )
 
 

@@ -1,4 +1,5 @@
-"""How fast unmodified SHAP is on the explainable model, beside SHAP, Captum and tangermeme.
+"""How fast unmodified SHAP is on the explainable model, compared with SHAP, Captum and
+tangermeme.
 
 All methods explain the same samples against the same references in one process, in turns
 (A B A B ...), so that what else the machine does falls on all of them. A ratio is the time of
@@ -143,7 +144,7 @@ def child(name: str, method: str) -> None:
     idle = resident("VmRSS")
     explain = METHODS[method](model, [references], outputs)
     explain([samples[:1]])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     explain([samples[:1]])
     print(json.dumps((resident("VmHWM") - idle) / 1024))
 
@@ -186,7 +187,7 @@ def large(chunk: int) -> None:
 
 
 def measure_large() -> str:
-    """Say what the large explanation took, in a fresh process."""
+    """Return what the large explanation took, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.performance.speed", "--large"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     mebibytes, seconds = json.loads(output.splitlines()[-1])
@@ -209,12 +210,12 @@ def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     height = 0.8 / len(others)
     for index, other in enumerate(others):
-        places = [
+        positions = [
             row + index * height for row, name in enumerate(medians) if other in medians[name]
         ]
         widths = [found[other] for found in medians.values() if other in found]
         label = "fxshap, compiled" if other == "compiled" else other
-        bars = axes.barh(places, widths, height, label=label)
+        bars = axes.barh(positions, widths, height, label=label)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([row + height for row in range(len(medians))], list(medians))
