@@ -35,9 +35,9 @@ def release_of(version: str) -> tuple[int, int]:
     >>> release_of("2.11.0+cu130")
     (2, 11)
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    assert found, version
-    return int(found[1]), int(found[2])
+    match = re.match(r"(\d+)\.(\d+)", version)
+    assert match, version
+    return int(match[1]), int(match[2])
 
 
 #: The release of PyTorch.

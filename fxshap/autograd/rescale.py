@@ -172,9 +172,9 @@ class _Rescale(torch.autograd.Function):
         sample = [ctx.endpoints.sample[tap] for tap in ctx.taps]
         cotangent = grad[0] if len(grad) == 1 else grad
         if ctx.endpoints.copies > 1:
-            found = apply_rule_batched(
+            cotangents = apply_rule_batched(
                 operation, reference, sample, cotangent, ctx.endpoints.copies
             )
         else:
-            found = apply_rule(operation, reference, sample, cotangent)
-        return (None, None, None, *found)
+            cotangents = apply_rule(operation, reference, sample, cotangent)
+        return (None, None, None, *cotangents)

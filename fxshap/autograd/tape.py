@@ -173,8 +173,8 @@ class _WithMultipliers(torch.autograd.Function):
         halves = grad.chunk(2)
         # Libraries that differentiate the sum over all rows pass the same cotangent twice.
         same = torch.equal(*halves)
-        found = [ctx.multipliers(halves[0])] * 2 if same else list(map(ctx.multipliers, halves))
-        return (None, None, *[torch.cat(pair) for pair in zip(*found, strict=True)])
+        each = [ctx.multipliers(halves[0])] * 2 if same else list(map(ctx.multipliers, halves))
+        return (None, None, *[torch.cat(pair) for pair in zip(*each, strict=True)])
 
 
 def with_multipliers(backward: BackwardFn, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -61,7 +61,7 @@ def check_no_higher_order_ops(graph: fx.Graph) -> None:
 
 
 def returned_nodes(program: ExportedProgram, output: fx.Node) -> list[fx.Node]:
-    """Return the nodes that the model returned, without the updates of buffers beside them."""
+    """Return the nodes that the model returned, without the updates of buffers."""
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
     returned: Any = output.args[0]
     pairs = zip(returned, kinds, strict=True)

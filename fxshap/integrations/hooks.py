@@ -194,16 +194,16 @@ def remove_stale_hooks(explainable: nn.Module, model: nn.Module) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    found = [
+    hooks = [
         hook
         for module in model.modules()
         for hook in registered_hooks(module)
         if hook.is_from(SINGLE_CALL_MODULES)
     ]
-    if not found:
+    if not hooks:
         return
     live = live_hooks(sys._current_frames().values(), explainable)
-    for hook in found:
+    for hook in hooks:
         if hook.key not in live:
             hook.remove()
             if hook.is_from(LIBRARIES["shap"].explaining_modules):

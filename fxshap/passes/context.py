@@ -24,7 +24,7 @@ class Context:
         type in which the model computes what depends on its input.
     densified : bool
         Reported by :func:`fxshap.passes.densify_masks.densify_masked_ops`: whether something that
-        the model computes only where a mask is True is now computed everywhere.
+        the model computes only where a mask is True is now computed at all positions.
     """
 
     input_dtype: torch.dtype

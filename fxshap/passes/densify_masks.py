@@ -1,4 +1,4 @@
-"""Compute everywhere what a model computes only where a mask that depends on the input is True.
+"""Compute at all positions what a model computes only where a computed mask is True.
 
 ``out[mask] = f(h[mask])`` works on as many values as the mask has True elements, so its sizes
 depend on values. A function that works on every position by itself gives the same there if it runs
@@ -116,7 +116,7 @@ class MaskDensifier:
             elif write.adds:
                 self.add_by_where(node, write)
         else:
-            self.apply_everywhere(node)
+            self.apply_to_dense(node)
 
     # --- which nodes are masked ---
 
@@ -211,7 +211,7 @@ class MaskDensifier:
 
         return self.first_equal(mask), self.insert(node, values, source, mask)
 
-    def apply_everywhere(self, node: fx.Node) -> None:
+    def apply_to_dense(self, node: fx.Node) -> None:
         """Apply an operation on masked nodes to their dense forms.
 
         An operation whose output is not masked, such as a sum over the True elements, stays.

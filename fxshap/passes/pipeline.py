@@ -72,7 +72,7 @@ class RewrittenModel:
         The names of the taps that are variances, in the order `variance_graph` returns them.
     masked_graph : fx.GraphModule or None
         The captured graph, if it computes something only where a mask that depends on the input is
-        True. The other graphs compute that everywhere.
+        True. The other graphs compute that at all positions.
     compute_dtype : torch.dtype
         The least precise type in which the model computes what depends on its input.
     """

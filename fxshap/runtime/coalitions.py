@@ -180,13 +180,13 @@ def chosen_dims(x: Tensor, dims: Any) -> tuple[int, ...]:
     """Check the feature dimensions of one input and count them from the front."""
     if dims is None:
         return default_dims(x)
-    found = tuple(d % x.dim() for d in dims if -x.dim() <= d < x.dim())
-    if len(found) != len(dims) or 0 in found or not found:
+    valid = tuple(d % x.dim() for d in dims if -x.dim() <= d < x.dim())
+    if len(valid) != len(dims) or 0 in valid or not valid:
         raise InputError(
             f"feature_dims={tuple(dims)} are not dimensions of an input of shape {tuple(x.shape)} "
             "that index features; dimension 0 is the batch"
         )
-    return found
+    return valid
 
 
 def any_over(mask: Tensor, dims: list[int]) -> Tensor:
@@ -318,18 +318,18 @@ def mean_of_chains(passes: CoalitionPasses, chains: CoalitionChains) -> Multipli
     totals: Multipliers = []
     for drawn in chains.drawn:
         orders = drawn, [chains.blocks - 1 - block for block in drawn]
-        starts = [passes.reference] * 2
+        start_taps = [passes.reference] * 2
         for last in range(chains.blocks):
-            ends = (
+            end_taps = (
                 [passes.sample] * 2
                 if last == chains.blocks - 1
                 else passes.tapped([passes.hybrid(order, last) for order in orders])
             )
-            for order, start, end in zip(orders, starts, ends, strict=True):
+            for order, start, end in zip(orders, start_taps, end_taps, strict=True):
                 multipliers = passes.backward(start, end)
                 totals = totals or [[torch.zeros_like(a) for a in inputs] for inputs in multipliers]
                 for total, inputs in zip(totals, multipliers, strict=True):
                     for sum_, a, block in zip(total, inputs, order, strict=True):
                         sum_ += torch.where(block == last, a, 0.0)
-            starts = ends
+            start_taps = end_taps
     return [[sum_.div_(2 * len(chains.drawn)) for sum_ in total] for total in totals]

@@ -85,7 +85,7 @@ class Program:
         none = {name: no_variance(v) for name, v in zip(names, variances, strict=True)}
         return {**reference, **none}, {**sample, **dict(zip(names, variances, strict=True))}
 
-    def tape(self, references: Sequence[Tensor], max_batched: int = 1, kept: bool = True) -> Tape:
+    def tape(self, references: Sequence[Tensor], max_batched: int = 1, reused: bool = True) -> Tape:
         """Record the rescaled graph on references.
 
         Parameters
@@ -94,10 +94,10 @@ class Program:
             One tensor per input, of shape (references, ...).
         max_batched : int
             The largest number of cotangents in one batched backward pass.
-        kept : bool
+        reused : bool
             Whether the tape serves many samples, so that compiling its backward pass pays.
         """
-        compiled = self.compiled if kept else None
+        compiled = self.compiled if reused else None
         record = partial(compiled.record, references) if compiled is not None else None
         graph = self.rewritten.rescaled_graph
         return Tape(graph, references, self.explained, max_batched, record)

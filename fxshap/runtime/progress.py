@@ -82,5 +82,5 @@ def show_progress(line: ProgressLine, stream: TextIO, done: Event) -> None:
 
 
 def is_interactive(stream: TextIO | None) -> bool:
-    """Say whether a stream is a terminal or a notebook."""
+    """Return True if a stream is a terminal or a notebook."""
     return stream is not None and (stream.isatty() or "ipykernel" in sys.modules)

@@ -58,7 +58,7 @@ class References:
             return self.cached_tape
         references = [x[part] for x in self.inputs]
         if self.rows < len(self.inputs[0]):
-            return self.program.tape(references, kept=False)
+            return self.program.tape(references, reused=False)
         self.cached_tape = self.program.tape(references, self.max_batched)
         return self.cached_tape
 

@@ -89,14 +89,17 @@ def test_hugging_face_trainer(tmp_path):
     trainer.train()
 
     explainable = fxshap.make_explainable(trainer.model, output="logits")
-    embed, head = explainable.from_layer("bert.embeddings")
+    embed, suffix = explainable.split_at("bert.embeddings")
     for i in range(2):
         one = {"input_ids": ids[i : i + 1], "attention_mask": mask[i : i + 1]}
         masked = {**one, "input_ids": torch.full_like(one["input_ids"], 3)}
-        assert_additive(head.bind(**one), embed(**masked), embed(**one))
+        assert_additive(suffix.bind(**one), embed(**masked), embed(**one))
 
     words = trainer.model.get_input_embeddings().requires_grad_(False)
     explainable = fxshap.make_explainable(
-        trainer.model, inputs="inputs_embeds", output="logits", bound={"attention_mask": mask[:1]}
+        trainer.model,
+        input_names="inputs_embeds",
+        output="logits",
+        forward_kwargs={"attention_mask": mask[:1]},
     )
     assert_additive(explainable, words(ids[1:5]), words(ids[:1]))

@@ -88,15 +88,14 @@ ALLOWED_ATTRIBUTES = {
 #: Texts that have a word in a sense of its own.
 ALLOWED_PROSE = {
     r"ast\.walk|os\.walk": "functions of the standard library",
-    r"in[- ]place|in one place": "of operators that write into their argument, and idioms",
+    r"in-place|in place|in one place": "of operators that write into their argument, and idioms",
     r"tak(?:e|es|ing) (?:place|(?:\S+ ){1,3}?place)|last places?|decimal places?": "idioms",
     r"ends (?:with|there|at)": "the verb",
     r"everywhere and|defined everywhere": "at every point of a function's domain",
     r"packed sequences?|packed quantized": "kinds of tensors in torch",
     r"torch says|fxshap \{\w+\} knows": "in messages, of programs",
     r"twins(?:_\w+)?(?=\s+\|)": "networks of timm",
-    r"walked, ran|Standing\", \"Walking": "what people do",
-    r"(?:docs|\.\.)/asking(?:\.md)?": "a page",
+    r"walked, ran|\"Walking\"": "what people do",
 }
 
 
@@ -141,11 +140,10 @@ def in_name(path: Path, line: int, name: str) -> Iterator[Finding]:
 def in_prose(path: Path, line: int, text: str) -> Iterator[Finding]:
     """Yield the words in a text that begins at a line."""
     for allowed in ALLOWED_PROSE:
-        text = re.sub(
-            rf"\b(?:{allowed})\b", lambda match: "\n" * match[0].count("\n"), text, flags=re.I
-        )
+        pattern = rf"(?<!\w)(?:{allowed})(?!\w)".replace(" ", r"[\s#]+")
+        text = re.sub(pattern, lambda match: "\n" * match[0].count("\n"), text, flags=re.IGNORECASE)
     for word in WORDS:
-        if word.prose:
+        if word.prose and (word.pages or is_code(path)):
             spaced = rf"\b(?:{word.pattern})\b".replace(" ", r"[\s#]+")
             for match in re.finditer(spaced, text, re.IGNORECASE):
                 at = line + text.count("\n", 0, match.start())

@@ -58,7 +58,7 @@ def smooth_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
     quotient = (f_x - f_r) / d
     mean = sum(weight * derivative(operation, torch.lerp(r, x, t)) for t, weight in GAUSS_LEGENDRE)
     assert isinstance(mean, Tensor)
-    # What the rounding of f alone can change: more would show in the sum of the attributions.
+    # What only the rounding of f can change: more would show in the sum of the attributions.
     noise = 4 * torch.finfo(d.dtype).eps * (f_x.abs() + f_r.abs())
     close = (mean * d - (f_x - f_r)).abs() <= noise
     return torch.where(close | (d == 0), mean, quotient)
