@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: ``make docs``."""
+"""The Sphinx configuration of the documentation: ``make docs``."""
 
 import importlib.util
 import os
@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
 
-import fxshap  # noqa: E402
+from fxshap._version import __version__  # noqa: E402
 
 project = "fxshap"
 author = "the fxshap authors"
 copyright = author  # noqa: A001
-version = release = fxshap.__version__
+version = release = __version__
 
 extensions = [
     "myst_parser",
@@ -33,7 +33,7 @@ exclude_patterns = ["_build", "examples"]
 
 
 def optional(module: str) -> bool:
-    """Say whether the package has this module, which a page of the reference describes."""
+    """Return True if the package has this module, which a page of the reference describes."""
     return importlib.util.find_spec(f"fxshap.{module}") is not None
 
 
@@ -51,17 +51,17 @@ napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_member_order = "groupwise"
-autodoc_typehints = "none"  # the docstrings say them
+autodoc_typehints = "none"  # the docstrings have them
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# --- Guides: run while the pages are built, a failure fails the build ----------------------------
+# --- Guides: they run while the pages are built, and an error fails the build --------------------
 
 
 def whole_figures(*block):
-    """Save the figures of an example with all their labels, which SHAP puts beside the axes."""
+    """Save the figures of an example with all labels, which SHAP places outside of the axes."""
     return matplotlib_scraper(*block, bbox_inches="tight")
 
 
@@ -100,7 +100,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
-    # Their tables need the room.
+    # The tables of these pages need the width.
     "secondary_sidebar_items": {"**": ["page-toc"], "coverage": [], "fidelity": [], "speed": []},
     "navbar_end": ["theme-switcher"],
     "footer_start": ["copyright"],
@@ -111,9 +111,9 @@ html_theme_options = {
 
 
 def list_present(app, docname, source):
-    """Leave out of a toctree the entries marked with a question mark that are not there.
+    """Remove the entries of a toctree that have a question mark and no page.
 
-    Benchmarks write some pages, so a checkout need not have them.
+    Benchmarks write some pages, so a checkout may lack them.
     """
     folder = (Path(app.srcdir) / docname).parent
 
@@ -124,7 +124,7 @@ def list_present(app, docname, source):
 
 
 def keep_formulas(app, what, name, obj, options, lines):
-    """Show the indented formulas that a file of rules opens with as they stand there."""
+    """Keep the line breaks of the indented formulas at the top of a file of rules."""
     if what != "module" or not name.startswith("fxshap.rules."):
         return
     for at in range(len(lines) - 1, 0, -1):
@@ -133,7 +133,7 @@ def keep_formulas(app, what, name, obj, options, lines):
 
 
 def keep_examples(app, context, lines):
-    """Show the commands in a help text as they are typed, two dashes and all."""
+    """Show the commands in a help text as code, so that two dashes are not joined."""
     for at, line in enumerate(lines):
         if line.startswith("|   fxshap "):
             lines[at] = f"|   ``{line.removeprefix('|').strip()}``"

@@ -1,4 +1,4 @@
-"""The lines of docs/asking.md run."""
+"""The lines of docs/explaining.md run."""
 
 import re
 import warnings
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
-PAGE = Path(__file__).parents[2] / "docs" / "asking.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explaining.md"
 
 
 def test_the_page_runs():
@@ -15,4 +15,4 @@ def test_the_page_runs():
     assert len(blocks) == PAGE.read_text(encoding="utf-8").count("```python") > 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Captum's and matplotlib's
-        exec(compile("\n".join(blocks), str(PAGE), "exec"), {"__name__": "asking_page"})
+        exec(compile("\n".join(blocks), str(PAGE), "exec"), {"__name__": "explaining_page"})
