@@ -61,7 +61,7 @@ copybutton_prompt_is_regexp = True
 
 
 def whole_figures(*block):
-    """Save the figures of an example with all labels, which SHAP places outside of the axes."""
+    """Save the figures of an example with all labels, which SHAP writes outside of the axes."""
     return matplotlib_scraper(*block, bbox_inches="tight")
 
 

@@ -2,21 +2,21 @@
 One-hot sequences
 =================
 
-A network in the manner of BPNet (Avsec et al. 2021) that reads DNA: dilated convolutions with
-residual sums. The letters of a position are one feature, and the references are shuffles of the
-sequence.
+A network for DNA like BPNet (Avsec et al. 2021), with dilated convolutions and residual sums. Each
+position is one feature, and the references are shuffles of the sequence.
 """
 
 # %%
 # Sites whose motif is known
 # --------------------------
 # CRP is a protein of *Escherichia coli* that binds to DNA. RegulonDB (Salgado et al. 2013) lists
-# its sites, 26 letters each, and the package ``logomaker`` brings the list along. The motif is
-# known: ``TGTGA``, six letters that matter less, and ``TCACA``. So we know what an explanation
-# should find.
+# its sites of 26 nucleotides, and the package ``logomaker`` contains the list. The motif is known:
+# ``TGTGA``, six less important nucleotides, and ``TCACA``. So we know what an explanation should
+# find.
 #
-# The network tells sites from shuffles of sites, which have the same letters in another order. A
-# site that is listed twice, or on both strands, is kept once, so that none is in both sets.
+# The network separates sites from shuffles of sites, which have the same nucleotides in another
+# order. Sites that are listed twice, or on both strands, are used once, so that no site is in both
+# sets.
 
 import logomaker
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxshap import make_explainable
+from fxshap import Refinement, make_explainable
 
 LETTERS = "ACGT"
 MOTIF = [*range(5, 10), *range(16, 21)]  # where the sites have TGTGA and TCACA
@@ -78,30 +78,29 @@ for _ in range(200):
     optimizer.step()
 
 with torch.no_grad():
-    found = (model(one_hot(test)) > 0).float().mean()
+    recognised = (model(one_hot(test)) > 0).float().mean()
     refused = (model(one_hot(shuffled(np.tile(test, (10, 1))))) <= 0).float().mean()
-print(f"{len(train)} sites to learn from; of {len(test)} new ones {found:.0%} are recognised,")
+print(f"{len(train)} sites to learn from; of {len(test)} new ones {recognised:.0%} are recognised,")
 print(f"and of their shuffles {refused:.0%} are refused")
 
 # %%
 # Explain
 # -------
 # ``DeepExplainer`` takes one background for all samples. The references of a sequence are shuffles
-# of it, so each sequence gets an explainer of its own; the capture is made once and kept.
+# of that sequence, so each sequence has its own explainer. All explainers share one capture.
 #
-# A position is one feature, whatever its letter: ``feature_dims=(2,)`` says so to the refinement,
-# which draws its coalitions among features. An attribution of a position is the sum over its
-# letters.
+# The refinement draws coalitions of features. ``feature_dims=(2,)`` makes each position one
+# feature. The attribution of a position is the sum over the four channels.
 
-explainable = make_explainable(model, refine=2, feature_dims=(2,))
+explainable = make_explainable(model, refine=Refinement(2, feature_dims=(2,)))
 
 
 def explain(site):
     sequence, shuffles = one_hot(site[None]), one_hot(shuffled(np.tile(site, (20, 1))))
     values = shap.DeepExplainer(explainable, shuffles).shap_values(sequence)
     with torch.no_grad():
-        owed = (model(sequence) - model(shuffles).mean(0)).item()
-    return values[0, ..., 0].sum(0), abs(values.sum() - owed)
+        change = (model(sequence) - model(shuffles).mean(0)).item()
+    return values[0, ..., 0].sum(0), abs(values.sum() - change)
 
 
 explained = test[:20]
@@ -109,8 +108,8 @@ values, errors = map(np.array, zip(*map(explain, explained), strict=True))
 print(f"attributions: {values.shape}, largest additivity error: {errors.max():.1e}")
 
 # %%
-# Sequences are drawn as logos: the height of a letter is its attribution. The grey bands are where
-# the motif is known to be.
+# The sequences are drawn as logos, in which the height of a nucleotide is its attribution. The grey
+# bands mark the known motif.
 
 figure, axes = plt.subplots(3, 1, figsize=(9, 6), sharey=True, layout="constrained")
 for ax, site, by_position in zip(axes, explained, values, strict=False):
@@ -123,8 +122,8 @@ figure.supylabel("attribution")
 plt.show()
 
 # %%
-# SHAP's bar plot has the mean over all twenty sites. The sites are aligned, so a position is the
-# same feature in each:
+# SHAP's bar plot shows the mean over all twenty sites. The sites are aligned, so a position is the
+# same feature in all of them:
 
 consensus = "     TGTGA      TCACA     "
 shap.plots.bar(
@@ -137,7 +136,7 @@ shap.plots.bar(
 )
 
 # %%
-# How much of the attribution lies on the ten letters of the motif, of twenty-six:
+# The share of the attribution on the ten positions of the motif, out of twenty-six:
 
 inside = np.abs(values[:, MOTIF]).sum() / np.abs(values).sum()
 print(f"{inside:.0%}")

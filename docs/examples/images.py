@@ -2,7 +2,7 @@
 Images
 ======
 
-A convolutional network on scikit-learn's digits: which pixels speak for which class.
+A convolutional network on scikit-learn's digits: which pixels support which class.
 """
 
 # %%
@@ -33,8 +33,9 @@ print(f"right on {right:.1%} of {len(test_x)} test images")
 # %%
 # Explain
 # -------
-# The references are training images, so an attribution says what makes this image differ from other
-# digits. Against one black image it would say what the ink does; see :doc:`/references`.
+# The references are training images, so an attribution explains how this image differs from other
+# digits. With one black image as reference it would explain the effect of the ink; see
+# :doc:`/references`.
 
 background = train_x[:40]
 samples = torch.stack([test_x[test_y == digit][0] for digit in (0, 3, 4, 9)])
@@ -47,15 +48,16 @@ print(values.shape)
 # The last dimension counts the classes. They all add up:
 
 with torch.no_grad():
-    owed = model(samples) - model(background).mean(0)
-error = (torch.from_numpy(values).sum((1, 2, 3)) - owed).abs().max()
+    change = model(samples) - model(background).mean(0)
+error = (torch.from_numpy(values).sum((1, 2, 3)) - change).abs().max()
 print(f"largest additivity error: {error:.1e}")
 
 # %%
 # SHAP's image plot
 # -----------------
-# ``shap.image_plot`` wants one array a class, with the channels last. A row is an image, a column a
-# class; red pixels speak for the class, blue ones against it. Shown are the classes 0, 3, 4 and 9.
+# ``shap.image_plot`` takes one array for each class, with the channels last. A row is an image and
+# a column is a class. Red pixels support the class, and blue pixels oppose it. The plot shows the
+# classes 0, 3, 4 and 9.
 
 shown = [0, 3, 4, 9]
 by_class = [values[..., k].transpose(0, 2, 3, 1) for k in shown]

@@ -2,9 +2,8 @@
 SHAP's plots
 ============
 
-Every plot of SHAP that takes an ``Explanation``, from one explainable model. What
-``explainer(samples)`` returns lacks base values and feature names, whatever the model; three lines
-complete it.
+Every plot of SHAP that takes an ``Explanation``, from one explainable model. The result of
+``explainer(samples)`` has no base values and feature names, for any model. Three lines add them.
 """
 
 # %%

