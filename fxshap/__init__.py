@@ -1,5 +1,7 @@
 """Make any PyTorch model explainable by unmodified SHAP."""
 
+from typing import TYPE_CHECKING, Any
+
 from fxshap import rules, testing
 from fxshap._version import __version__
 from fxshap.errors import (
@@ -24,11 +26,15 @@ from fxshap.runtime.coalitions import Refinement
 from fxshap.verification.result import Verification
 from fxshap.verification.verify import verify
 
+if TYPE_CHECKING:
+    from fxshap.explainer import DeepExplainer
+
 __all__ = [
     "AdditivityError",
     "BatchMixingError",
     "CaptureError",
     "CompileError",
+    "DeepExplainer",
     "ExplainableModule",
     "FxshapError",
     "InputError",
@@ -49,3 +55,12 @@ __all__ = [
     "testing",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the explainer at its first use, because importing SHAP takes seconds."""
+    if name == "DeepExplainer":
+        from fxshap.explainer import DeepExplainer
+
+        return DeepExplainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

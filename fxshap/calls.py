@@ -23,6 +23,7 @@ from fxshap.integrations.hooks import hook_keys
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.ops.dtypes import is_floating
 from fxshap.passes.split_at_layer import check_tensor_count
+from fxshap.runtime.attributions import PairBatches
 from fxshap.runtime.captures import CaptureCache
 from fxshap.runtime.locks import explanation_lock
 from fxshap.runtime.options import Options
@@ -82,6 +83,33 @@ class ModelCalls:
         with explanation_lock(), evaluation_mode(self.model):
             arguments = Arguments.of(call, call.expand(self.bound), is_floating)
             self.captures.get(arguments, self.options)
+
+    def pair_batches(
+        self, samples: Call, background: Sequence[Tensor]
+    ) -> tuple[PairBatches, list[Tensor]]:
+        """Return what explains batches of samples, and the inputs of the program for the samples.
+
+        Parameters
+        ----------
+        samples : Call
+            The samples, with arguments that have a row for each of them.
+        background : sequence of Tensor
+            The explained inputs of the references.
+        """
+        check_inputs(samples.args)
+        arguments = Arguments.of(samples, samples.expand(self.bound), self._is_input(samples))
+        count = arguments.explained
+        rows = len(background[0])
+        bound = [x[:1].expand(rows, *x.shape[1:]) for x in arguments.tensors[count:]]
+        references = replace(arguments, tensors=[*background, *bound])
+        engine = self.captures.get(references, self.options)
+        return PairBatches(engine, background, object()), arguments.tensors
+
+    @staticmethod
+    def _is_input(call: Call) -> Callable[[Any], bool]:
+        """Return a function that tells the positional arguments of a call from the others."""
+        explained = {id(value) for value in call.args}
+        return lambda value: id(value) in explained
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""

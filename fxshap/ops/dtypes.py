@@ -7,6 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The largest additivity error that the rounding of a deep network explains, by dtype.
+ADDITIVITY_TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 5e-2,
+    torch.bfloat16: 0.2,
+}
+
 #: The type in which rules compute values of a low-precision type.
 ACCUMULATE_IN = {
     torch.float16: torch.float32,

@@ -32,6 +32,8 @@ DENSIFIED_TOLERANCE = 0.01
 MAX_BATCHED = 2**22
 #: The same for compiled backward passes, which compute the slopes again in each.
 MAX_BATCHED_COMPILED = 2**24
+#: The same on an accelerator, which needs large batches to be busy.
+MAX_BATCHED_ACCELERATOR = 2**28
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,21 @@ class BatchLayout:
     size: int = 0
     largest: int = 0
 
-    def expand_rows(self, taps: Sequence[Tensor], rows: int) -> list[Tensor]:
-        """Repeat the taps of one row so that they broadcast to those of `rows` rows."""
+    def expand_rows(self, taps: Sequence[Tensor], samples: int, rows: int) -> list[Tensor]:
+        """Repeat the taps of each sample so that they broadcast to those of `rows` rows."""
         return [
-            tap if dim is None or tap.shape[dim] == 1 else repeat(tap, dim, rows)
+            tap
+            if dim is None or tap.shape[dim] == 1
+            else repeat_samples(tap, dim, samples, rows // samples)
             for tap, dim in zip(taps, self.dims, strict=True)
         ]
 
-    def max_batched(self, rows: int, compiled: bool = False) -> int:
+    def max_batched(self, rows: int, device: torch.device, compiled: bool = False) -> int:
         """Return the largest number of outputs of `rows` rows in one batched backward pass.
 
         Copies of the rows must be contiguous in every tap, as repetitions of one row are.
         """
-        limit = MAX_BATCHED_COMPILED if compiled else MAX_BATCHED
+        limit = batched_bytes(device, compiled)
         return 1 if self.tile else max(limit // max(self.largest * rows, 1), 1)
 
     def split_batches(self, taps: Sequence[Tensor], count: int) -> list[list[Tensor]]:
@@ -78,9 +82,20 @@ class BatchLayout:
         return [list(batch) for batch in zip(*pieces, strict=True)]
 
 
-def repeat(tap: Tensor, dim: int, rows: int) -> Tensor:
-    """Repeat a tap as a block along its batch dimension."""
-    return torch.cat([tap] * rows, dim)
+def repeat_samples(tap: Tensor, dim: int, samples: int, count: int) -> Tensor:
+    """Repeat the part of a tap that belongs to each sample, along its batch dimension."""
+    if samples == 1:
+        return torch.cat([tap] * count, dim)
+    parts: Tensor = tap.unflatten(dim, (samples, 1, -1))
+    sizes = [count if d == dim + 1 else -1 for d in range(parts.dim())]
+    return parts.expand(sizes).flatten(dim, dim + 2)
+
+
+def batched_bytes(device: torch.device, compiled: bool = False) -> int:
+    """Return how many bytes the largest gradient of a batched backward pass may have."""
+    if device.type != "cpu":
+        return MAX_BATCHED_ACCELERATOR
+    return MAX_BATCHED_COMPILED if compiled else MAX_BATCHED
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ class Engine:
             self.clear_cache()  # free the memory of the old ones first
             rows = self.rows_per_tape(inputs, layout)
             compiled = self.program.compiled is not None
-            max_batched = layout.max_batched(len(inputs[0]), compiled)
+            max_batched = layout.max_batched(len(inputs[0]), inputs[0].device, compiled)
             current = References(self.program, inputs, rows, max_batched)
             self.references, self.references_version = current, version
             logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxshap.autograd.tape import Multipliers, Tape, Taps
-from fxshap.runtime.batching import BatchLayout
+from fxshap.runtime.batching import BatchLayout, repeat_samples
 from fxshap.runtime.coalitions import CoalitionChains, CoalitionPasses, refined_multipliers
 from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
@@ -17,7 +17,7 @@ from fxshap.runtime.references import References
 
 
 class SampleReferencePairs:
-    """Every reference with its sample, or with the only one.
+    """Every reference with its sample.
 
     Parameters
     ----------
@@ -26,7 +26,8 @@ class SampleReferencePairs:
         The batch dimension of every tap.
     options : Options
     samples : sequence of Tensor
-        One tensor per input, with as many rows as there are references, or with one row.
+        One tensor per input: with as many rows as there are references, with one row for all of
+        them, or with one row for each of several blocks of references of equal size.
     references : References
     """
 
@@ -64,11 +65,17 @@ class SampleReferencePairs:
         return self._seen[key]
 
     def _run(self, samples: Sequence[Tensor], rows: int) -> tuple[Tensor, Taps]:
-        if self.layout.tile:
+        count = len(samples[0])
+        if self.layout.tile and count == 1:
             return self.program.tapped([x.expand(rows, *x.shape[1:]) for x in samples])
+        if self.layout.tile:
+            return self.program.tapped(
+                [repeat_samples(x, 0, count, rows // count) for x in samples]
+            )
         output, taps = self.program.tapped(samples)
-        if len(samples[0]) < rows:
-            taps = dict(zip(taps, self.layout.expand_rows(list(taps.values()), rows), strict=True))
+        if count < rows:
+            expanded = self.layout.expand_rows(list(taps.values()), count, rows)
+            taps = dict(zip(taps, expanded, strict=True))
         return output, taps
 
     def backward(self, grad: Tensor) -> list[Tensor]:

@@ -1,0 +1,438 @@
+"""An explainer with SHAP's interface that explains all samples and outputs in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import shap
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fxshap.calls import ModelCalls
+from fxshap.errors import AdditivityError, InputError, OptionError
+from fxshap.frontend.arguments import Call
+from fxshap.frontend.inputs import check_matching_rows
+from fxshap.frontend.signature import signature
+from fxshap.integrations.isolation import evaluation_mode
+from fxshap.module import ExplainableModule, make_explainable
+from fxshap.ops.dtypes import ADDITIVITY_TOLERANCES, is_floating
+from fxshap.runtime.attributions import Attributions, explain_in_batches
+from fxshap.runtime.locks import explanation_lock
+
+Array = npt.NDArray[Any]
+#: Which outputs are explained: all, some columns, or columns for each sample.
+Outputs = Sequence[int] | Array | Tensor | None
+Order = Literal["max", "min", "max_abs"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The attributions of some samples, as NumPy arrays.
+
+    Attributes
+    ----------
+    values : list of ndarray
+        One array per input, of shape (samples, ..., outputs explained).
+    expected : ndarray
+        The expected value of every explained output, of shape (samples, outputs explained).
+    columns : ndarray
+        The explained outputs, of shape (samples, outputs explained).
+    """
+
+    values: list[Array]
+    expected: Array
+    columns: Array
+
+
+class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
+    """Like ``shap.DeepExplainer``, but explains many samples and all outputs in each backward pass.
+
+    Parameters
+    ----------
+    model : nn.Module, ExplainableModule or (nn.Module, nn.Module)
+        The model to explain. Of a pair, the second is a layer whose input is explained.
+    background : Tensor, ndarray, DataFrame, list of these, or iterable of batches
+        The references: one array per input of the model, with the rows first.
+    feature_names, output_names : sequence of str, optional
+        Names for the explanation; the columns of a DataFrame by default.
+    batch_size : int or "auto"
+        How many samples are explained together. By default small pairs of sample and reference are
+        stacked and large ones are not, within half of the free memory.
+    **options
+        The options of :func:`fxshap.make_explainable`, for a model that is not explainable yet.
+
+    Attributes
+    ----------
+    expected_value : ndarray
+        The mean output for the background, of shape (outputs,).
+    explainable : ExplainableModule
+        The explainable model.
+
+    Raises
+    ------
+    InputError
+        If the background has no rows, or the model takes no such inputs.
+    OptionError
+        If options are given for a model that is explainable already.
+
+    Examples
+    --------
+    >>> import torch, fxshap
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
+    >>> background, samples = torch.randn(10, 4), torch.randn(3, 4)
+    >>> explainer = fxshap.DeepExplainer(model, background)
+    >>> explainer.shap_values(samples).shape
+    (3, 4, 2)
+    >>> explainer(samples).base_values.shape
+    (3, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | tuple[nn.Module, nn.Module],
+        background: Any,
+        *,
+        feature_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        **options: Any,
+    ) -> None:
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise OptionError(f"batch_size is a number of samples or 'auto', not {batch_size!r}")
+        self.explainable = as_explainable(model, options)
+        names = column_names(background) if feature_names is None else list(feature_names)
+        super().__init__(
+            self.explainable,
+            feature_names=names,
+            output_names=None if output_names is None else list(output_names),
+        )
+        self.batch_size = batch_size
+        self.progress = self._calls.options.progress
+        self.explainable.eval()
+        self.background = self._tensors(gather(background))
+        check_matching_rows(self.background, self.background)
+        with torch.no_grad():
+            outputs = self._calls.output(self._call(self.background, {}))
+        if outputs.dim() == 1:
+            raise InputError(
+                "the model returns one number per row; give it a second dimension with "
+                "make_explainable(model, output=lambda y: y[:, None])"
+            )
+        self.expected_value: Array = outputs.mean(0).cpu().numpy()
+
+    @property
+    def _calls(self) -> ModelCalls:
+        return self.explainable._calls
+
+    def __call__(
+        self, X: Any, *, outputs: Outputs = None, check_additivity: bool = True, **arguments: Any
+    ) -> shap.Explanation:
+        """Explain samples.
+
+        Parameters
+        ----------
+        X : Tensor, ndarray, DataFrame, list of these, Dataset or DataLoader
+            The samples: one array per input of the model, with the rows first.
+        outputs : sequence of int, or array of int, optional
+            The outputs to explain: the same for all samples, or a row of outputs for each sample.
+        check_additivity : bool
+            Whether to check that the attributions sum to the difference of the outputs.
+        **arguments
+            Other arguments of the model. A tensor has one row, or a row for each sample, which is
+            paired with that sample and all references.
+
+        Returns
+        -------
+        shap.Explanation
+            For a model of one output, values have the shape of the input. Otherwise the outputs
+            are the last dimension.
+
+        Raises
+        ------
+        InputError
+            If the samples do not match the background, or contain NaN or infinity.
+        AdditivityError
+            If the attributions do not sum to the difference of the outputs.
+        """
+        inputs = gather(X)
+        result = self._explain(self._tensors(inputs), outputs, arguments, check_additivity)
+        return self._explanation(result, inputs)
+
+    def shap_values(
+        self,
+        X: Any,
+        ranked_outputs: int | None = None,
+        output_rank_order: Order = "max",
+        check_additivity: bool = True,
+        *,
+        outputs: Outputs = None,
+        **arguments: Any,
+    ) -> Any:
+        """Return SHAP values, as ``shap.DeepExplainer.shap_values`` does.
+
+        Parameters
+        ----------
+        X : Tensor, ndarray, DataFrame, list of these, Dataset or DataLoader
+            The samples: one array per input of the model, with the rows first.
+        ranked_outputs : int, optional
+            How many of the top outputs of each sample to explain; by default all outputs.
+        output_rank_order : 'max', 'min' or 'max_abs'
+            How outputs are ranked.
+        check_additivity : bool
+            Whether to check that the attributions sum to the difference of the outputs.
+        outputs : sequence of int, or array of int, optional
+            The outputs to explain: the same for all samples, or a row of outputs for each sample.
+        **arguments
+            Other arguments of the model; see :meth:`__call__`.
+
+        Returns
+        -------
+        ndarray or list of ndarray
+            Of shape (samples, ..., outputs); a list of one array per input if there are several.
+            With `ranked_outputs`, a pair of this and the ranked outputs of each sample.
+        """
+        samples = self._tensors(gather(X))
+        if ranked_outputs is not None:
+            if outputs is not None:
+                raise OptionError("ranked_outputs chooses the outputs; leave out outputs")
+            outputs = self._ranked(samples, arguments, ranked_outputs, output_rank_order)
+        result = self._explain(samples, outputs, arguments, check_additivity)
+        values = result.values if len(result.values) > 1 else result.values[0]
+        return (values, result.columns) if ranked_outputs is not None else values
+
+    def iter_batches(
+        self, X: Iterable[Any], *, outputs: Outputs = None, **arguments: Any
+    ) -> Iterator[shap.Explanation]:
+        """Yield an explanation for each batch of an iterable, such as a DataLoader.
+
+        Parameters
+        ----------
+        X : iterable
+            Batches of samples.
+        outputs : sequence of int, optional
+            The outputs to explain.
+        **arguments
+            Other arguments of the model, the same for all samples.
+        """
+        for batch in X:
+            yield self(self._inputs_of(batch), outputs=outputs, **arguments)
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def _inputs_of(self, batch: Any) -> Any:
+        """Return the inputs of a batch that may also hold targets."""
+        if isinstance(batch, list | tuple):
+            inputs = list(batch[: len(self.background)])
+            return inputs if len(inputs) > 1 else inputs[0]
+        return batch
+
+    def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Convert inputs to tensors of the model's dtype, on its device."""
+        like = next((p for p in self.explainable.parameters() if is_floating(p)), torch.empty(0))
+        embeds = self._calls.options.entry.hook_point is not None
+        tensors = [as_tensor(x, like, keep_integers=embeds) for x in inputs]
+        references = getattr(self, "background", None)
+        if references is not None:
+            check_matching_rows(references, tensors[: len(references)])
+        return tensors
+
+    def _model_inputs(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> list[Tensor]:
+        """Return what the explainable model takes: the inputs, or the tensors at its layer."""
+        if self._calls.options.entry.hook_point is None:
+            return list(inputs)
+        passing = self.explainable.prefix(*inputs, **arguments)
+        return list(passing) if isinstance(passing, tuple) else [passing]
+
+    def _call(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> Call:
+        """Return the call of the explainable model for samples with their other arguments."""
+        rows = len(inputs[0])
+        device = inputs[0].device
+        kwargs = {
+            name: match_samples(name, value, rows, device) for name, value in arguments.items()
+        }
+        if self._calls.options.entry.hook_point is None:
+            return Call.of(inputs, kwargs)
+        names = list(signature(self._calls.model).parameters)[: len(inputs)]
+        given = dict(zip(names, inputs, strict=True))
+        return Call.of(self._model_inputs(inputs, kwargs), {**given, **kwargs})
+
+    # --- attributions ---------------------------------------------------------------------------
+
+    def _explain(
+        self,
+        samples: list[Tensor],
+        outputs: Outputs,
+        arguments: Mapping[str, Any],
+        check_additivity: bool,
+    ) -> Result:
+        total = len(samples[0])
+        columns = self._columns(outputs, total).to(samples[0].device)
+        parts: list[Attributions] = []
+        with explanation_lock(), evaluation_mode(self._calls.model), torch.no_grad():
+            call = self._call(samples, arguments)
+            background = self._model_inputs(self.background, {})
+            batches, inputs = self._calls.pair_batches(call, background)
+            size = None if self.batch_size == "auto" else self.batch_size
+            with tqdm(
+                total=total, unit="samples", leave=False, delay=2, disable=not self.progress
+            ) as bar:
+                for count, part in explain_in_batches(batches, inputs, columns, size):
+                    parts.append(part)
+                    bar.update(count)
+        result = joined(parts, columns)
+        if check_additivity:
+            check_sums(result, torch.cat([part.output for part in parts]), inputs[0].dtype)
+        return result
+
+    def _columns(self, outputs: Outputs, samples: int) -> Tensor:
+        """Return the outputs to explain of each sample, of shape (samples, outputs explained)."""
+        count = len(self.expected_value)
+        if outputs is None:
+            return torch.arange(count).expand(samples, count)
+        columns = torch.as_tensor(outputs, dtype=torch.long)
+        if columns.dim() == 0:
+            columns = columns[None]
+        if columns.dim() > 1 and len(columns) != samples:
+            raise InputError(
+                f"outputs has {len(columns)} rows for {samples} samples; give one row of outputs, "
+                "or a row for each sample"
+            )
+        if not bool(((columns >= 0) & (columns < count)).all()):
+            raise InputError(f"the model has the outputs 0 to {count - 1}, not {columns.tolist()}")
+        return columns if columns.dim() > 1 else columns.expand(samples, len(columns))
+
+    def _ranked(
+        self, samples: list[Tensor], arguments: Mapping[str, Any], count: int, order: Order
+    ) -> Tensor:
+        """Return the top outputs of each sample."""
+        keys: dict[str, Callable[[Tensor], Tensor]] = {
+            "max": lambda y: y,
+            "min": lambda y: -y,
+            "max_abs": lambda y: y.abs(),
+        }
+        if order not in keys:
+            raise OptionError(f"output_rank_order is 'max', 'min' or 'max_abs', not {order!r}")
+        with torch.no_grad(), evaluation_mode(self._calls.model):
+            result = self._calls.output(self._call(samples, arguments))
+        return keys[order](result).argsort(1, descending=True)[:, :count].cpu()
+
+    def _explanation(self, result: Result, inputs: Sequence[Any]) -> shap.Explanation:
+        single = len(self.expected_value) == 1
+        values = [v[..., 0] if single else v for v in result.values]
+        names = self.output_names
+        if names is not None and result.columns.shape[1] != len(self.expected_value):
+            names = [names[k] for k in result.columns[0]] if len(result.columns) else None
+        explanations = [
+            shap.Explanation(
+                values=v,
+                base_values=result.expected[:, 0] if single else result.expected,
+                data=as_array(x),
+                feature_names=self.feature_names,
+                output_names=names,
+            )
+            for v, x in zip(values, inputs, strict=False)
+        ]
+        return explanations[0] if len(explanations) == 1 else explanations
+
+
+# --- helpers ------------------------------------------------------------------------------------
+
+
+def as_explainable(
+    model: nn.Module | tuple[nn.Module, nn.Module], options: Mapping[str, Any]
+) -> ExplainableModule:
+    """Return an explainable model, or make one with these options."""
+    if isinstance(model, tuple):
+        whole, layer = model
+        return as_explainable(whole, options).split_at(layer, "input")[1]
+    if not isinstance(model, ExplainableModule):
+        return make_explainable(model, **options)
+    if options:
+        raise OptionError(
+            f"{', '.join(options)} has no effect on a model that is explainable already; give it "
+            "to make_explainable"
+        )
+    return model
+
+
+def gather(data: Any) -> list[Any]:
+    """Return one array per input, from arrays, a list of them, or an iterable of batches."""
+    if isinstance(data, torch.utils.data.Dataset):
+        data = torch.utils.data.DataLoader(data, batch_size=256)
+    if isinstance(data, torch.utils.data.DataLoader):
+        batches = [b if isinstance(b, list | tuple) else [b] for b in data]
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    return list(data) if isinstance(data, list | tuple) else [data]
+
+
+def column_names(data: Any) -> list[str] | None:
+    """Return the names of the columns of a DataFrame, if it is one."""
+    return list(map(str, data.columns)) if hasattr(data, "columns") else None
+
+
+def as_array(data: Any) -> Array:
+    """Return data as a NumPy array."""
+    return data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+
+
+def as_tensor(data: Any, like: Tensor, keep_integers: bool = False) -> Tensor:
+    """Return data as a tensor of the dtype and the device of `like`.
+
+    Parameters
+    ----------
+    data : Tensor, ndarray or DataFrame
+    like : Tensor
+        A floating-point weight of the model.
+    keep_integers : bool
+        Whether integers stay integers, as token ids must.
+    """
+    if not isinstance(data, Tensor):
+        array = np.asarray(data)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"inputs must be numbers, not of dtype {array.dtype}")
+        data = torch.from_numpy(np.ascontiguousarray(array))
+    integers = not (data.is_floating_point() or data.is_complex())
+    dtype = data.dtype if integers and keep_integers else like.dtype
+    return torch.as_tensor(data, device=like.device, dtype=dtype)
+
+
+def match_samples(name: str, value: Any, rows: int, device: torch.device) -> Any:
+    """Return an argument of the model with a row for each sample."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if len(value) not in (1, rows):
+        raise InputError(
+            f"{name!r} has {len(value)} rows for {rows} samples; give one row for all, or a row "
+            "for each sample"
+        )
+    return value.to(device).expand(rows, *value.shape[1:])
+
+
+def joined(parts: Sequence[Attributions], columns: Tensor) -> Result:
+    """Return the attributions of all batches."""
+    values = [torch.cat(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
+    expected = torch.cat([p.expected.expand(len(p.output), -1) for p in parts])
+    return Result(values, expected.gather(1, columns).cpu().numpy(), columns.cpu().numpy())
+
+
+def check_sums(result: Result, output: Tensor, dtype: torch.dtype) -> None:
+    """Raise unless attributions and expected value sum to the output of every sample."""
+    found = np.take_along_axis(output.cpu().double().numpy(), result.columns, 1)
+    sums = sum(v.astype(float).sum(tuple(range(1, v.ndim - 1))) for v in result.values)
+    errors = np.abs(sums + result.expected - found)
+    scale = max(np.abs(found).max(initial=0), np.abs(result.expected).max(initial=0))
+    limit = ADDITIVITY_TOLERANCES.get(dtype, max(ADDITIVITY_TOLERANCES.values()))
+    if errors.size and not errors.max() <= limit * scale:
+        row, column = np.unravel_index(int(errors.argmax()), errors.shape)
+        raise AdditivityError(
+            f"the attributions of output {result.columns[row, column]} of sample {row} do not sum "
+            f"to the difference of the outputs: the error is {errors.max():.1e}, and the largest "
+            f"output {scale:.1e}; fxshap.verify names the operation that leaks"
+        )

@@ -1,0 +1,207 @@
+"""Attributions of many samples and outputs, in batches of sample-reference pairs.
+
+Every sample is paired with every reference. Small pairs are stacked: one backward pass takes the
+pairs of several samples and the cotangents of several outputs. Large pairs are not: there one
+sample with its references keeps the processor busy, and one tape of the references serves all
+samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxshap.frontend.inputs import check_finite
+from fxshap.frontend.outputs import check_finite_outputs
+from fxshap.runtime.batching import batched_bytes
+from fxshap.runtime.engine import Engine
+from fxshap.runtime.pairs import SampleReferencePairs
+from fxshap.runtime.references import References, rows_that_fit
+
+logger = logging.getLogger("fxshap")
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """The attributions of a batch of samples.
+
+    Attributes
+    ----------
+    values : list of Tensor
+        One tensor per explained input, of shape (samples, ..., outputs explained).
+    output : Tensor
+        The model's output for the samples, of shape (samples, outputs).
+    expected : Tensor
+        The mean of the model's output over the references, of shape (samples or 1, outputs): one
+        row if the references are the same for all samples.
+    """
+
+    values: list[Tensor]
+    output: Tensor
+    expected: Tensor
+
+
+class PairBatches:
+    """Explains batches of samples with one capture of a model.
+
+    Parameters
+    ----------
+    engine : Engine
+    references : sequence of Tensor
+        The explained inputs of the program for the background, one tensor per input.
+    explanation : object
+        Identifies the explanation.
+    """
+
+    def __init__(self, engine: Engine, references: Sequence[Tensor], explanation: object) -> None:
+        self.engine = engine
+        self.references = references
+        self.count = len(references[0])
+        self.explanation = explanation
+        self._stacked: dict[int, References] = {}
+        self._version: tuple[object, ...] = ()
+
+    @property
+    def only_one(self) -> bool:
+        """Whether samples cannot be stacked: in a graph of fixed rows, or between coalitions."""
+        engine = self.engine
+        return engine.program.rows is not None or engine.options.refinement.pairs > 0
+
+    def clear(self) -> None:
+        """Free the tapes."""
+        self._stacked = {}
+        self.engine.clear_cache()
+
+    def batch_size(self, samples: Sequence[Tensor], outputs: int) -> int:
+        """Return how many samples to stack in one batch, by the size of a pair's values.
+
+        Parameters
+        ----------
+        samples : sequence of Tensor
+            Inputs of the program, with one row or more.
+        outputs : int
+            How many outputs of each sample are explained.
+        """
+        engine, first = self.engine, [x[:1] for x in samples]
+        if self.only_one:
+            return 1
+        layout = engine.find_layout(first, self._inputs(first))
+        device = samples[0].device
+        size = batched_bytes(device) // max(layout.largest * self.count * outputs, 1)
+        fit = rows_that_fit(layout.size, device)
+        return max(min(size, size if fit is None else fit // (self.count * outputs)), 1)
+
+    def explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
+        """Return the attributions of a batch of samples.
+
+        Parameters
+        ----------
+        samples : sequence of Tensor
+            The inputs of the program, explained ones first, with one row for each sample.
+        columns : Tensor
+            The outputs to explain of each sample, of shape (samples, outputs explained).
+        """
+        program = self.engine.program
+        version = program.bind_weights(self.explanation)
+        if version != self._version:
+            self._stacked, self._version = {}, version
+        check_finite("samples", samples[: program.explained])
+        references = self._references(samples)
+        layout = self.engine.find_layout(samples, references.inputs)
+        pairs = SampleReferencePairs(program, layout, self.engine.options, samples, references)
+        output = pairs.output()
+        output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
+        paired = references.output.unflatten(0, (-1, self.count))
+        grads = [self._cotangent(column, paired) for column in columns.unbind(1)]
+        self._check_outputs(output, references.output, grads)
+        by_output = pairs.backward_many(grads)
+        differences = [x.unsqueeze(1) - r for x, r in zip(samples, self.references, strict=False)]
+        values = [
+            torch.stack([self._mean(m[i], difference) for m in by_output], -1)
+            for i, difference in enumerate(differences)
+        ]
+        bound = len(samples) > program.explained
+        return Attributions(values, output, (paired if bound else paired[:1]).mean(1))
+
+    def _inputs(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs of the program for the references of each sample."""
+        rows = len(samples[0])
+        inputs = [r.repeat(rows, *[1] * (r.dim() - 1)) for r in self.references]
+        bound = samples[self.engine.program.explained :]
+        return inputs + [x.repeat_interleave(self.count, 0) for x in bound]
+
+    def _references(self, samples: Sequence[Tensor]) -> References:
+        """Return the references of a batch: those of the background, for every sample."""
+        engine, rows = self.engine, len(samples[0])
+        shared = len(samples) == engine.program.explained
+        if shared and rows in self._stacked:
+            return self._stacked[rows]
+        inputs = self._inputs(samples)
+        layout = engine.find_layout(samples, inputs)
+        if rows == 1:
+            references = engine.current_references(inputs, layout, self._version)
+        else:
+            total = rows * self.count
+            compiled = engine.program.compiled is not None
+            max_batched = layout.max_batched(total, inputs[0].device, compiled)
+            references = References(engine.program, inputs, total, max_batched)
+        self._stacked = {rows: references} if shared else {}
+        return references
+
+    def _cotangent(self, column: Tensor, paired: Tensor) -> Tensor:
+        """Return the cotangent of the output that is chosen for each sample, for all pairs."""
+        unit = paired.new_zeros(len(column), paired.shape[-1])
+        unit.scatter_(1, column[:, None], 1)
+        return unit.repeat_interleave(self.count, 0)
+
+    def _check_outputs(self, output: Tensor, references: Tensor, grads: Sequence[Tensor]) -> None:
+        if bool(output.isfinite().all()) and bool(references.isfinite().all()):
+            return
+        pairs = torch.cat([output.repeat_interleave(self.count, 0), references])
+        for grad in grads:
+            check_finite_outputs(pairs, grad)
+
+    def _mean(self, multipliers: Tensor, difference: Tensor) -> Tensor:
+        """Return the products of multipliers and differences, averaged over the references."""
+        by_sample: Tensor = multipliers.detach().unflatten(0, (-1, self.count))
+        mean: Tensor = (by_sample * difference).mean(1)
+        return mean
+
+
+def explain_in_batches(
+    batches: PairBatches, samples: Sequence[Tensor], columns: Tensor, size: int | None = None
+) -> Iterator[tuple[int, Attributions]]:
+    """Yield the attributions of batch after batch, with the number of samples in each.
+
+    When the device is out of memory, the batch is halved and the work goes on.
+
+    Parameters
+    ----------
+    batches : PairBatches
+    samples : sequence of Tensor
+        The inputs of the program, with one row for each sample.
+    columns : Tensor
+        The outputs to explain of each sample, of shape (samples, outputs explained).
+    size : int, optional
+        How many samples a batch has; by default as many as pay.
+    """
+    size = 1 if batches.only_one else size or batches.batch_size(samples, columns.shape[1])
+    logger.debug("explains %d samples at a time", size)
+    start, total = 0, len(columns)
+    while start < total:
+        stop = min(start + size, total)
+        try:
+            attributions = batches.explain([x[start:stop] for x in samples], columns[start:stop])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = max(size // 2, 1)
+            batches.clear()
+            logger.debug("out of memory: %d samples at a time", size)
+            continue
+        yield stop - start, attributions
+        start = stop
