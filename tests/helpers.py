@@ -32,7 +32,7 @@ class Between(nn.Module):
 
 
 def sine_for(name: str, *dtypes: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Register a user's operator, a sine that has kernels for some types alone."""
+    """Register a user's operator, a sine that has kernels only for some types."""
 
     @torch.library.custom_op(f"tests::{name}", mutates_args=())
     def sine(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def explain(
     one = len(background) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        # PyTorch says this once of the plain model, in float32 on a CPU.
+        # PyTorch warns of this once for the plain model, in float32 on a CPU.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         explainer = shap.DeepExplainer(model, background[0] if one else list(background))
         return as_list(explainer.shap_values(samples[0] if one else list(samples), **options))
@@ -95,7 +95,7 @@ def hooks(module: nn.Module) -> list[Any]:
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model that an explanation must leave alone."""
+    """Everything of a model that an explanation must not change."""
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     return {
         "modes": {name: module.training for name, module in model.named_modules()},
@@ -127,15 +127,15 @@ def assert_no_shap_hooks(explainable: nn.Module) -> None:
 
 
 def rewritten(explainable: nn.Module) -> list[fx.Node]:
-    """The nodes of the attribute graph that have a rule, those of variances aside."""
-    nodes = explainable.attribute.graph.nodes
+    """The nodes of the rescaled graph that have a rule, without those of variances."""
+    nodes = explainable.rescaled_graph.graph.nodes
     return [node for node in nodes if node.target in (rescale, rescale_activation)]
 
 
 def multipliers(
     explainable: nn.Module, samples: list[Tensor], references: list[Tensor], output: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Ask as SHAP does, for rows of samples that differ; return outputs and multipliers."""
+    """Return outputs and multipliers as SHAP gets them, for rows of samples that differ."""
     joint = [torch.cat(pair).requires_grad_() for pair in zip(samples, references, strict=True)]
     with fxshap.multiplier_mode():
         outputs = explainable(*joint)

@@ -13,6 +13,7 @@ from torch import nn
 
 import fxshap
 from fxshap import calls
+from fxshap.errors import OptionError
 from fxshap.frontend.arguments import Arguments, Call
 
 BACKGROUND, SAMPLES = torch.randn(4, 3), torch.randn(2, 3)
@@ -71,3 +72,79 @@ def test_an_ordinary_call_is_flattened_once_and_not_checked(steps: list[Counter[
     steps.append(Counter())
     explainable(SAMPLES)
     assert steps == [Counter({"flattened": 1})]
+
+
+# --- the user's own names -----------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """A stack of layers under the names that Hugging Face networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+class Named(nn.Module):
+    """Children that have the names of attributes that wrappers often own."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.model = Layers()
+        for name in names:
+            self.add_module(name, nn.Linear(4, 4))
+        self.names = names
+
+    def forward(self, x):
+        x = self.model(x)
+        for name in self.names:
+            x = x + getattr(self, name)(x)
+        return x
+
+
+def test_submodules_are_those_of_the_users_model():
+    model = Named("output", "mode", "entry", "bound", "probe").eval()
+    explainable = fxshap.make_explainable(model)
+    assert explainable.get_submodule("model.layers.0") is model.model.layers[0]
+    for name in ("model", "output", "mode", "entry", "bound", "probe"):
+        assert explainable.get_submodule(name) is getattr(model, name)
+        assert getattr(explainable, name) is getattr(model, name)
+    assert explainable.get_parameter("output.weight") is model.output.weight
+    values = shap.DeepExplainer(explainable, torch.randn(5, 4)).shap_values(torch.randn(2, 4))
+    assert values.shape == (2, 4, 4)
+
+
+def test_a_child_that_a_public_method_hides_is_warned_of():
+    model = Named("report")
+    with pytest.warns(UserWarning, match=r"ExplainableModule.report hides the child 'report'"):
+        explainable = fxshap.make_explainable(model)
+    assert explainable.get_submodule("report") is model.report
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": "model", "input_names": "x"}, "input_names has no effect with layer"),
+        ({"rule": "other"}, "rule is 'rescale' or 'variance', not 'other'"),
+        ({"refine": -1}, "refine counts pairs of coalitions"),
+        ({"refine": True}, "refine counts pairs of coalitions"),
+        ({"reference_batch_size": 0}, "reference_batch_size is a number of rows"),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        fxshap.make_explainable(Named(), **options)
+
+
+def test_a_seed_without_coalitions_is_refused():
+    with pytest.raises(OptionError, match="seed has no effect without coalitions"):
+        fxshap.Refinement(0, seed=1)

@@ -284,11 +284,15 @@ def main() -> int:
     parser.add_argument("--networks", default="*", metavar="PATTERN", help="names, as in a shell")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tried", type=int, nargs="*", default=[1, 4, 16], help="pairs tried")
-    parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
+    parser.add_argument("--results", type=Path, help="results of a stopped run, to continue")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the networks are too small for more
     names = fnmatch.filter(NETWORKS, options.networks)
-    lines = options.kept.read_text().splitlines() if options.kept and options.kept.exists() else []
+    lines = (
+        options.results.read_text().splitlines()
+        if options.results and options.results.exists()
+        else []
+    )
     results: Results = dict(map(json.loads, lines))
     for name in tqdm([name for name in names if name not in results], unit="network"):
         try:
@@ -296,8 +300,8 @@ def main() -> int:
         except RuntimeError as error:  # a network that fixes its number of rows
             tqdm.write(f"{name}: {str(error).splitlines()[0][:120]}")
             continue
-        if options.kept:
-            with options.kept.open("a") as file:
+        if stored:
+            with stored.open("a") as file:
                 file.write(json.dumps([name, results[name]]) + "\n")
     tables = library_table(results), tried_table(results, options.tried)
     said = judge(results)

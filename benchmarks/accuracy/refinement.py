@@ -180,17 +180,17 @@ def digits(permutations: int = 400) -> Problem:
 def one_permutation(problem: Problem, rng: np.random.Generator) -> Array:
     """Return what the features add in one order and its reverse, each reference in its own."""
     features = problem.features
-    order = rng.random((REFERENCES, features)).argsort(1).argsort(1)  # the place of each feature
+    order = rng.random((REFERENCES, features)).argsort(1).argsort(1)  # the position of each feature
     steps = np.arange(features + 1)[:, None, None]
     references = problem.references.flatten(1).numpy()
     values = []
     for sample in problem.samples.flatten(1).numpy():
         both = []
-        for place in (order, features - 1 - order):
-            points = np.where(place < steps, sample, references)  # steps, references, features
+        for position in (order, features - 1 - order):
+            points = np.where(position < steps, sample, references)  # steps, references, features
             found = problem.call(points.reshape(-1, features))
             found = found.reshape(features + 1, REFERENCES, -1)
-            gains = np.take_along_axis(np.diff(found, axis=0), place.T[..., None], 0)
+            gains = np.take_along_axis(np.diff(found, axis=0), position.T[..., None], 0)
             both.append(gains.mean(1))
         values.append(np.mean(both, 0))
     return np.stack(values)
@@ -327,16 +327,16 @@ class Outcome:
     curves: Curves
 
 
-def outcomes(kept: Path) -> list[Outcome]:
+def outcomes(results: Path) -> list[Outcome]:
     """Measure every problem, and go on where a run was stopped."""
-    lines = kept.read_text().splitlines() if kept.exists() else []
+    lines = results.read_text().splitlines() if results.exists() else []
     found = {outcome.name: outcome for outcome in (Outcome(**json.loads(line)) for line in lines)}
     for name, make in PROBLEMS.items():
         if name not in found:
             problem = make()
             print(f"{name}: accuracy {problem.accuracy:.3f}, truth to {problem.error:.4f}")
             found[name] = Outcome(name, problem.accuracy, problem.error, measure(problem))
-            with kept.open("a") as file:
+            with results.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(found[name])) + "\n")
     return [found[name] for name in PROBLEMS]
 
@@ -405,12 +405,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy.refinement", description=__doc__
     )
-    parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
+    parser.add_argument("--results", type=Path, help="results of a stopped run, to continue")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = outcomes(options.kept or Path(folder, "outcomes.jsonl"))
+        found = outcomes(options.results or Path(folder, "outcomes.jsonl"))
     draw(found)
     nearest = nearest_table(found)
     print(nearest)

@@ -5,7 +5,7 @@ that a run that was stopped goes on where it was; what other sources of fxshap g
 again. A run of everything writes docs/coverage.md, docs/coverage.csv and the figure, unless a
 network is worse than the last published one: then it prints which, returns 1 and writes nothing.
 With ``--update`` a run of a part does too; what it leaves out stays as it was published, with the
-date of its measurement, and the page says how much that is.
+date of its measurement, and the page states how much that is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The zoo benchmark: what it measures of a network, and when it says that something is worse."""
+"""The zoo benchmark: what it measures of a network, and when it reports that something is worse."""
 
 import dataclasses
 import datetime
@@ -233,7 +233,7 @@ def test_other_sources_are_measured_again(run, tmp_path):
     assert run() == (0, 1)
 
 
-def test_an_update_keeps_what_was_published_and_says_from_when(run, tmp_path):
+def test_an_update_keeps_published_results_with_their_dates(run, tmp_path):
     data, page = tmp_path / "docs" / "coverage.csv", tmp_path / "docs" / "coverage.md"
     run()
     assert "stand" not in page.read_text()

@@ -118,8 +118,8 @@ def resident() -> float:
 
 def growth(memory: list[float]) -> float:
     """Return the slope of a straight line through the memory after the warm-up, in MB a step."""
-    kept = memory[int(WARM_UP * len(memory)) :]
-    return float(np.polyfit(np.arange(len(kept)), kept, 1)[0])
+    steady = memory[int(WARM_UP * len(memory)) :]
+    return float(np.polyfit(np.arange(len(steady)), steady, 1)[0])
 
 
 def number_of_hooks(explainable: fxshap.ExplainableModule) -> int:

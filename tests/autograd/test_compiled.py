@@ -89,7 +89,7 @@ def test_networks_in_float64(name):
     assert_exact(model, explainable, background, samples, 1e-12)
 
 
-def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch, tmp_path):
+def test_without_a_compiler_the_error_names_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     explainable = fxshap.make_explainable(Attention(), compile=True)
     # Not monkeypatch: it would delete the setting afterwards.

@@ -117,7 +117,7 @@ def to_and_back(model: nn.Module) -> None:
 
 
 def data_in_place(model: nn.Module) -> None:
-    """The old way around autograd, which leaves the version counter alone."""
+    """The old way around autograd, which does not change the version counter."""
     model.hidden.weight.data.add_(0.5)
 
 
@@ -141,7 +141,7 @@ NAMES = ["optimizer_step", "load_state_dict", "load_state_dict_assign"]
 @pytest.mark.parametrize(
     "change", CHANGES, ids=NAMES + [change.__name__ for change in CHANGES[len(NAMES) :]]
 )
-def test_recorded_anew_when_a_weight_or_buffer_changes(change):
+def test_recorded_again_when_a_weight_or_buffer_changes(change):
     model = Model()
     explainable = fxshap.make_explainable(model)
     background, samples = [data(6, 1)], [data(3, 2)]
@@ -156,7 +156,7 @@ def test_recorded_anew_when_a_weight_or_buffer_changes(change):
 
 
 @pytest.mark.parametrize("rows", [6, 4, 1])
-def test_recorded_anew_when_the_references_change(rows, recorded):
+def test_recorded_again_when_the_references_change(rows, recorded):
     model = Model()
     explainable = fxshap.make_explainable(model)
     explain(explainable, [data(6, 1)], [data(3, 2)])
@@ -176,7 +176,7 @@ def test_references_changed_in_place_are_noticed():
     assert_same_values(found, explain(fxshap.make_explainable(model), [background], [data(3, 2)]))
 
 
-def test_two_explainers_of_one_model_take_turns():
+def test_two_explainers_of_one_model_interleaved():
     model = Model()
     explainable = fxshap.make_explainable(model)
     backgrounds = [data(6, 1), data(6, 4), data(2, 7)]
@@ -209,7 +209,7 @@ def test_time_folded_into_rows_is_seen_whatever_the_first_rows(special):
 
 @pytest.mark.parametrize("masked", [-1e9, torch.finfo(torch.float32).min])
 def test_time_folded_into_rows_is_seen_behind_a_mask(masked):
-    """Beside numbers of 1e9 all others look alike."""
+    """Compared with numbers of 1e9 all others look equal."""
 
     class Folded(nn.Module):
         def __init__(self) -> None:
@@ -228,7 +228,7 @@ def test_time_folded_into_rows_is_seen_behind_a_mask(masked):
     assert_exact(model, fxshap.make_explainable(model), [background], [samples], 1e-5)
 
 
-# --- outputs side by side -----------------------------------------------------------------------
+# --- batched outputs ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,15 +249,15 @@ def test_batched_outputs_equal_those_of_one_at_a_time(name, monkeypatch):
     engine = explainable._calls.captures.latest
     assert engine.references.cached_tape.recorded.keys() > {1} or engine.layout.tile
     monkeypatch.setattr(fxshap.runtime.batching, "MAX_BATCHED", 0)
-    alone = explain(fxshap.make_explainable(network.build().double()), background, samples)
-    for a, b in zip(together, alone, strict=True):
+    single = explain(fxshap.make_explainable(network.build().double()), background, samples)
+    for a, b in zip(together, single, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 # --- driven by hand -----------------------------------------------------------------------------
 
 
-def test_rows_that_differ_get_what_each_gets_alone():
+def test_rows_that_differ_get_what_each_gets_by_itself():
     network = NETWORKS["encoder_layer_batch_first_relu"]
     explainable = fxshap.make_explainable(network.build().double())
     references = network.inputs(3, seed=1, dtype=torch.float64)
@@ -265,8 +265,8 @@ def test_rows_that_differ_get_what_each_gets_alone():
     _, (together,) = multipliers(explainable, samples, references, 0)
     for row in range(3):
         alike = [x[row : row + 1].expand_as(x) for x in samples]
-        _, (alone,) = multipliers(explainable, alike, references, 0)
-        assert torch.allclose(together[row], alone[row], rtol=1e-12, atol=1e-14)
+        _, (single,) = multipliers(explainable, alike, references, 0)
+        assert torch.allclose(together[row], single[row], rtol=1e-12, atol=1e-14)
 
 
 def test_backward_passes_may_come_in_any_order():

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of what is public run and say what they say."""
+"""The examples in public docstrings run, and print what they show."""
 
 import doctest
 import importlib

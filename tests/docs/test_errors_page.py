@@ -1,4 +1,4 @@
-"""Every exception is exported, and has its place on the page of errors."""
+"""Every exception is exported, and has one section on the page of errors."""
 
 from pathlib import Path
 

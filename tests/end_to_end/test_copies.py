@@ -61,7 +61,7 @@ def test_a_copy_made_in_the_middle_of_an_explanation(model, name):
     assert_same_values(values(duplicates[0]), expected)
 
 
-def test_weights_alone_go_from_one_to_another_and_load_safely(model):
+def test_a_state_dict_moves_weights_and_loads_safely(model):
     explainable = fxshap.make_explainable(model)
     file = io.BytesIO()
     torch.save(explainable.state_dict(), file)

@@ -36,11 +36,11 @@ def test_the_weight_with_nan_is_named(model, captured, name, value):
     explainable = fxshap.make_explainable(model)
     if captured:
         values(explainable)
-    kept = model.get_parameter(name).detach().clone()
+    before = model.get_parameter(name).detach().clone()
     model.get_parameter(name).data[1] = value
     with pytest.raises(WeightError, match=rf"'{name}' contains (NaN|infinity)"):
         shap.DeepExplainer(explainable, REFERENCES).shap_values(SAMPLES, check_additivity=False)
-    model.get_parameter(name).data.copy_(kept)
+    model.get_parameter(name).data.copy_(before)
     assert_as_new(explainable)
 
 

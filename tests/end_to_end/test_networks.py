@@ -108,7 +108,7 @@ def test_ranked_outputs_are_those_of_all_outputs(ranked):
         check_additivity=False,
     )
     expected = np.take_along_axis(everything, ranks.numpy()[:, None, :], axis=-1)
-    # Another number of outputs walks side by side, and matrix products of it round differently.
+    # Another number of outputs is batched, and matrix products of it round differently.
     bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max()
     np.testing.assert_allclose(values, expected, rtol=0, atol=bound)
 

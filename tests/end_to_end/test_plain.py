@@ -117,13 +117,13 @@ def train(module: nn.Module, model: nn.Module, steps: int = 3) -> list[Tensor]:
 
 @pytest.mark.parametrize("explained_first", [False, True])
 def test_training_is_the_models_own(explained_first):
-    model, twin = trainable(), trainable()
+    model, original = trainable(), trainable()
     explainable = fxshap.make_explainable(model)
     if explained_first:
         explain(explainable, [torch.randn(5, 10)], [torch.randn(2, 10)])
-        model.calls.copy_(twin.calls)
+        model.calls.copy_(original.calls)
 
-    found, expected = train(explainable, model), train(twin, twin)
+    found, expected = train(explainable, model), train(original, original)
 
     assert all(map(torch.equal, found, expected))
     assert model.frozen.weight.grad is None

@@ -18,7 +18,7 @@ from torch import nn
 import fxshap
 from fxshap.cli import cli
 
-PLACES: list[Any] = [
+OWNERS: list[Any] = [
     nn.Module, nn.Linear, nn.ReLU, nn.functional, nn.modules.module, torch, torch.Tensor,
     torch.autograd, torch.autograd.Function, shap, shap.DeepExplainer, deep_pytorch,
     deep_pytorch.PyTorchDeep,
@@ -36,21 +36,21 @@ def explain(explainable: nn.Module) -> Any:
     return shap.DeepExplainer(explainable, background).shap_values(background[:2] + 1)
 
 
-def attributes(place: Any) -> dict[str, int]:
-    """What a module or a class has, by identity, but the submodules that are imported late."""
-    return {name: id(v) for name, v in vars(place).items() if not isinstance(v, ModuleType)}
+def attributes(owner: Any) -> dict[str, int]:
+    """The attributes of a module or a class by identity, without submodules imported late."""
+    return {name: id(v) for name, v in vars(owner).items() if not isinstance(v, ModuleType)}
 
 
 def test_nothing_of_torch_or_shap_is_patched():
     explain(fxshap.make_explainable(network()))  # what torch itself sets up at the first export
-    before = [attributes(place) for place in PLACES]
+    before = [attributes(owner) for owner in OWNERS]
     explainable = fxshap.make_explainable(network(), refine=1)
     explain(explainable)
     explainable.report()
     with fxshap.multiplier_mode():
         explainable(torch.randn(2, 4, requires_grad=True))
-    for place, kept in zip(PLACES, before, strict=True):
-        assert attributes(place) == kept, place
+    for owner, expected in zip(OWNERS, before, strict=True):
+        assert attributes(owner) == expected, owner
 
 
 def test_settings_of_torch_stay():
@@ -86,7 +86,7 @@ def test_no_files_are_written_and_no_connections_made():
     assert not seen
 
 
-def test_the_command_line_says_that_it_runs_the_users_code():
+def test_the_command_line_warns_that_it_runs_the_users_code():
     said = CliRunner().invoke(cli, ["check", "--help"]).output
     assert "Imports PACKAGE.MODULE, which runs its code" in said
 

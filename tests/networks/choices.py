@@ -51,14 +51,14 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Route the tokens; all of the batch are in one dimension."""
         tokens = x.reshape(-1, 2)
-        weights, places = self.gate(tokens).softmax(-1).topk(self.chosen)
+        weights, experts = self.gate(tokens).softmax(-1).topk(self.chosen)
         out = tokens.new_zeros(len(tokens), 4)
         for number, expert in enumerate(self.experts):
             if self.chosen == 1:
-                mask = places[:, 0] == number
+                mask = experts[:, 0] == number
                 out[mask] = weights[mask] * expert(tokens[mask])
             else:
-                at, slot = torch.where(places == number)
+                at, slot = torch.where(experts == number)
                 out.index_add_(0, at, weights[at, slot, None] * expert(tokens[at]))
         return self.head(out.view(-1, 20))
 
@@ -83,9 +83,9 @@ class Codebook(nn.Module):
 def sparsemax(logits: Tensor) -> Tensor:
     """Project onto the simplex (Martins and Astudillo 2016, algorithm 1)."""
     ordered = logits.sort(-1, descending=True).values
-    place = torch.arange(1, logits.shape[-1] + 1, dtype=logits.dtype, device=logits.device)
+    rank = torch.arange(1, logits.shape[-1] + 1, dtype=logits.dtype, device=logits.device)
     sums = ordered.cumsum(-1)
-    support = (1 + place * ordered > sums).sum(-1, keepdim=True)
+    support = (1 + rank * ordered > sums).sum(-1, keepdim=True)
     threshold = (sums.gather(-1, support - 1) - 1) / support
     return (logits - threshold).clamp(min=0)
 
@@ -93,8 +93,8 @@ def sparsemax(logits: Tensor) -> Tensor:
 def _grouped(h: Tensor) -> Tensor:
     groups = h.view(-1, 4, 3)
     best = groups.topk(2, -1).values.sum(-1).topk(2, -1, sorted=False).indices
-    kept = torch.zeros_like(groups[..., 0]).scatter(1, best, 1.0)
-    return (groups.sigmoid() * kept.unsqueeze(-1)).flatten(1)
+    chosen = torch.zeros_like(groups[..., 0]).scatter(1, best, 1.0)
+    return (groups.sigmoid() * chosen.unsqueeze(-1)).flatten(1)
 
 
 def _keys_and_values(h: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ def _keys_and_values(h: Tensor) -> Tensor:
 
 
 def _winners(h: Tensor) -> Tensor:
-    places = h.abs().topk(4, 1).indices
-    return torch.zeros_like(h).scatter(1, places, h.gather(1, places))
+    largest = h.abs().topk(4, 1).indices
+    return torch.zeros_like(h).scatter(1, largest, h.gather(1, largest))
 
 
 def _row_of_the_best(h: Tensor) -> Tensor:

@@ -83,20 +83,20 @@ def _matrix_norms(h: Tensor) -> Tensor:
 
 
 def _scattered(h: Tensor) -> Tensor:
-    place = torch.tensor([0, 2, 2, 5, 1, 0])
-    added = torch.zeros_like(h[:, :6]).index_add(1, place, h[:, :6])
+    index = torch.tensor([0, 2, 2, 5, 1, 0])
+    added = torch.zeros_like(h[:, :6]).index_add(1, index, h[:, :6])
     put = added.index_put(
-        (torch.arange(len(h))[:, None], place[None, :3]), h[:, 6:9], accumulate=True
+        (torch.arange(len(h))[:, None], index[None, :3]), h[:, 6:9], accumulate=True
     )
-    return torch.tanh(put.scatter_add(1, place.expand(len(h), 6), h[:, 6:] ** 2))
+    return torch.tanh(put.scatter_add(1, index.expand(len(h), 6), h[:, 6:] ** 2))
 
 
 def _assigned(h: Tensor) -> Tensor:
-    place = torch.tensor([0, 2, 2, 5, 1, 0])
+    index = torch.tensor([0, 2, 2, 5, 1, 0])
     whole = torch.zeros_like(h[:, :6])
-    whole[:, place] = h[:, :6] ** 2  # of two values for one place the last one stays
-    copied = h[:, :6].index_copy(1, place[:3], h[:, 6:9].sin())
-    return torch.tanh(whole.scatter(1, place[2:4].expand(len(h), 2), h[:, 9:11]) * copied)
+    whole[:, index] = h[:, :6] ** 2  # of two values for one position the last one stays
+    copied = h[:, :6].index_copy(1, index[:3], h[:, 6:9].sin())
+    return torch.tanh(whole.scatter(1, index[2:4].expand(len(h), 2), h[:, 9:11]) * copied)
 
 
 def _looked_up(h: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def _looked_up(h: Tensor) -> Tensor:
 
 
 def _reduced(h: Tensor) -> Tensor:
-    place, base = torch.tensor([0, 3, 3, 1, 0, 3, 1, 2]).expand(len(h), 8), h[:, :4]
-    reduced = [base.scatter_reduce(1, place, h[:, 4:], how) for how in ("amax", "mean", "prod")]
+    index, base = torch.tensor([0, 3, 3, 1, 0, 3, 1, 2]).expand(len(h), 8), h[:, :4]
+    reduced = [base.scatter_reduce(1, index, h[:, 4:], how) for how in ("amax", "mean", "prod")]
     return torch.cat(reduced, 1)
 
 

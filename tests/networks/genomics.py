@@ -67,7 +67,7 @@ class AttentionPooling(nn.Module):
         self.logits = nn.Conv1d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the length; a place too many has no weight."""
+        """Halve the length; a position too many has no weight."""
         missing = x.shape[-1] % 2
         logits = F.pad(self.logits(x), (0, missing), value=torch.finfo(x.dtype).min)
         weights = logits.unflatten(-1, (-1, 2)).softmax(-1)

@@ -40,7 +40,7 @@ class Network:
     shap_exact : bool
         Whether stock ``shap.DeepExplainer`` applies the right rule to every operation.
     gain : float
-        What the default weight matrices are multiplied by; the default initialisation alone
+        What the default weight matrices are multiplied by; the default initialisation by itself
         leaves most networks nearly linear.
     """
 

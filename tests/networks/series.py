@@ -18,7 +18,7 @@ class ConvolutionalLSTM(nn.Module):
     """An LSTM whose states are images, with peepholes (Shi et al. 2015, eq. 3).
 
     Convolutions take the place of the matrix products; the gates also look at the cell, each
-    place through a weight of its own.
+    position through a weight of its own.
     """
 
     def __init__(self, size: tuple[int, int] = (1, 2), hidden: int = 4) -> None:
@@ -128,8 +128,8 @@ def trend(steps: int, degree: int = 2) -> Tensor:
 
 def seasons(steps: int) -> Tensor:
     """The Fourier basis (Oreshkin et al. 2020, eq. 3)."""
-    turns = 2 * torch.pi * torch.arange(steps) / steps
-    waves = [wave(k * turns) for k in range(max(1, steps // 2)) for wave in (torch.cos, torch.sin)]
+    angles = 2 * torch.pi * torch.arange(steps) / steps
+    waves = [wave(k * angles) for k in range(max(1, steps // 2)) for wave in (torch.cos, torch.sin)]
     return torch.stack(waves)
 
 

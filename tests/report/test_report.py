@@ -44,13 +44,13 @@ def report(explainable):
 
 
 def test_every_operation_is_in_the_report_with_its_rule_and_modules(report):
-    found = {
+    entries = {
         (entry.operation, entry.treatment): (entry.nodes, entry.rule, entry.modules)
         for entry in report.entries
     }
     layers = tuple(f"layers.{i}.0" for i in range(3))
     gelus = tuple(f"layers.{i}.1" for i in range(3))
-    assert found == {
+    assert entries == {
         ("aten.logcumsumexp.default", "generic"): (1, "generic", ("forward",)),
         ("aten.gelu.default", "closed"): (3, "elementwise (gelu)", gelus),
         ("aten.tanh.default", "closed"): (2, "elementwise (tanh)", ("act",)),
@@ -113,7 +113,7 @@ def test_without_a_capture_the_error_names_the_method_to_call():
         fxshap.make_explainable(Blocks()).report()
 
 
-def test_batch_norm_in_evaluation_mode_is_linear_everywhere(tmp_path):
+def test_batch_norm_in_evaluation_mode_is_linear_in_every_output(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
     explainable = fxshap.make_explainable(model.eval(), torch.randn(3, 1, 5, 5))
     report = explainable.report()

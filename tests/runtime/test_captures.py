@@ -1,4 +1,4 @@
-"""Models whose capture could fail: each works, or raises an error that says why."""
+"""Models whose capture could fail: each works, or raises an error that gives the reason."""
 
 from __future__ import annotations
 

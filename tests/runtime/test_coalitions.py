@@ -125,7 +125,7 @@ def test_the_share_of_pairs_together_is_that_of_the_blocks(features: int, blocks
     assert float(share_together(torch.tensor([features]), blocks)) == pytest.approx(expected)
 
 
-def test_chains_grow_with_the_number_of_walks() -> None:
+def test_chains_grow_with_the_number_of_passes() -> None:
     grown = [blocks_of_chain(pairs, 16, 10) for pairs in range(1, 2000)]
     assert grown == sorted(grown) and grown[0] == 2 and grown[-1] == 10
     assert blocks_of_chain(1000, 16, 1) == 2

@@ -20,7 +20,7 @@ from tests.helpers import assert_exact, assert_same_values, explain
 
 
 class Classifier(nn.Module):
-    """Slopes of every kind that is kept: gates, products, maxima, norms, softmax."""
+    """Slopes of every kind that is cached: gates, products, maxima, norms, softmax."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def batches(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     ("outputs", "expected"), [(1, [1, 1]), (3, [3, 3]), (6, [1, 1, 5, 5])], ids=str
 )
-def test_every_output_is_walked_once_and_most_of_them_together(outputs, expected, batches):
+def test_every_output_has_one_backward_pass_and_most_are_batched(outputs, expected, batches):
     model = Classifier(outputs)
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(4, 1)], [data(2, 2)], 1e-5)
@@ -66,7 +66,7 @@ def test_every_output_is_walked_once_and_most_of_them_together(outputs, expected
 
 @pytest.mark.parametrize("refine", [0, 1])
 @pytest.mark.parametrize("outputs", [3, 6])
-def test_answers_found_ahead_are_those_found_when_asked(refine, outputs, monkeypatch):
+def test_prefetched_multipliers_equal_requested_ones(refine, outputs, monkeypatch):
     explainable = fxshap.make_explainable(Classifier(outputs), refine=refine)
     ahead = explain(explainable, [data(4, 1)], [data(3, 2)])
     monkeypatch.setattr(fxshap.runtime.prefetch, "MAX_BYTES", 0)
@@ -86,7 +86,7 @@ def test_samples_that_occur_twice_and_ranked_outputs():
         np.testing.assert_allclose(ranked[row], values[row][..., columns], rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_kept_stays_within_its_bound(monkeypatch, batches):
+def test_the_cache_stays_within_its_bound(monkeypatch, batches):
     """Room for two outputs of one sample: two samples find one more output each time."""
     monkeypatch.setattr(fxshap.runtime.prefetch, "MAX_BYTES", 2 * data(4, 1).nbytes)
     model = Classifier(6)
@@ -94,7 +94,7 @@ def test_what_is_kept_stays_within_its_bound(monkeypatch, batches):
     assert batches == [1, 1] + [2] * 4 + [1] * 2
 
 
-def test_nothing_is_kept_when_all_is_told():
+def test_nothing_is_cached_after_the_last_output():
     explainable = fxshap.make_explainable(Classifier(6))
     explain(explainable, [data(4, 1)], [data(2, 2)])
     cache = explainable._calls.captures.latest.cache
@@ -118,7 +118,7 @@ def test_a_new_explanation_starts_without_answers():
      ([[0.0, 1.0], [1.0, 0.0]], None), ([[0.0, 0.0]] * 2, None)],
     ids=str,
 )  # fmt: skip
-def test_only_a_single_output_asked_alone_is_known_again(grad, column):
+def test_only_a_single_requested_output_is_recognised(grad, column):
     assert single_column(torch.tensor(grad)) == column
 
 
@@ -172,20 +172,20 @@ def test_release_frees_the_tape():
     model = Classifier(3)
     explainable = fxshap.make_explainable(model)
     before = explain(explainable, [data(5, 1)], [data(2, 2)])
-    kept = tape_parts(explainable)
-    assert all(part() is not None for part in kept)
+    parts = tape_parts(explainable)
+    assert all(part() is not None for part in parts)
     explainable.clear_cache()
-    assert all(part() is None for part in kept)  # at once, no cycle holds them
+    assert all(part() is None for part in parts)  # at once, no cycle holds them
     assert_same_values(explain(explainable, [data(5, 1)], [data(2, 2)]), before)
 
 
 def test_the_tape_goes_with_the_explainable_model():
     explainable = fxshap.make_explainable(Classifier(3))
     explain(explainable, [data(5, 1)], [data(2, 2)])
-    kept = tape_parts(explainable)
+    parts = tape_parts(explainable)
     del explainable
     gc.collect()
-    assert all(part() is None for part in kept)
+    assert all(part() is None for part in parts)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5, "all", None])

@@ -1,4 +1,4 @@
-"""What takes long says so on a terminal, and nowhere else."""
+"""Long captures and refinements show a line on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_file_gets_nothing(monkeypatch, quick):
     assert shown(monkeypatch, io.StringIO()) == ""
 
 
-def test_a_failure_ends_the_line(monkeypatch, quick):
+def test_a_failure_finishes_the_line(monkeypatch, quick):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     with pytest.raises(ZeroDivisionError), progress.progress_line("division"):
@@ -83,7 +83,7 @@ def refined(monkeypatch, **options: bool) -> str:
     return stream.getvalue()
 
 
-def test_a_long_refinement_says_how_far_it_is_and_leaves_nothing(monkeypatch):
+def test_a_long_refinement_shows_how_far_it_is_and_leaves_nothing(monkeypatch):
     first, *_, blank, end = refined(monkeypatch).split("\r")[1:]
     assert re.fullmatch(r"fxshap refines, \d+ of 81: \d+\.\d s", first)
     assert blank.strip() == "" and end == ""

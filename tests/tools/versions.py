@@ -1,4 +1,4 @@
-"""Run the tests that depend on SHAP with the versions that are there, and say which they were.
+"""Run the tests that depend on SHAP with the installed versions, and print which they are.
 
 ``make newest`` runs it in an environment of its own, with the newest release of SHAP.
 """
@@ -18,7 +18,7 @@ import pytest
 
 from tests.tools.pages import replace_section
 
-TESTS = ["tests/integrations/test_detect.py", "tests/end_to_end/test_networks.py"]
+TESTS = ["tests/integrations", "tests/end_to_end/test_networks.py"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -98,8 +98,8 @@ def test_errors_and_distances_are_those_of_their_definitions(name):
     result = fxshap.verify(model, background, samples)
 
     values = explain(fxshap.make_explainable(model), background, samples)
-    for found, expected in zip(result.values, values, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(result.values, values, strict=True):
+        np.testing.assert_array_equal(actual, expected)
     phi = torch.cat([torch.from_numpy(value).flatten(1, -2) for value in values], 1)
     sizes = [x[0].numel() for x in samples]
 
@@ -154,9 +154,9 @@ def test_groups_of_features_are_single_players():
     )
     assert by_token.features == by_dims.features == 5
     assert by_token.samples == by_dims.samples
-    alone = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=torch.full((5, 3), 7))
-    assert alone.features == 1  # whose Shapley value is the difference itself
-    assert all(sample.shapley_distance < 1e-12 for sample in alone.samples)
+    one_group = fxshap.verify(model, BACKGROUND, SAMPLES, feature_mask=torch.full((5, 3), 7))
+    assert one_group.features == 1  # whose Shapley value is the difference itself
+    assert all(sample.shapley_distance < 1e-12 for sample in one_group.samples)
 
 
 def test_groups_may_span_inputs():
@@ -188,8 +188,8 @@ def test_ranked_outputs_are_the_largest_of_every_sample():
     assert len(set(top.tolist())) == 2
     for row, column in enumerate(top):
         # One output and several batched outputs use different matrix products.
-        found, expected = result.values[0][row, ..., 0], values[row, ..., column]
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+        actual, expected = result.values[0][row, ..., 0], values[row, ..., column]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
     assert result.additive
 
 
@@ -218,7 +218,7 @@ def test_a_gap_that_shap_accepts_is_reported(scale):
     assert result.passes_shap is passes is (scale == 1.0)
 
 
-def test_large_outputs_fail_shaps_check_by_rounding_alone():
+def test_large_outputs_fail_shaps_check_by_rounding_only():
     model, background, samples = attention(1e6).float(), BACKGROUND.float(), SAMPLES.float()
     result = fxshap.verify(model, background, samples)
     with pytest.raises(AssertionError, match="do not sum up"):
