@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxshap.ops.dtypes import ADDITIVITY_TOLERANCES
 from fxshap.report.tables import dtype_name, html_table, pluralize, text_table
 from fxshap.verification.leaks import Leak
 from fxshap.verification.metrics import MAX_FEATURES, Array
 
 #: SHAP's own check fails at this gap (``shap/explainers/_deep/deep_utils.py``).
 SHAP_TOLERANCE = 0.01
-
-#: The largest additivity error that rounding causes in a deep network, by dtype.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Verification:
     def tolerance(self) -> float:
         """The largest additivity error that rounding can cause."""
         # A dtype that is not in the table, such as float8, has even fewer digits than bfloat16.
-        return TOLERANCES.get(self.compute_dtype, max(TOLERANCES.values()))
+        return ADDITIVITY_TOLERANCES.get(self.compute_dtype, max(ADDITIVITY_TOLERANCES.values()))
 
     @property
     def additive(self) -> bool:
