@@ -16,6 +16,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.tools.house_words
 	$(BIN)/pytest -n 2
 
 docs: $(VENV)/.docs

@@ -288,11 +288,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)  # the networks are too small for more
     names = fnmatch.filter(NETWORKS, options.networks)
-    lines = (
-        options.results.read_text().splitlines()
-        if options.results and options.results.exists()
-        else []
-    )
+    stored = options.results
+    lines = stored.read_text().splitlines() if stored and stored.exists() else []
     results: Results = dict(map(json.loads, lines))
     for name in tqdm([name for name in names if name not in results], unit="network"):
         try:

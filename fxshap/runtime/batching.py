@@ -242,7 +242,7 @@ def batch_dim(both: Tensor, first: Tensor, second: Tensor) -> int | None:
     if len(dims) > 1:  # every row is paired with every row
         return -1
     joined = torch.cat([first, second], dims[0])
-    # A dimension into which something else is folded must not look like a repetition by chance.
+    # A dimension into which something else is folded must not look repeated by coincidence.
     same = allclose_to_largest if first.shape[dims[0]] == 1 else allclose_at_every_scale
     return dims[0] if same(both, joined) else -1
 
