@@ -3,7 +3,7 @@
 The refinement of `fxshap.runtime.coalitions` divides single pixels at random. Neighbours that
 always switch together make fewer, larger features. A backward pass that switches only one part of
 an image leaves the rest of the network as it was, and could leave it out. Here patches are divided
-instead of pixels, on the convolutional network that `benchmarks.accuracy.refinement` trains on the
+instead of pixels, on the convolutional network that `benchmarks.accuracy.problems` trains on the
 digits, with the same truth: a long run over permutations of the pixels. The idle share of a pass
 is the share of the numbers that nonlinear operations receive which are equal at both endpoints.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.accuracy.refinement import Problem, digits
+from benchmarks.accuracy.problems import Problem, digits
 from benchmarks.programs import bound_program, coalition_passes
 from fxshap.autograd.tape import Taps
 from fxshap.runtime.coalitions import (

@@ -228,8 +228,52 @@ def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Time, print and write the table."""
+def methods_for(work: Workload, chosen: dict[str, Method]) -> dict[str, Method]:
+    """Return the methods that can explain a network."""
+    others = () if work.stock else ("Captum", "tangermeme")
+    return {name: method for name, method in chosen.items() if name not in others}
+
+
+def header_row(chosen: dict[str, Method], memory: bool) -> list[str]:
+    """Return the header of the table."""
+    compared = [f"{name} / fxshap" for name in chosen if name not in OURS]
+    header = ["network", "fxshap, ms", *compared, "SHAP / compiled", "error", "error, compiled"]
+    return header + (["fxshap, MiB", "SHAP, MiB"] if memory else [])
+
+
+def network_row(
+    name: str, chosen: dict[str, Method], found: Times, errors: Errors, memory: bool
+) -> list[str]:
+    """Return the row of a network."""
+    row = [
+        name,
+        f"{1e3 * statistics.median(found['fxshap']):.0f}",
+        *(ratio(found, key) for key in chosen if key not in OURS),
+        ratio(found, "SHAP", "compiled"),
+        *(f"{errors[key]:.1e}" if key in errors else "-" for key in OURS),
+    ]
+    return row + ([f"{peak_memory(name, key):.0f}" for key in ("fxshap", "SHAP")] if memory else [])
+
+
+def measure(options: argparse.Namespace) -> tuple[str, dict[str, dict[str, float]]]:
+    """Time the networks; return the table, and the median ratios by network and method."""
+    chosen = {"fxshap": METHODS["fxshap"]} | {name: METHODS[name] for name in options.methods}
+    rows = []
+    medians: dict[str, dict[str, float]] = {}
+    for name in tqdm(options.networks, unit="network", file=sys.stderr):
+        work = WORKLOADS[name]
+        found, errors = times(work, methods_for(work, chosen), options.rounds)
+        medians[name] = {
+            key: statistics.median(ratios(found, key)) for key in found if key != "fxshap"
+        }
+        rows.append(network_row(name, chosen, found, errors, options.memory))
+        tqdm.write("  ".join(rows[-1]))
+    header = header_row(chosen, options.memory)
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True), medians
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.performance.speed", description=__doc__
     )
@@ -242,7 +286,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Time, print and write the table."""
+    options = parse_arguments(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     if options.child:
@@ -251,38 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.large:
         large(LARGE_CHUNK)
         return 0
-
-    chosen = {"fxshap": METHODS["fxshap"]} | {name: METHODS[name] for name in options.methods}
-    rows = []
-    medians: dict[str, dict[str, float]] = {}
-    for name in tqdm(options.networks, unit="network", file=sys.stderr):
-        work = WORKLOADS[name]
-        methods = (
-            chosen
-            if work.stock
-            else {key: m for key, m in chosen.items() if key not in ("Captum", "tangermeme")}
-        )
-        found, errors = times(work, methods, options.rounds)
-        median = statistics.median(found["fxshap"])
-        medians[name] = {
-            key: statistics.median(ratios(found, key)) for key in found if key != "fxshap"
-        }
-        row = [
-            name,
-            f"{1e3 * median:.0f}",
-            *(ratio(found, key) for key in chosen if key not in OURS),
-            ratio(found, "SHAP", "compiled"),
-            *(f"{errors[key]:.1e}" if key in errors else "-" for key in OURS),
-        ]
-        if options.memory:
-            row += [f"{peak_memory(name, key):.0f}" for key in ("fxshap", "SHAP")]
-        rows.append(row)
-        tqdm.write("  ".join(row))
-    header = ["network", "fxshap, ms", *(f"{key} / fxshap" for key in chosen if key not in OURS)]
-    header += ["SHAP / compiled", "error", "error, compiled"]
-    if options.memory:
-        header += ["fxshap, MiB", "SHAP, MiB"]
-    table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    table, medians = measure(options)
     print(table)
     sentence = measure_large() if options.memory else ""
     grown = growth.measure(options.rounds) if options.growth else None
