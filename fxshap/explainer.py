@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from fxshap.calls import ModelCalls
 from fxshap.errors import AdditivityError, InputError, OptionError
 from fxshap.frontend.arguments import Call
+from fxshap.frontend.data import as_array, as_tensor, column_names, gather, match_samples
 from fxshap.frontend.inputs import check_matching_rows
 from fxshap.frontend.signature import signature
 from fxshap.integrations.isolation import evaluation_mode
@@ -360,61 +361,6 @@ def as_explainable(
     return model
 
 
-def gather(data: Any) -> list[Any]:
-    """Return one array per input, from arrays, a list of them, or an iterable of batches."""
-    if isinstance(data, torch.utils.data.Dataset):
-        data = torch.utils.data.DataLoader(data, batch_size=256)
-    if isinstance(data, torch.utils.data.DataLoader):
-        batches = [b if isinstance(b, list | tuple) else [b] for b in data]
-        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    return list(data) if isinstance(data, list | tuple) else [data]
-
-
-def column_names(data: Any) -> list[str] | None:
-    """Return the names of the columns of a DataFrame, if it is one."""
-    return list(map(str, data.columns)) if hasattr(data, "columns") else None
-
-
-def as_array(data: Any) -> Array:
-    """Return data as a NumPy array."""
-    return data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
-
-
-def as_tensor(data: Any, like: Tensor, keep_integers: bool = False) -> Tensor:
-    """Return data as a tensor of the dtype and the device of `like`.
-
-    Parameters
-    ----------
-    data : Tensor, ndarray or DataFrame
-    like : Tensor
-        A floating-point weight of the model.
-    keep_integers : bool
-        Whether integers stay integers, as token ids must.
-    """
-    if not isinstance(data, Tensor):
-        array = np.asarray(data)
-        if array.dtype.kind not in "fiub":
-            raise InputError(f"inputs must be numbers, not of dtype {array.dtype}")
-        data = torch.from_numpy(np.ascontiguousarray(array))
-    integers = not (data.is_floating_point() or data.is_complex())
-    dtype = data.dtype if integers and keep_integers else like.dtype
-    return torch.as_tensor(data, device=like.device, dtype=dtype)
-
-
-def match_samples(name: str, value: Any, rows: int, device: torch.device) -> Any:
-    """Return an argument of the model with a row for each sample."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if len(value) not in (1, rows):
-        raise InputError(
-            f"{name!r} has {len(value)} rows for {rows} samples; give one row for all, or a row "
-            "for each sample"
-        )
-    return value.to(device).expand(rows, *value.shape[1:])
-
-
 def joined(parts: Sequence[Attributions], columns: Tensor) -> Result:
     """Return the attributions of all batches."""
     values = [torch.cat(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
@@ -424,10 +370,10 @@ def joined(parts: Sequence[Attributions], columns: Tensor) -> Result:
 
 def check_sums(result: Result, output: Tensor, dtype: torch.dtype) -> None:
     """Raise unless attributions and expected value sum to the output of every sample."""
-    found = np.take_along_axis(output.cpu().double().numpy(), result.columns, 1)
+    outputs = np.take_along_axis(output.cpu().double().numpy(), result.columns, 1)
     sums = sum(v.astype(float).sum(tuple(range(1, v.ndim - 1))) for v in result.values)
-    errors = np.abs(sums + result.expected - found)
-    scale = max(np.abs(found).max(initial=0), np.abs(result.expected).max(initial=0))
+    errors = np.abs(sums + result.expected - outputs)
+    scale = max(np.abs(outputs).max(initial=0), np.abs(result.expected).max(initial=0))
     limit = ADDITIVITY_TOLERANCES.get(dtype, max(ADDITIVITY_TOLERANCES.values()))
     if errors.size and not errors.max() <= limit * scale:
         row, column = np.unravel_index(int(errors.argmax()), errors.shape)

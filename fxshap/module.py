@@ -274,12 +274,7 @@ class ExplainableModule(ProbedModule):
     # --- captures -------------------------------------------------------------------------------
 
     def capture(self, *inputs: Tensor) -> Self:
-        """Capture and rewrite the model, in evaluation mode, for inputs like these.
-
-        Parameters
-        ----------
-        *inputs : Tensor
-            One tensor per input of the model, with the batch first.
+        """Capture and rewrite the model, in evaluation mode, for inputs with the batch first.
 
         Raises
         ------
@@ -310,10 +305,7 @@ class ExplainableModule(ProbedModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of lowest precision in which the model computes what depends on its input.
-
-        The dtype of the input, or one of fewer digits that the model casts to inside.
-        """
+        """The dtype of lowest precision in which the model computes what depends on its input."""
         return self._calls.captures.latest.program.rewritten.compute_dtype
 
     @property

@@ -136,9 +136,9 @@ class Program:
 
 
 def weight_sums(weights: Sequence[Tensor]) -> tuple[complex, ...]:
-    """Return the sum of every tensor."""
-    single = torch.float32
-    return tuple(
-        weight.detach().sum(dtype=torch.promote_types(weight.dtype, single)).item()
-        for weight in weights
-    )
+    """Return the sum of every tensor, with one transfer from each device and dtype."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for weight in weights:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        groups.setdefault((weight.device, dtype), []).append(weight.detach().sum(dtype=dtype))
+    return tuple(value for sums in groups.values() for value in torch.stack(sums).tolist())

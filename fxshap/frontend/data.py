@@ -1,0 +1,67 @@
+"""Data as users hold it, converted to tensors: arrays, tables, lists, data sets and loaders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxshap.errors import InputError
+
+
+def gather(data: Any) -> list[Any]:
+    """Return one array per input, from arrays, a list of them, or an iterable of batches."""
+    if isinstance(data, torch.utils.data.Dataset):
+        data = torch.utils.data.DataLoader(data, batch_size=256)
+    if isinstance(data, torch.utils.data.DataLoader):
+        batches = [b if isinstance(b, list | tuple) else [b] for b in data]
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    return list(data) if isinstance(data, list | tuple) else [data]
+
+
+def column_names(data: Any) -> list[str] | None:
+    """Return the names of the columns of a DataFrame, if it is one."""
+    return list(map(str, data.columns)) if hasattr(data, "columns") else None
+
+
+def as_array(data: Any) -> npt.NDArray[Any]:
+    """Return data as a NumPy array."""
+    return data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+
+
+def as_tensor(data: Any, like: Tensor, keep_integers: bool = False) -> Tensor:
+    """Return data as a tensor of the dtype and the device of `like`.
+
+    Parameters
+    ----------
+    data : Tensor, ndarray or DataFrame
+    like : Tensor
+        A floating-point weight of the model.
+    keep_integers : bool
+        Whether integers stay integers, as token ids must.
+    """
+    if not isinstance(data, Tensor):
+        array = np.asarray(data)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"inputs must be numbers, not of dtype {array.dtype}")
+        data = torch.from_numpy(np.ascontiguousarray(array))
+    integers = not (data.is_floating_point() or data.is_complex())
+    dtype = data.dtype if integers and keep_integers else like.dtype
+    return torch.as_tensor(data, device=like.device, dtype=dtype)
+
+
+def match_samples(name: str, value: Any, rows: int, device: torch.device) -> Any:
+    """Return an argument of the model with a row for each sample."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if len(value) not in (1, rows):
+        raise InputError(
+            f"{name!r} has {len(value)} rows for {rows} samples; give one row for all, or a row "
+            "for each sample"
+        )
+    return value.to(device).expand(rows, *value.shape[1:])
