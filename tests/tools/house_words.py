@@ -158,9 +158,24 @@ def in_python(path: Path) -> Iterator[Finding]:
         if token.type == tokenize.NAME:
             if not (before == "." and token.string in ALLOWED_ATTRIBUTES):
                 yield from in_name(path, line, token.string)
-        elif token.type == tokenize.STRING or token.type == tokenize.COMMENT:
+        elif token.type == tokenize.STRING:
             yield from in_prose(path, line, token.string)
         before = token.string
+    for line, text in comments(path):
+        yield from in_prose(path, line, text)
+
+
+def comments(path: Path) -> list[tuple[int, str]]:
+    """Return the comments of a Python file with their first lines; adjacent lines are joined."""
+    joined: list[tuple[int, str]] = []
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.COMMENT:
+            first, text = joined[-1] if joined else (0, "")
+            if joined and token.start[0] == first + text.count("\n") + 1:
+                joined[-1] = first, f"{text}\n{token.string}"
+            else:
+                joined.append((token.start[0], token.string))
+    return joined
 
 
 def in_page(path: Path) -> Iterator[Finding]:
@@ -191,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in options.files or default_files()
         for finding in (in_python(path) if path.suffix == ".py" else in_page(path))
     ]
-    print(*findings, sep="\n")
+    print(*(findings or ["no words of the private language"]), sep="\n")
     return int(bool(findings))
 
 
