@@ -1,7 +1,9 @@
-.PHONY: demo test docs ecosystem fidelity refinement speed coverage zoo fuzz capture low-precision narrow soak \
+.PHONY: demo test docs ecosystem fidelity refinement speed gpu coverage zoo fuzz capture low-precision narrow soak \
 	newest clean
 
 PYTHON ?= python3
+# Has PyTorch with CUDA; docs/gpu.md says what else.
+GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -36,6 +38,9 @@ refinement: $(VENV)/.test
 
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.performance.speed --memory --growth --output docs/speed.md
+
+gpu:
+	$(GPU_PYTHON) -m benchmarks.performance.gpu --page docs/gpu.md
 
 coverage: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.coverage

@@ -181,7 +181,7 @@ def cotangents(outputs: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     leaves = (outputs,) if isinstance(outputs, Tensor) else outputs
     grads = tuple(
-        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) * y.isfinite()
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) * y.isfinite()
         if differentiable(y)
         else None
         for y in leaves
