@@ -1,4 +1,4 @@
-"""Time unmodified SHAP on explainable networks: one line of JSON, to compare two checkouts in turns.
+"""Time unmodified SHAP on explainable networks in one line of JSON, to compare two checkouts.
 
 Run in each checkout, A B A B::
 
