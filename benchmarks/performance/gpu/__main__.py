@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.performance.gpu.results import Results
+from benchmarks.performance.gpu.results import Results, tables
 from tests.tools.pages import replace_section
 
 PARTS = ("correctness", "speed", "memory")
@@ -60,9 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         results = Results(options.output)
         start(results, options)
         ended = [run(part, arguments, options, results) for part in options.parts]
+        text = results.write_tables()
     else:
         results, ended = Results(options.rendered), [True]
-    text = results.write_tables()
+        text = tables(results.rows())
     print(text)
     if options.page:
         replace_section(options.page, "gpu", text)
@@ -125,8 +126,9 @@ def run(part: str, arguments: list[str], options: argparse.Namespace, results: R
 
 def pytest_command(options: argparse.Namespace) -> list[str]:
     """Return the command that runs the tests, in several processes where pytest-xdist is there."""
-    command = [sys.executable, "-m", "pytest", TESTS, "-q", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-p", "benchmarks.performance.gpu.pytest_log", "-W", "ignore"]
+    plugins = ["-p", "no:cacheprovider", "-p", "benchmarks.performance.gpu.pytest_log"]
+    brief = ["-q", "--tb=short", "--show-capture=no", "-W", "ignore"]
+    command = [sys.executable, "-m", "pytest", TESTS, *brief, *plugins]
     if options.workers > 1 and importlib.util.find_spec("xdist"):
         command += ["-n", str(options.workers), "--maxschedchunk", "4"]
     return command

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.performance.gpu.results import Results
 
-LENGTH = 200
+LENGTH = 160
 
 
 def function_of(test: str) -> str:

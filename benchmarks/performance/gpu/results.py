@@ -19,7 +19,7 @@ ROWS, TABLES = "results.jsonl", "tables.md"
 #: Seconds between two writes of the tables.
 PAUSE = 2.0
 #: Failed tests in the tables.
-SHOWN = 20
+SHOWN = 12
 
 
 class Results:
