@@ -1,4 +1,4 @@
-"""A line on the terminal for what takes long, for those who wait."""
+"""A progress line on the terminal for slow work."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TextIO
 
-#: Seconds that nobody needs to be told about.
-PATIENCE = 2.0
-#: Seconds between one state of the line and the next.
-STEP = 0.5
+#: Seconds before the line appears.
+DELAY = 2.0
+#: Seconds between updates of the line.
+INTERVAL = 0.5
 
 
-#: Called when one of the steps of a work begins.
+#: Called when a step of the work begins.
 Step = Callable[[], None]
 
 
 @dataclass
 class ProgressLine:
-    """What is going on, and how far it is."""
+    """The text of the line: what is done, how many steps of it have begun, and the time."""
 
     what: str
     steps: int = 0
@@ -34,47 +34,48 @@ class ProgressLine:
 
     def text(self, seconds: float) -> str:
         """Return the line."""
-        how_far = f", {self.taken} of {self.steps}" if self.steps else ""
-        return f"{self.what}{how_far}: {seconds:.1f} s"
+        progress = f", {self.taken} of {self.steps}" if self.steps else ""
+        return f"{self.what}{progress}: {seconds:.1f} s"
 
 
 @contextmanager
 def progress_line(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
-    """Show what is going on and for how long, if it goes on for long and somebody looks.
+    """Show a progress line on a terminal or in a notebook while slow work is done.
 
     Parameters
     ----------
     what : str
+        Describes the work.
     show : bool
-        Whether to say anything at all.
+        Whether to show the line.
     steps : int
-        How many steps it takes, for work that comes again and again: its line is wiped when it
-        is done.
+        How many steps the work has. The line of work with steps, which is repeated for every
+        sample, is erased at the end.
     """
     stream, line = sys.stderr, ProgressLine(what, steps)
     if not show or not is_interactive(stream):
         yield line.step
         return
     done = Event()
-    teller = Thread(target=show_progress, args=(line, stream, done), daemon=True)
-    teller.start()
+    thread = Thread(target=show_progress, args=(line, stream, done), daemon=True)
+    thread.start()
     try:
         yield line.step
     finally:
         done.set()
-        teller.join()
+        thread.join()
 
 
 def show_progress(line: ProgressLine, stream: TextIO, done: Event) -> None:
-    """Write the line again and again until it is done."""
+    """Update the line until the work is done."""
     start = time.perf_counter()
-    if done.wait(PATIENCE):
+    if done.wait(DELAY):
         return
     while True:
         text = line.text(time.perf_counter() - start)
         stream.write(f"\r{text}")
         stream.flush()
-        if done.wait(STEP):
+        if done.wait(INTERVAL):
             break
     last = line.text(time.perf_counter() - start)
     stream.write(f"\r{' ' * len(last)}\r" if line.steps else f"\r{last}\n")

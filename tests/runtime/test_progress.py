@@ -29,8 +29,8 @@ class Slow(nn.Module):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    monkeypatch.setattr(progress, "STEP", 0.05)
+    monkeypatch.setattr(progress, "DELAY", 0.1)
+    monkeypatch.setattr(progress, "INTERVAL", 0.05)
 
 
 def shown(monkeypatch, stream: io.StringIO, **options: bool) -> str:
@@ -46,7 +46,7 @@ def test_a_long_capture_is_shown_on_a_terminal(monkeypatch, quick):
 
 
 def test_a_short_capture_is_not(monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE", 600)
+    monkeypatch.setattr(progress, "DELAY", 600)
     assert shown(monkeypatch, Terminal()) == ""
 
 
@@ -74,7 +74,7 @@ class Gated(nn.Module):
 
 def refined(monkeypatch, **options: bool) -> str:
     stream = Terminal()
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "DELAY", 0.0)
     explainable = fxshap.make_explainable(Gated(), refine=20, **options)
     explainer = shap.DeepExplainer(explainable, torch.randn(5, 3))
     explainer.shap_values(torch.randn(1, 3))  # capture
