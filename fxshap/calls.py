@@ -15,7 +15,7 @@ from fxshap.errors import ModelError
 from fxshap.frontend.arguments import Arguments, Call
 from fxshap.frontend.entry import record_layer
 from fxshap.frontend.hook_point import HookPoint
-from fxshap.frontend.inputs import check_dtypes, check_inputs
+from fxshap.frontend.inputs import check_compatible, check_inputs
 from fxshap.frontend.outputs import check_output, check_rows, pick_output, select_output
 from fxshap.frontend.signature import signature
 from fxshap.integrations.detect import Request, needs_gradient, requested_layer
@@ -116,7 +116,7 @@ class ModelCalls:
         check_inputs(call.args, self.bound, "shap")
         layer = requested_layer(self.model, "shap")
         with layer.suspended() if layer else nullcontext():
-            check_dtypes(call.args, self.model, lambda: self.run(call))
+            check_compatible(call.args, self.model, lambda: self.run(call))
             output = select_output(self.run(call), self.options.output)
             check_output(output, call.args, "shap")
             tensors = self._layer_tensors(call, layer.hook_point) if layer else []

@@ -76,7 +76,7 @@ def test_dtype_must_be_that_of_the_weights(wrong):
     explainable = fxshap.make_explainable(Model())
     references = REFERENCES if wrong == "samples" else REFERENCES.double()
     samples = SAMPLES if wrong == "background" else SAMPLES.double()
-    with pytest.raises(InputError, match=r"torch.float64 but the model's weights of torch.float32"):
+    with pytest.raises(InputError, match=r"torch.float64, but the model's weights torch.float32"):
         shap.DeepExplainer(explainable, references).shap_values(samples)
     assert_works_as_new(explainable)
 

@@ -129,8 +129,7 @@ def record_and_backward(
         endpoints = recording.endpoints.for_copies(copies)
         recording = Recording(run, references, explained, endpoints)
     recording.endpoints.reference, recording.endpoints.sample = reference, sample
-    # On this thread, like the context variable that `tracing_rules` sets.
-    with tracing_rules() as assumptions, torch.autograd.set_multithreading_enabled(False):
+    with tracing_rules() as assumptions:
         cotangents = recording.input_cotangents(grad)
     violated = torch.stack([grad.new_zeros((), dtype=torch.bool), *assumptions]).any()
     return [*cotangents, violated]

@@ -74,7 +74,7 @@ class Tape:
             self.record = record
             # A backward pass from the references to themselves caches what rules compute of one
             # endpoint, which compiled backward passes take as arguments.
-            with tracing_rules(), torch.autograd.set_multithreading_enabled(False):
+            with tracing_rules():
                 first.backward(self.references, self.references, [torch.ones_like(self.output)])
 
     def backward_many(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> Multipliers:
@@ -138,9 +138,12 @@ class Recording:
         """Return the cotangents of the inputs for that of the output."""
         if not self.output.requires_grad:
             return [torch.zeros_like(leaf) for leaf in self.leaves]
-        return torch.autograd.grad(
-            self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
-        )
+        # On this thread: rules read context variables, and autograd's thread of the device may be
+        # waiting for the explanation lock.
+        with torch.autograd.set_multithreading_enabled(False):
+            return torch.autograd.grad(
+                self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
+            )
 
 
 def split_by_cotangent(batched: Sequence[Tensor], copies: int) -> Multipliers:

@@ -78,26 +78,35 @@ def check_rows_present(role: str, inputs: Sequence[Any]) -> None:
 
 
 @torch.no_grad()
-def check_dtypes(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
-    """Raise an InputError if the model fails because its weights have another dtype.
+def check_compatible(inputs: Sequence[Tensor], model: nn.Module, call: Callable[[], Any]) -> None:
+    """Raise an InputError if the model fails because its weights have another dtype or device.
 
     Parameters
     ----------
     inputs : sequence of Tensor
     model : nn.Module
     call : callable
-        Calls the model with the inputs. It is only called where the dtypes differ.
+        Calls the model with the inputs. It is only called where dtypes or devices differ.
     """
-    weight_dtypes = {p.dtype for p in model.parameters() if is_floating(p)}
-    input_dtypes = {x.dtype for x in inputs}
-    if len(weight_dtypes) != 1 or not input_dtypes or input_dtypes & weight_dtypes:
+    weights = [p for p in model.parameters() if is_floating(p)]
+    facts: dict[str, tuple[set[Any], set[Any]]] = {
+        "dtype": ({x.dtype for x in inputs}, {p.dtype for p in weights}),
+        "device": ({x.device for x in inputs}, {p.device for p in weights}),
+    }
+    differ = {
+        what: (found.pop(), wanted.pop())
+        for what, (found, wanted) in facts.items()
+        if found and len(wanted) == 1 and not found & wanted
+    }
+    if not differ:
         return
     try:
         call()
     except RuntimeError as error:
+        what, (found, wanted) = next(reversed(differ.items()))
         raise InputError(
-            f"the inputs are of {input_dtypes.pop()} but the model's weights of "
-            f"{weight_dtypes.pop()}; cast samples and background to the dtype of the model"
+            f"the inputs have the {what} {found}, but the model's weights {wanted}; convert "
+            f"samples and background with .to({wanted!r})"
         ) from error
 
 

@@ -13,7 +13,7 @@ from fxshap.capture.export import capture
 from fxshap.errors import CaptureError
 from fxshap.frontend.arguments import Arguments
 from fxshap.frontend.hook_point import HookPoint
-from fxshap.frontend.inputs import check_dtypes
+from fxshap.frontend.inputs import check_compatible
 from fxshap.passes.split_at_layer import split_at_hook_point
 from fxshap.runtime.batching import check_prefix_rows
 from fxshap.runtime.engine import Engine
@@ -107,7 +107,7 @@ def capture_engine(
         ),
     ):
         # Fake tensors accept other dtypes: export would capture a model that cannot run.
-        check_dtypes(inputs, model, lambda: call(model, inputs))
+        check_compatible(inputs, model, lambda: call(model, inputs))
         captured = capture(model, inputs, options.output, arguments.explained, call, hook_point)
     prefix = None
     if hook_point is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.errors import OptionError
-from fxshap.frontend.inputs import check_dtypes, check_matching_rows
+from fxshap.frontend.inputs import check_compatible, check_matching_rows
 from fxshap.frontend.outputs import Selector, check_two_dimensional
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
@@ -100,7 +100,7 @@ def verify(
     check_matching_rows(references, rows)
     groups = feature_numbers(model, references, feature_mask)
     with evaluation_mode(model):
-        check_dtypes(references, model.original_model, lambda: model(*references))
+        check_compatible(references, model.original_model, lambda: model(*references))
         with torch.no_grad():
             f_r = model(*references)
             check_two_dimensional(f_r)

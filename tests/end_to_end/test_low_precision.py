@@ -145,7 +145,7 @@ def test_shap_has_no_bfloat16(wide: bool) -> None:
 
 def test_inputs_of_another_type_are_refused_where_the_model_fails() -> None:
     explainable = fxshap.make_explainable(nn.Linear(4, 2))
-    with pytest.raises(InputError, match=r"float64 but the model's weights of torch\.float32"):
+    with pytest.raises(InputError, match=r"float64, but the model's weights torch\.float32"):
         shap.DeepExplainer(explainable, torch.randn(3, 4).double())
     with pytest.raises(InputError, match=r"cast samples and background"):
         explainable.capture(torch.randn(3, 4).double())

@@ -372,7 +372,7 @@ BAD_INPUTS = {
     "another type": (
         BACKGROUND.float(),
         SAMPLES.float(),
-        "but the model's weights of torch.float64",
+        "but the model's weights torch.float64",
     ),
 }
 

@@ -57,7 +57,7 @@ def call_rule(
     assert rule.backward is not None
     try:
         grads = rule.backward(operation, reference, sample, grad)
-    except FxshapError:
+    except (FxshapError, torch.OutOfMemoryError):  # the latter is for whoever chose the batch
         raise
     except Exception as error:
         raise rule_error(rule, operation, f": {error}") from error
