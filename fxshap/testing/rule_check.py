@@ -208,7 +208,7 @@ def additivity_errors(
     sums are taken in float64, so that they add no errors. A difference that is not finite (both
     endpoints are -inf) counts as 0, but its multiplier must be finite.
     """
-    full = [b.expand_as(a) for a, b in zip(r, x, strict=True)]
+    full = [b.expand_as(a).contiguous() for a, b in zip(r, x, strict=True)]  # cuDNN needs it
     before, after = operation(*r), operation(*full)
     grad = cotangents(before)
     if case.is_linear:
@@ -241,7 +241,7 @@ def required_changes(case: Case, grads: Any, before: Any, after: Any) -> tuple[T
     change: Tensor | float = 0.0
     scale: Tensor | float = 0.0
     for index, (g, y_r, y_x) in enumerate(zip(grads, before, after, strict=True)):
-        if g is None:
+        if g is None or (index and torch.equal(y_r, y_x)):  # a constant may have no rows
             continue
         row = case.state_row if index else case.output_row
         g, y_r, y_x = (double(value) for value in (g, y_r, y_x))

@@ -69,7 +69,7 @@ def _patches(h: Tensor) -> Tensor:
 
 def _weighted_bag(h: Tensor) -> Tensor:
     table = torch.linspace(-1, 1, 24).reshape(12, 2).sin()
-    ids = torch.arange(12).repeat(len(h), 1)
+    ids = torch.arange(12, device=h.device).repeat(len(h), 1)
     bag = functional.embedding_bag(
         ids, table.to(h), per_sample_weights=torch.tanh(2 * h), mode="sum"
     )
@@ -83,16 +83,15 @@ def _matrix_norms(h: Tensor) -> Tensor:
 
 
 def _scattered(h: Tensor) -> Tensor:
-    index = torch.tensor([0, 2, 2, 5, 1, 0])
+    index = torch.tensor([0, 2, 2, 5, 1, 0], device=h.device)
     added = torch.zeros_like(h[:, :6]).index_add(1, index, h[:, :6])
-    put = added.index_put(
-        (torch.arange(len(h))[:, None], index[None, :3]), h[:, 6:9], accumulate=True
-    )
+    rows = torch.arange(len(h), device=h.device)[:, None]
+    put = added.index_put((rows, index[None, :3]), h[:, 6:9], accumulate=True)
     return torch.tanh(put.scatter_add(1, index.expand(len(h), 6), h[:, 6:] ** 2))
 
 
 def _assigned(h: Tensor) -> Tensor:
-    index = torch.tensor([0, 2, 2, 5, 1, 0])
+    index = torch.tensor([0, 2, 2, 5, 1, 0], device=h.device)
     whole = torch.zeros_like(h[:, :6])
     whole[:, index] = h[:, :6] ** 2  # of two values for one position the last one stays
     copied = h[:, :6].index_copy(1, index[:3], h[:, 6:9].sin())
@@ -105,7 +104,8 @@ def _looked_up(h: Tensor) -> Tensor:
 
 
 def _reduced(h: Tensor) -> Tensor:
-    index, base = torch.tensor([0, 3, 3, 1, 0, 3, 1, 2]).expand(len(h), 8), h[:, :4]
+    index = torch.tensor([0, 3, 3, 1, 0, 3, 1, 2], device=h.device).expand(len(h), 8)
+    base = h[:, :4]
     reduced = [base.scatter_reduce(1, index, h[:, 4:], how) for how in ("amax", "mean", "prod")]
     return torch.cat(reduced, 1)
 
