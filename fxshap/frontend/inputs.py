@@ -94,18 +94,18 @@ def check_compatible(inputs: Sequence[Tensor], model: nn.Module, call: Callable[
         "device": ({x.device for x in inputs}, {p.device for p in weights}),
     }
     differ = {
-        what: (found.pop(), wanted.pop())
-        for what, (found, wanted) in facts.items()
-        if found and len(wanted) == 1 and not found & wanted
+        what: (given.pop(), wanted.pop())
+        for what, (given, wanted) in facts.items()
+        if given and len(wanted) == 1 and not given & wanted
     }
     if not differ:
         return
     try:
         call()
     except RuntimeError as error:
-        what, (found, wanted) = next(reversed(differ.items()))
+        what, (given, wanted) = next(reversed(differ.items()))
         raise InputError(
-            f"the inputs have the {what} {found}, but the model's weights {wanted}; convert "
+            f"the inputs have the {what} {given}, but the model's weights {wanted}; convert "
             f"samples and background with .to({wanted!r})"
         ) from error
 
