@@ -40,8 +40,27 @@ def release_of(version: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_release(version: str) -> None:
+    """Raise an ImportError if a release of PyTorch is too old, before its own errors confuse.
+
+    Raises
+    ------
+    ImportError
+        If the release is older than 2.6.
+    """
+    if release_of(version) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(
+            f"fxshap needs PyTorch {oldest} or newer, and this is {version}; "
+            f"`pip install 'torch>={oldest}'`"
+        )
+
+
+#: The oldest release of PyTorch that works.
+OLDEST_TORCH = (2, 6)
 #: The release of PyTorch.
 TORCH = release_of(torch.__version__)
+check_release(torch.__version__)
 
 
 # --- Python and NumPy ---------------------------------------------------------------------------

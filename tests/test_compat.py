@@ -1,5 +1,6 @@
 """Every workaround for an older release does what it says, on whatever release runs the tests."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import fxshap
 from fxshap import _compat
 from fxshap._compat import (
     add_note,
+    check_release,
     deny_exporting,
     export_workarounds,
     hashable_spec,
@@ -34,6 +36,12 @@ aten = torch.ops.aten
 )
 def test_the_release_is_the_first_two_numbers(version, release):
     assert release_of(version) == release
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.4.0+cu121", "1.13.1"])
+def test_a_release_that_is_too_old_is_named_with_the_remedy(version):
+    with pytest.raises(ImportError, match=rf"2.6 or newer, and this is {re.escape(version)}; .pip"):
+        check_release(version)
 
 
 def test_only_one_module_asks_for_a_release():
