@@ -147,5 +147,5 @@ def test_inputs_of_another_type_are_refused_where_the_model_fails() -> None:
     explainable = fxshap.make_explainable(nn.Linear(4, 2))
     with pytest.raises(InputError, match=r"float64, but the model's weights torch\.float32"):
         shap.DeepExplainer(explainable, torch.randn(3, 4).double())
-    with pytest.raises(InputError, match=r"cast samples and background"):
+    with pytest.raises(InputError, match=r"convert samples and background"):
         explainable.capture(torch.randn(3, 4).double())
