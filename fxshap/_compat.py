@@ -41,7 +41,7 @@ def release_of(version: str) -> tuple[int, int]:
 
 
 def check_release(version: str) -> None:
-    """Raise an ImportError if a release of PyTorch is too old, before its own errors confuse.
+    """Raise an ImportError if a release of PyTorch is too old.
 
     Raises
     ------

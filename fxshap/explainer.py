@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +19,16 @@ from fxshap.calls import ModelCalls
 from fxshap.errors import AdditivityError, InputError, OptionError
 from fxshap.frontend.arguments import Call
 from fxshap.frontend.data import as_array, as_tensor, column_names, gather, match_samples
-from fxshap.frontend.inputs import check_matching_rows
+from fxshap.frontend.inputs import check_equal_rows, check_matching_rows, check_rows_present
+from fxshap.frontend.outputs import check_output, select_output
 from fxshap.frontend.signature import signature
+from fxshap.integrations.hooks import remove_stale_hooks
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.ops.dtypes import ADDITIVITY_TOLERANCES, is_floating
 from fxshap.runtime.attributions import Attributions, explain_in_batches
 from fxshap.runtime.locks import explanation_lock
+from fxshap.runtime.progress import is_interactive
 
 Array = npt.NDArray[Any]
 #: Which outputs are explained: all, some columns, or columns for each sample.
@@ -57,8 +62,9 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
     ----------
     model : nn.Module, ExplainableModule or (nn.Module, nn.Module)
         The model to explain. Of a pair, the second is a layer whose input is explained.
-    background : Tensor, ndarray, DataFrame, list of these, or iterable of batches
-        The references: one array per input of the model, with the rows first.
+    background : Tensor, ndarray, DataFrame, list of these, Dataset or DataLoader
+        The references: one array per input of the model, with the rows first. With a `layer`, these
+        and the samples are the model's own inputs, such as token ids.
     feature_names, output_names : sequence of str, optional
         Names for the explanation; the columns of a DataFrame by default.
     batch_size : int or "auto"
@@ -114,21 +120,24 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         )
         self.batch_size = batch_size
         self.progress = self._calls.options.progress
-        self.explainable.eval()
         self.background = self._tensors(gather(background))
-        check_matching_rows(self.background, self.background)
-        with torch.no_grad():
-            outputs = self._calls.output(self._call(self.background, {}))
-        if outputs.dim() == 1:
-            raise InputError(
-                "the model returns one number per row; give it a second dimension with "
-                "make_explainable(model, output=lambda y: y[:, None])"
-            )
+        check_rows_present("background", self.background)
+        with self._explaining():
+            call = self._call(self.background, {})
+            outputs = select_output(self._calls.run(call), self._calls.options.output)
+        check_output(outputs, self.background, "shap")
         self.expected_value: Array = outputs.mean(0).cpu().numpy()
 
     @property
     def _calls(self) -> ModelCalls:
         return self.explainable._calls
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Run the model in evaluation mode, without gradients or hooks of calls that failed."""
+        remove_stale_hooks(self.explainable, self._calls.model)
+        with explanation_lock(), evaluation_mode(self._calls.model), torch.no_grad():
+            yield
 
     def __call__(
         self, X: Any, *, outputs: Outputs = None, check_additivity: bool = True, **arguments: Any
@@ -145,7 +154,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             Whether to check that the attributions sum to the difference of the outputs.
         **arguments
             Other arguments of the model. A tensor has one row, or a row for each sample, which is
-            paired with that sample and all references.
+            paired with that sample and all references. An argument that the model cannot do
+            without is also bound in `model`, with one row: the expected value needs it.
 
         Returns
         -------
@@ -160,7 +170,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         AdditivityError
             If the attributions do not sum to the difference of the outputs.
         """
-        inputs = gather(X)
+        inputs = gather(X, len(self.background))
         result = self._explain(self._tensors(inputs), outputs, arguments, check_additivity)
         return self._explanation(result, inputs)
 
@@ -197,7 +207,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             Of shape (samples, ..., outputs); a list of one array per input if there are several.
             With `ranked_outputs`, a pair of this and the ranked outputs of each sample.
         """
-        samples = self._tensors(gather(X))
+        samples = self._tensors(gather(X, len(self.background)))
         if ranked_outputs is not None:
             if outputs is not None:
                 raise OptionError("ranked_outputs chooses the outputs; leave out outputs")
@@ -234,13 +244,9 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
 
     def _tensors(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Convert inputs to tensors of the model's dtype, on its device."""
-        like = next((p for p in self.explainable.parameters() if is_floating(p)), torch.empty(0))
+        like = next((p for p in self.explainable.parameters() if is_floating(p)), None)
         embeds = self._calls.options.entry.hook_point is not None
-        tensors = [as_tensor(x, like, keep_integers=embeds) for x in inputs]
-        references = getattr(self, "background", None)
-        if references is not None:
-            check_matching_rows(references, tensors[: len(references)])
-        return tensors
+        return [as_tensor(x, like, keep_integers=embeds) for x in inputs]
 
     def _model_inputs(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> list[Tensor]:
         """Return what the explainable model takes: the inputs, or the tensors at its layer."""
@@ -252,9 +258,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
     def _call(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> Call:
         """Return the call of the explainable model for samples with their other arguments."""
         rows = len(inputs[0])
-        device = inputs[0].device
         kwargs = {
-            name: match_samples(name, value, rows, device) for name, value in arguments.items()
+            name: match_samples(name, value, rows, inputs[0]) for name, value in arguments.items()
         }
         if self._calls.options.entry.hook_point is None:
             return Call.of(inputs, kwargs)
@@ -271,23 +276,25 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         arguments: Mapping[str, Any],
         check_additivity: bool,
     ) -> Result:
+        check_matching_rows(self.background, samples)
+        check_equal_rows(samples)
         total = len(samples[0])
         columns = self._columns(outputs, total).to(samples[0].device)
         parts: list[Attributions] = []
-        with explanation_lock(), evaluation_mode(self._calls.model), torch.no_grad():
+        with self._explaining():
             call = self._call(samples, arguments)
             background = self._model_inputs(self.background, {})
             batches, inputs = self._calls.pair_batches(call, background)
             size = None if self.batch_size == "auto" else self.batch_size
-            with tqdm(
-                total=total, unit="samples", leave=False, delay=2, disable=not self.progress
-            ) as bar:
+            silent = not (self.progress and is_interactive(sys.stderr))
+            with tqdm(total=total, unit="samples", leave=False, delay=2, disable=silent) as bar:
                 for count, part in explain_in_batches(batches, inputs, columns, size):
                     parts.append(part)
                     bar.update(count)
         result = joined(parts, columns)
         if check_additivity:
-            check_sums(result, torch.cat([part.output for part in parts]), inputs[0].dtype)
+            dtype = batches.engine.program.rewritten.compute_dtype
+            check_sums(result, torch.cat([part.output for part in parts]), dtype)
         return result
 
     def _columns(self, outputs: Outputs, samples: int) -> Tensor:
@@ -318,7 +325,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         }
         if order not in keys:
             raise OptionError(f"output_rank_order is 'max', 'min' or 'max_abs', not {order!r}")
-        with torch.no_grad(), evaluation_mode(self._calls.model):
+        check_matching_rows(self.background, samples)
+        with self._explaining():
             result = self._calls.output(self._call(samples, arguments))
         return keys[order](result).argsort(1, descending=True)[:, :count].cpu()
 

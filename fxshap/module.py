@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import Self
 
 from fxshap.calls import ModelCalls
 from fxshap.errors import InputError, ModelError, OptionError

@@ -45,9 +45,9 @@ def test_a_release_that_is_too_old_is_named_with_the_remedy(version):
 
 
 def test_only_one_module_asks_for_a_release():
-    asking = ("torch.__version__", "np.__version__", "sys.version_info")
+    versions = ("torch.__version__", "np.__version__", "sys.version_info")
     for path in Path(fxshap.__file__).parent.rglob("*.py"):
-        asks = any(word in path.read_text() for word in asking)
+        asks = any(word in path.read_text() for word in versions)
         assert not asks or path.name == "_compat.py", path
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxshap
 from fxshap.errors import AdditivityError, InputError, OptionError
+from fxshap.runtime.attributions import PairBatches
 from tests.helpers import as_list
 from tests.networks import NETWORKS
 
@@ -163,9 +164,37 @@ def test_data_sets_and_loaders(model):
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-6)
 
 
+def test_targets_of_a_loader_are_left_out(model):
+    explainer = fxshap.DeepExplainer(model, BACKGROUND)
+    labelled = torch.utils.data.TensorDataset(SAMPLES, torch.arange(5))
+    expected = explainer.shap_values(SAMPLES)
+    np.testing.assert_array_equal(explainer.shap_values(labelled), expected)
+    with pytest.raises(InputError, match="inputs or targets"):
+        fxshap.DeepExplainer(model, labelled)
+
+
+def test_stacked_references_stay_within_reference_batch_size(model, monkeypatch):
+    sizes = []
+    explain = PairBatches.explain
+
+    def noted(self, samples, columns):
+        sizes.append(len(samples[0]))
+        return explain(self, samples, columns)
+
+    monkeypatch.setattr(PairBatches, "explain", noted)
+    fxshap.DeepExplainer(model, BACKGROUND, reference_batch_size=12).shap_values(SAMPLES)
+    assert sizes == [2, 2, 1]
+
+
+def test_the_users_model_keeps_its_mode(model):
+    model.train()
+    fxshap.DeepExplainer(model, BACKGROUND).shap_values(SAMPLES)
+    assert model.training
+
+
 def test_out_of_memory_halves_the_batch(model, monkeypatch):
     expected = fxshap.DeepExplainer(model, BACKGROUND).shap_values(SAMPLES)
-    explain = fxshap.runtime.attributions.PairBatches.explain
+    explain = PairBatches.explain
     sizes = []
 
     def small_only(self, samples, columns):
@@ -174,16 +203,40 @@ def test_out_of_memory_halves_the_batch(model, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return explain(self, samples, columns)
 
-    monkeypatch.setattr(fxshap.runtime.attributions.PairBatches, "explain", small_only)
+    monkeypatch.setattr(PairBatches, "explain", small_only)
     explainer = fxshap.DeepExplainer(model, BACKGROUND, batch_size=5)
     np.testing.assert_allclose(explainer.shap_values(SAMPLES), expected, atol=1e-6)
     assert sizes == [5, 2, 2, 1]
+
+
+class Sum(nn.Module):
+    """Two inputs to two outputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(x[:, :2] + y[:, 2:])
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [(lambda x: {"logits": x}, "choose the tensor"), (lambda x: x[..., None], "shape")],
+    ids=["dict", "three dimensions"],
+)
+def test_outputs_are_checked_as_for_shap(result, message):
+    class Model(nn.Module):
+        def forward(self, x):
+            return result(torch.tanh(x))
+
+    with pytest.raises(fxshap.OutputError, match=message):
+        fxshap.DeepExplainer(Model(), BACKGROUND)
 
 
 def test_bad_input_is_refused_before_work_begins(model):
     explainer = fxshap.DeepExplainer(model, BACKGROUND)
     with pytest.raises(InputError, match=r"rows of input 0 have the shape \(4,\)"):
         explainer.shap_values(torch.randn(2, 5))
+    both = fxshap.DeepExplainer(Sum(), [BACKGROUND, BACKGROUND])
+    with pytest.raises(InputError, match="the inputs have 5, 4 rows"):
+        both.shap_values([SAMPLES, SAMPLES[:4]])
     with pytest.raises(InputError, match="has no rows"):
         explainer.shap_values(torch.randn(0, 4))
     with pytest.raises(InputError, match="outputs 0 to 2"):
@@ -195,10 +248,8 @@ def test_bad_input_is_refused_before_work_begins(model):
 
 
 def test_attributions_that_do_not_sum_up_are_an_error(model, monkeypatch):
-    mean = fxshap.runtime.attributions.PairBatches._mean
-    monkeypatch.setattr(
-        fxshap.runtime.attributions.PairBatches, "_mean", lambda *args: 1.1 * mean(*args)
-    )
+    mean = PairBatches._mean
+    monkeypatch.setattr(PairBatches, "_mean", lambda *args: 1.1 * mean(*args))
     explainer = fxshap.DeepExplainer(model, BACKGROUND)
     with pytest.raises(AdditivityError, match="fxshap.verify"):
         explainer.shap_values(SAMPLES)

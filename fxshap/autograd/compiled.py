@@ -170,6 +170,8 @@ def compile_function(function: Callable[..., Any], leaves: Sequence[Tensor]) -> 
     compiled: CompiledFn = torch.compile(traced, fullgraph=True, dynamic=False)
     try:
         compiled(*leaves)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise CompileError(
             "torch.compile could not compile the backward pass; compile=True needs a C++ compiler "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -173,7 +174,7 @@ class Arguments:
     def kind(self) -> tuple[Any, ...]:
         """What two calls have in common if one graph serves both."""
         template = self.template
-        slots = [(slot.index, slot.shared, repr(slot.constant)) for slot in template.slots]
+        slots = [(slot.index, slot.shared, constant_key(slot.constant)) for slot in template.slots]
         facts = [(x.shape[1:], x.dtype, x.device) for x in self.tensors]
         specs = map(hashable_spec, (template.spec, template.bound_spec))
         return (*specs, self.explained, *slots, *facts)
@@ -203,6 +204,34 @@ class Arguments:
                 )
         samples, references = ([pair[half] for pair in pairs] for half in (0, 1))
         return replace(self, tensors=samples), replace(self, tensors=references)
+
+
+class SameObject:
+    """A key that equals the key of the same object only, and keeps the object alive."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameObject) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def constant_key(value: Any) -> Any:
+    """Return what two constants have in common if a graph of one serves the other."""
+    if isinstance(value, slice | range):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return type(value), value
+    try:
+        hash(value)
+    except TypeError:
+        return SameObject(value)
+    return type(value), value
 
 
 def argument_name(path: pytree.KeyPath) -> str:

@@ -12,13 +12,26 @@ from torch import Tensor
 from fxshap.errors import InputError
 
 
-def gather(data: Any) -> list[Any]:
-    """Return one array per input, from arrays, a list of them, or an iterable of batches."""
+def gather(data: Any, inputs: int | None = None) -> list[Any]:
+    """Return one array per input of a model.
+
+    Parameters
+    ----------
+    data : array, list of arrays, Dataset or DataLoader
+    inputs : int, optional
+        How many inputs the model has. What else a batch of a loader holds, such as targets, is left
+        out. Without it the batches must hold inputs only.
+    """
     if isinstance(data, torch.utils.data.Dataset):
         data = torch.utils.data.DataLoader(data, batch_size=256)
     if isinstance(data, torch.utils.data.DataLoader):
         batches = [b if isinstance(b, list | tuple) else [b] for b in data]
-        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        if inputs is None and batches and len(batches[0]) > 1:
+            raise InputError(
+                f"the batches of the background hold {len(batches[0])} tensors, which may be "
+                "inputs or targets; give the inputs as a list of tensors"
+            )
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)][:inputs]
     return list(data) if isinstance(data, list | tuple) else [data]
 
 
@@ -32,14 +45,14 @@ def as_array(data: Any) -> npt.NDArray[Any]:
     return data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
 
 
-def as_tensor(data: Any, like: Tensor, keep_integers: bool = False) -> Tensor:
+def as_tensor(data: Any, like: Tensor | None, keep_integers: bool = False) -> Tensor:
     """Return data as a tensor of the dtype and the device of `like`.
 
     Parameters
     ----------
     data : Tensor, ndarray or DataFrame
-    like : Tensor
-        A floating-point weight of the model.
+    like : Tensor, optional
+        A floating-point weight of the model, if it has one.
     keep_integers : bool
         Whether integers stay integers, as token ids must.
     """
@@ -48,13 +61,15 @@ def as_tensor(data: Any, like: Tensor, keep_integers: bool = False) -> Tensor:
         if array.dtype.kind not in "fiub":
             raise InputError(f"inputs must be numbers, not of dtype {array.dtype}")
         data = torch.from_numpy(np.ascontiguousarray(array))
+    if like is None:
+        return torch.as_tensor(data)
     integers = not (data.is_floating_point() or data.is_complex())
     dtype = data.dtype if integers and keep_integers else like.dtype
     return torch.as_tensor(data, device=like.device, dtype=dtype)
 
 
-def match_samples(name: str, value: Any, rows: int, device: torch.device) -> Any:
-    """Return an argument of the model with a row for each sample."""
+def match_samples(name: str, value: Any, rows: int, like: Tensor) -> Any:
+    """Return an argument of the model with a row for each sample, of the dtype of the inputs."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -64,4 +79,6 @@ def match_samples(name: str, value: Any, rows: int, device: torch.device) -> Any
             f"{name!r} has {len(value)} rows for {rows} samples; give one row for all, or a row "
             "for each sample"
         )
-    return value.to(device).expand(rows, *value.shape[1:])
+    convert = value.is_floating_point() and like.is_floating_point()
+    value = value.to(like.device, like.dtype if convert else value.dtype)
+    return value.expand(rows, *value.shape[1:])

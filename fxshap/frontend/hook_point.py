@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from threading import get_ident
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
@@ -58,7 +60,7 @@ def register_hook(
     input_hook: Callable[..., Any],
     output_hook: Callable[..., Any],
 ) -> RemovableHandle:
-    """Register one of two hooks at a hook point, by its side.
+    """Register one of two hooks at a hook point, by its side, for calls of this thread.
 
     Parameters
     ----------
@@ -71,8 +73,20 @@ def register_hook(
     """
     module = model.get_submodule(hook_point.name)
     if hook_point.side == "input":
-        return module.register_forward_pre_hook(input_hook, with_kwargs=True)
-    return module.register_forward_hook(output_hook)
+        return module.register_forward_pre_hook(in_this_thread(input_hook), with_kwargs=True)
+    return module.register_forward_hook(in_this_thread(output_hook))
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing in other threads, which may call the same module."""
+    if torch.compiler.is_dynamo_compiling():  # strict export, which runs one thread
+        return hook
+    thread = get_ident()
+
+    def guarded(*args: Any) -> Any:
+        return hook(*args) if get_ident() == thread else None
+
+    return guarded
 
 
 @contextmanager

@@ -65,6 +65,13 @@ def check_matching_rows(references: Sequence[Any], samples: Sequence[Any]) -> No
             )
 
 
+def check_equal_rows(inputs: Sequence[Tensor]) -> None:
+    """Raise an InputError unless all inputs have the same number of rows."""
+    rows = [len(x) for x in inputs]
+    if len(set(rows)) > 1:
+        raise InputError(f"the inputs have {', '.join(map(str, rows))} rows; each needs as many")
+
+
 def check_rows_present(role: str, inputs: Sequence[Any]) -> None:
     """Raise an InputError unless all inputs are tensors with at least one row."""
     for position, x in enumerate(inputs):

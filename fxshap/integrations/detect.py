@@ -1,10 +1,10 @@
 """Which attribution library is calling an explainable model, and what it requests.
 
 A library that computes DeepLIFT attributions registers hooks on the nonlinear modules of a model,
-calls it with rows ``[samples; references]``, and removes its hooks. For it to find, the explainable
-model owns one such module, the probe, which is never run. Hooks on the probe are not proof enough:
-a call that failed may have left them behind, and a future release may register none. So the call
-stack is consulted too. Where the library is on the stack and its hooks are missing or unknown,
+calls it with rows ``[samples; references]``, and removes its hooks. The explainable model owns one
+such module, the probe. The library finds and hooks it; it is never run. Hooks on the probe are not
+proof enough: a call that failed may have left them behind, and a future release may register none.
+So the call stack is consulted too. Where the library is on the stack and its hooks are missing or unknown,
 fxshap raises an error, and never returns ordinary gradients in silence.
 """
 

@@ -211,9 +211,13 @@ def remove_stale_hooks(explainable: nn.Module, model: nn.Module) -> None:
 
 
 def delete_interim_values(module: nn.Module) -> None:
-    """Delete the parameters `x` and `y` and the attribute that SHAP's hooks add to a module."""
-    for name in ("x", "y"):
-        module._parameters.pop(name, None)
+    """Delete the parameters `x` and `y` and the attribute that SHAP's hooks add to a module.
+
+    SHAP adds the parameters to modules of PyTorch. Those of a module of the user's are its own.
+    """
+    if type(module).__module__.startswith("torch.nn."):
+        for name in ("x", "y"):
+            module._parameters.pop(name, None)
     module.__dict__.pop("target_input", None)
 
 

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
+from typing_extensions import Self
 
 from fxshap.integrations.hooks import hooking_libraries, remove_hooks
 from fxshap.integrations.libraries import belongs_to_library

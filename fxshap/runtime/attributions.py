@@ -66,7 +66,7 @@ class PairBatches:
         self._version: tuple[object, ...] = ()
 
     @property
-    def only_one(self) -> bool:
+    def one_at_a_time(self) -> bool:
         """Whether samples cannot be stacked: in a graph of fixed rows, or between coalitions."""
         engine = self.engine
         return engine.program.rows is not None or engine.options.refinement.pairs > 0
@@ -87,11 +87,13 @@ class PairBatches:
             How many outputs of each sample are explained.
         """
         engine, first = self.engine, [x[:1] for x in samples]
-        if self.only_one:
+        if self.one_at_a_time:
             return 1
         layout = engine.find_layout(first, self._inputs(first))
         device = samples[0].device
         size = batched_bytes(device) // max(layout.largest * self.count * outputs, 1)
+        if isinstance(limit := engine.options.reference_batch_size, int):
+            size = min(size, limit // self.count)
         fit = rows_that_fit(layout.size, device)
         return max(min(size, size if fit is None else fit // (self.count * outputs)), 1)
 
@@ -109,7 +111,6 @@ class PairBatches:
         version = program.bind_weights(self.explanation)
         if version != self._version:
             self._stacked, self._version = {}, version
-        check_finite("samples", samples[: program.explained])
         references = self._references(samples)
         layout = self.engine.find_layout(samples, references.inputs)
         pairs = SampleReferencePairs(program, layout, self.engine.options, samples, references)
@@ -140,6 +141,7 @@ class PairBatches:
         shared = len(samples) == engine.program.explained
         if shared and rows in self._stacked:
             return self._stacked[rows]
+        self._stacked = {}  # frees the old tape first
         inputs = self._inputs(samples)
         layout = engine.find_layout(samples, inputs)
         if rows == 1:
@@ -187,9 +189,10 @@ def explain_in_batches(
     columns : Tensor
         The outputs to explain of each sample, of shape (samples, outputs explained).
     size : int, optional
-        How many samples a batch has; by default as many as pay.
+        How many samples a batch has; by default that of :meth:`PairBatches.batch_size`.
     """
-    size = 1 if batches.only_one else size or batches.batch_size(samples, columns.shape[1])
+    check_finite("samples", samples[: batches.engine.program.explained])
+    size = 1 if batches.one_at_a_time else size or batches.batch_size(samples, columns.shape[1])
     logger.debug("explains %d samples at a time", size)
     start, total = 0, len(columns)
     while start < total:

@@ -41,10 +41,10 @@ def capture_lock() -> Iterator[None]:
     The thread must hold the explanation lock.
     """
     state, me = _state[-1], get_ident()
-    with state.changed:
-        state.capturing = me
-        state.changed.wait_for(lambda: not set(state.calling) - {me})
     try:
+        with state.changed:
+            state.capturing = me
+            state.changed.wait_for(lambda: not set(state.calling) - {me})
         yield
     finally:
         with state.changed:

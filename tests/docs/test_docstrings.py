@@ -10,6 +10,9 @@ import torch
 from fxshap.rules import DECOMPOSITIONS, RULES
 
 MODULES = (
+    "fxshap._compat",
+    "fxshap.explainer",
+    "fxshap.integrations.detect",
     "fxshap.module",
     "fxshap.rules",
     "fxshap.rules.core.operation",
@@ -17,6 +20,7 @@ MODULES = (
     "fxshap.rules.core.registry",
     "fxshap.rules.elementwise",
     "fxshap.verification.shapley",
+    "fxshap.runtime.coalitions",
     "fxshap.testing",
     "fxshap.verification.verify",
 )

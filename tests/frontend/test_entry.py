@@ -402,3 +402,40 @@ def test_inputs_that_are_constant_or_unused_get_nothing():
     values = explain(explainable, references, samples)
     assert additivity_error(explainable, references, samples, values) <= EXACT
     assert values[0].any() and not values[1].any() and not values[2].any()
+
+
+class Table(nn.Module):
+    """Looks its weights up in an array that is an argument."""
+
+    def forward(self, x, table):
+        return torch.tanh(x @ torch.from_numpy(table))
+
+
+def test_arrays_that_differ_in_the_middle_are_captured_separately():
+    first = np.ones((40, 40), dtype=np.float32)  # its text is abbreviated
+    second = first.copy()
+    second[20, 20] = 9.0
+    explainable = fxshap.make_explainable(Table())
+    references, samples = torch.randn(4, 40), torch.randn(2, 40)
+    for table in (first, second):
+        explainer = shap.DeepExplainer(explainable.bind(table=table), references)
+        expected = shap.DeepExplainer(
+            fxshap.make_explainable(Table(), forward_kwargs={"table": table}), references
+        )
+        np.testing.assert_array_equal(explainer.shap_values(samples), expected.shap_values(samples))
+
+
+def test_a_split_model_leaves_the_calls_of_other_threads_as_they_are(encoder):
+    from threading import Thread
+
+    from fxshap.frontend.entry import substitute_tensors
+    from fxshap.frontend.hook_point import find_hook_point
+
+    hook_point = find_hook_point(encoder, "norm", "output")
+    expected, results = encoder(IDS, SEEN), []
+    with pytest.raises(InputError, match="never calls"):
+        with substitute_tensors(encoder, hook_point, [torch.zeros(1)]):
+            thread = Thread(target=lambda: results.append(encoder(IDS, SEEN)))
+            thread.start()
+            thread.join()
+    torch.testing.assert_close(results[0], expected)

@@ -157,6 +157,10 @@ def of_layer(model, background, x):
     return torch.tensor(explainer.shap_values(x))
 
 
+def by_own_explainer(model, background, x):
+    return torch.tensor(fxshap.DeepExplainer(model, background).shap_values(x))
+
+
 def sequences(model, background, x):
     explainable = fxshap.make_explainable(model)
     return deep_lift_shap(explainable, x, references=background[None], device="cpu")
@@ -164,7 +168,7 @@ def sequences(model, background, x):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("explain_by", [explain, deep_lift, of_layer, sequences])
+@pytest.mark.parametrize("explain_by", [explain, deep_lift, of_layer, sequences, by_own_explainer])
 def test_after_any_call_was_interrupted(data, name, explain_by, error):
     model = Interrupted().eval()
     right = explain_by(model, *data)

@@ -122,6 +122,8 @@ def check_differentiable(operation: Operation, values: Tensors) -> None:
     try:
         if has_derivative(operation, values):
             return
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         cause = error
     raise RuleError(
