@@ -4,8 +4,8 @@ A library that computes DeepLIFT attributions registers hooks on the nonlinear m
 calls it with rows ``[samples; references]``, and removes its hooks. The explainable model owns one
 such module, the probe. The library finds and hooks it; it is never run. Hooks on the probe are not
 proof enough: a call that failed may have left them behind, and a future release may register none.
-So the call stack is consulted too. Where the library is on the stack and its hooks are missing or unknown,
-fxshap raises an error, and never returns ordinary gradients in silence.
+So the call stack is consulted too. Where the library is on the stack and its hooks are missing or
+unknown, fxshap raises an error, and never returns ordinary gradients in silence.
 """
 
 from __future__ import annotations
