@@ -51,10 +51,6 @@ class ModelCalls:
     bound: Mapping[str, Any]
     captures: CaptureCache
 
-    def replace(self, **changes: Any) -> ModelCalls:
-        """Return a copy with other attributes."""
-        return replace(self, **changes)
-
     def run(self, call: Call) -> Any:
         """Return the model's own result."""
         bound = call.expand(self.bound)
@@ -81,7 +77,7 @@ class ModelCalls:
         check_inputs(inputs)
         call = Call.of(inputs, {})
         with explanation_lock(), evaluation_mode(self.model):
-            arguments = Arguments.of(call, call.expand(self.bound), is_floating)
+            arguments = Arguments.of(call, call.expand(self.bound), call.where(is_floating))
             self.captures.get(arguments, self.options)
 
     def pair_batches(
@@ -97,19 +93,13 @@ class ModelCalls:
             The explained inputs of the references.
         """
         check_inputs(samples.args)
-        arguments = Arguments.of(samples, samples.expand(self.bound), self._is_input(samples))
+        arguments = Arguments.of(samples, samples.expand(self.bound), range(len(samples.args)))
         count = arguments.explained
         rows = len(background[0])
         bound = [x[:1].expand(rows, *x.shape[1:]) for x in arguments.tensors[count:]]
         references = replace(arguments, tensors=[*background, *bound])
         engine = self.captures.get(references, self.options)
         return PairBatches(engine, background, object()), arguments.tensors
-
-    @staticmethod
-    def _is_input(call: Call) -> Callable[[Any], bool]:
-        """Return a function that tells the positional arguments of a call from the others."""
-        explained = {id(value) for value in call.args}
-        return lambda value: id(value) in explained
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""
@@ -126,7 +116,7 @@ class ModelCalls:
 
     def _layer_tensors(self, call: Call, hook_point: HookPoint) -> list[Tensor]:
         """Return the tensors at a layer that are explained: at most one for each input."""
-        arguments = Arguments.of(call, call.expand(self.bound), is_floating)
+        arguments = Arguments.of(call, call.expand(self.bound), call.where(is_floating))
         engine = self.captures.get(arguments, self.options, hook_point)
         tensors = engine.program_inputs(arguments.tensors)[: engine.program.explained]
         check_tensor_count(hook_point, tensors, call.args)
@@ -146,8 +136,8 @@ class ModelCalls:
             The context of each backward pass.
         """
         layer = request.layer
-        is_explained = is_floating if layer else needs_gradient
-        arguments = Arguments.of(call, call.expand(self.bound, pairs=True), is_explained)
+        indices = call.where(is_floating if layer else needs_gradient)
+        arguments = Arguments.of(call, call.expand(self.bound, pairs=True), indices)
         explained = arguments.tensors[: arguments.explained]
         check_inputs(explained)
         samples, references = arguments.halves()

@@ -37,7 +37,7 @@ Order = Literal["max", "min", "max_abs"]
 
 
 @dataclass(frozen=True)
-class Result:
+class ArrayAttributions:
     """The attributions of some samples, as NumPy arrays.
 
     Attributes
@@ -275,7 +275,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         outputs: Outputs,
         arguments: Mapping[str, Any],
         check_additivity: bool,
-    ) -> Result:
+    ) -> ArrayAttributions:
         check_matching_rows(self.background, samples)
         check_equal_rows(samples)
         total = len(samples[0])
@@ -291,7 +291,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
                 for count, part in explain_in_batches(batches, inputs, columns, size):
                     parts.append(part)
                     bar.update(count)
-        result = joined(parts, columns)
+        result = concatenate_batches(parts, columns)
         if check_additivity:
             dtype = batches.engine.program.rewritten.compute_dtype
             check_sums(result, torch.cat([part.output for part in parts]), dtype)
@@ -330,7 +330,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             result = self._calls.output(self._call(samples, arguments))
         return keys[order](result).argsort(1, descending=True)[:, :count].cpu()
 
-    def _explanation(self, result: Result, inputs: Sequence[Any]) -> shap.Explanation:
+    def _explanation(self, result: ArrayAttributions, inputs: Sequence[Any]) -> shap.Explanation:
         single = len(self.expected_value) == 1
         values = [v[..., 0] if single else v for v in result.values]
         names = self.output_names
@@ -369,14 +369,16 @@ def as_explainable(
     return model
 
 
-def joined(parts: Sequence[Attributions], columns: Tensor) -> Result:
+def concatenate_batches(parts: Sequence[Attributions], columns: Tensor) -> ArrayAttributions:
     """Return the attributions of all batches."""
     values = [torch.cat(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
     expected = torch.cat([p.expected.expand(len(p.output), -1) for p in parts])
-    return Result(values, expected.gather(1, columns).cpu().numpy(), columns.cpu().numpy())
+    return ArrayAttributions(
+        values, expected.gather(1, columns).cpu().numpy(), columns.cpu().numpy()
+    )
 
 
-def check_sums(result: Result, output: Tensor, dtype: torch.dtype) -> None:
+def check_sums(result: ArrayAttributions, output: Tensor, dtype: torch.dtype) -> None:
     """Raise unless attributions and expected value sum to the output of every sample."""
     outputs = np.take_along_axis(output.cpu().double().numpy(), result.columns, 1)
     sums = sum(v.astype(float).sum(tuple(range(1, v.ndim - 1))) for v in result.values)

@@ -155,7 +155,7 @@ class ExplainableModule(ProbedModule):
         captures = CaptureCache(self.original_model)  # a copy captures its own model
         return {
             **super().__getstate__(),
-            "_calls": self._calls.replace(captures=captures),
+            "_calls": replace(self._calls, captures=captures),
         }
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
@@ -214,7 +214,7 @@ class ExplainableModule(ProbedModule):
         (1, 3, 3)
         """
         check_parameters(self.original_model, tuple(arguments))
-        return ExplainableModule(self._calls.replace(bound={**self._calls.bound, **arguments}))
+        return ExplainableModule(replace(self._calls, bound={**self._calls.bound, **arguments}))
 
     def split_at(
         self, layer: str | nn.Module, side: Side = "output"
@@ -263,7 +263,7 @@ class ExplainableModule(ProbedModule):
         """
         entry = EntryPoint(hook_point=find_hook_point(self.original_model, layer, side))
         options = replace(self._calls.options, entry=entry)
-        suffix = ExplainableModule(self._calls.replace(options=options))
+        suffix = ExplainableModule(replace(self._calls, options=options))
         return suffix.prefix, suffix
 
     def prefix(self, *args: Any, **kwargs: Any) -> Any:

@@ -48,6 +48,10 @@ class Call:
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         return cls(tuple(args), dict(kwargs), leaves, spec)
 
+    def where(self, predicate: Callable[[Any], bool]) -> list[int]:
+        """Return the indices of the leaves for which a predicate is True."""
+        return [index for index, value in enumerate(self.leaves) if predicate(value)]
+
     def expand(self, bound: Mapping[str, Any], pairs: bool = False) -> dict[str, Any]:
         """Return the bound arguments that the call does not give, with as many rows as it has.
 
@@ -139,9 +143,7 @@ class Arguments:
     template: CallTemplate
 
     @classmethod
-    def of(
-        cls, call: Call, bound: Mapping[str, Any], is_explained: Callable[[Any], bool]
-    ) -> Arguments:
+    def of(cls, call: Call, bound: Mapping[str, Any], explained: Sequence[int]) -> Arguments:
         """Sort the arguments of a call into explained tensors, bound tensors and constants.
 
         Parameters
@@ -149,12 +151,11 @@ class Arguments:
         call : Call
         bound : mapping
             Arguments that the call does not give, which are never explained.
-        is_explained : callable
-            Returns True if an argument of the call is explained.
+        explained : sequence of int
+            The indices of the leaves of the call that are explained.
         """
         bound_leaves, bound_spec = pytree.tree_flatten(dict(bound))
         leaves = [*call.leaves, *bound_leaves]
-        explained = [index for index, value in enumerate(call.leaves) if is_explained(value)]
         others = [
             index
             for index, value in enumerate(leaves)
