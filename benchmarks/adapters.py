@@ -103,16 +103,25 @@ def with_fxshap(
     return with_shap(explainable, references, outputs, check_additivity=check_additivity)
 
 
-def with_captum(model: nn.Module, references: Inputs, outputs: int) -> Explain:
-    """Explain with Captum's DeepLiftShap, output by output."""
+def with_captum(
+    model: nn.Module, references: Inputs, outputs: int, *, at_once: int | None = None
+) -> Explain:
+    """Explain with Captum's DeepLiftShap, output by output, all or `at_once` samples at a time."""
     method = captum.attr.DeepLiftShap(model)
     if len(references[0]) == 1:  # it wants two at least
         references = [torch.cat([reference, reference]) for reference in references]
     baselines = tuple(references)
 
+    def explain_part(samples: Inputs) -> Tensor:
+        columns = [
+            join(method.attribute(tuple(samples), baselines, k)).detach().cpu()
+            for k in range(outputs)
+        ]
+        return torch.stack(columns, dim=-1)
+
     def explain(samples: Inputs) -> Tensor:
-        columns = [join(method.attribute(tuple(samples), baselines, k)) for k in range(outputs)]
-        return torch.stack(columns, dim=-1).detach()
+        parts = zip(*(x.split(at_once or len(x)) for x in samples), strict=True)
+        return torch.cat([explain_part(part) for part in parts])
 
     return explain
 
@@ -131,13 +140,16 @@ def with_integrated_gradients(model: nn.Module, references: Inputs, outputs: int
     ).detach()
 
 
-def with_tangermeme(model: nn.Module, references: Inputs, outputs: int) -> Explain:
-    """Explain with tangermeme's deep_lift_shap, output by output, from its multipliers."""
+def with_tangermeme(
+    model: nn.Module, references: Inputs, outputs: int, *, at_once: int = 1
+) -> Explain:
+    """Explain with tangermeme's deep_lift_shap, output by output, `at_once` samples at a time."""
     flat = Flat(model, [tuple(reference.shape[1:]) for reference in references])
     r = join(references)
 
     def explain(samples: Inputs) -> Tensor:
         x = join(samples)
+        change = (x.unsqueeze(1) - r).cpu()
         columns = []
         for target in range(outputs):
             multipliers = deep_lift_shap(
@@ -145,14 +157,14 @@ def with_tangermeme(model: nn.Module, references: Inputs, outputs: int) -> Expla
                 x.unsqueeze(1),
                 target=target,
                 references=r.expand(len(x), *r.shape).unsqueeze(2),
-                batch_size=len(r),
+                batch_size=at_once * len(r),
                 additional_nonlinear_ops=TANGERMEME_OPS,
                 warning_threshold=math.inf,
                 raw_outputs=True,
                 only_warn=True,
-                device="cpu",
+                device=x.device.type,
             )
-            columns.append((multipliers.squeeze(2) * (x.unsqueeze(1) - r)).mean(1))
+            columns.append((multipliers.squeeze(2) * change).mean(1))
         return torch.stack(columns, dim=-1).detach()
 
     return explain

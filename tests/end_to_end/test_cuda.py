@@ -1,4 +1,4 @@
-"""Models on a GPU: additive there too, beside what the processor gives; skipped without one.
+"""Models on a GPU: additive there too, and with the values of the processor; skipped without one.
 
 ``FXSHAP_TEST_DEVICE=cpu`` runs what can be run on another device.
 """

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import captum.attr
 import torch
-from tangermeme.deep_lift_shap import deep_lift_shap
 from torch import Tensor, nn
 
 import fxshap
-from benchmarks.adapters import TANGERMEME_OPS, Flat, with_fxshap, with_shap
+from benchmarks.adapters import with_captum, with_fxshap, with_shap, with_tangermeme
 
 Explain = Callable[[Tensor], Tensor]
 Method = Callable[[nn.Module, Tensor, int], Explain]
@@ -66,48 +64,17 @@ def with_explainer(model: nn.Module, references: Tensor, outputs: int, **options
     return explain
 
 
-def with_captum(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Explain with Captum's DeepLiftShap, output by output, some samples at a time."""
-    method = captum.attr.DeepLiftShap(model)
+def with_best_batch(method: Callable[..., Any]) -> Method:
+    """Return a method at its best batch size, for one that takes `at_once` samples."""
 
-    def explain(samples: Tensor, at_once: int) -> Tensor:
-        parts = [
-            torch.stack(
-                [method.attribute(part, references, k).detach().cpu() for k in range(outputs)], -1
-            )
-            for part in samples.split(at_once)
-        ]
-        return torch.cat(parts).flatten(1, -2)
+    def prepare(model: nn.Module, references: Tensor, outputs: int) -> Explain:
+        def explain(samples: Tensor, at_once: int) -> Tensor:
+            result: Tensor = method(model, [references], outputs, at_once=at_once)([samples])
+            return result
 
-    return at_best_batch(explain)
+        return at_best_batch(explain)
 
-
-def with_tangermeme(model: nn.Module, references: Tensor, outputs: int) -> Explain:
-    """Explain with tangermeme's deep_lift_shap, output by output, from its multipliers."""
-    flat = Flat(model, [tuple(references.shape[1:])])
-    r = references.flatten(1)
-
-    def explain(samples: Tensor, at_once: int) -> Tensor:
-        x = samples.flatten(1)
-        change = (x.unsqueeze(1) - r).cpu()
-        columns = []
-        for target in range(outputs):
-            multipliers = deep_lift_shap(
-                flat,
-                x.unsqueeze(1),
-                target=target,
-                references=r.expand(len(x), *r.shape).unsqueeze(2),
-                batch_size=at_once * len(r),
-                additional_nonlinear_ops=TANGERMEME_OPS,
-                warning_threshold=math.inf,
-                raw_outputs=True,
-                only_warn=True,
-                device=x.device.type,
-            )
-            columns.append((multipliers.squeeze(2) * change).mean(1))
-        return torch.stack(columns, dim=-1).detach()
-
-    return at_best_batch(explain)
+    return prepare
 
 
 def at_best_batch(explain: Callable[[Tensor, int], Tensor]) -> Explain:
@@ -159,8 +126,8 @@ METHODS: dict[str, Method] = {
     STOCK: single_input(with_shap),
     OURS: single_input(with_fxshap),
     EXPLAINER: with_explainer,
-    "tangermeme": with_tangermeme,
-    "Captum": with_captum,
+    "tangermeme": with_best_batch(with_tangermeme),
+    "Captum": with_best_batch(with_captum),
 }
 
 #: Timed besides, for one network.
