@@ -37,6 +37,20 @@ def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
+def fix_squeezed_dims(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Make every ``squeeze()`` name its dimensions: those of size 1 in the capture.
+
+    Without a dimension it would also remove the batch dimension of a single row.
+    """
+    for node in call_nodes(graph):
+        if node.target is aten.squeeze.default:
+            (x,) = call_args(node)
+            sizes = enumerate(x.meta["val"].shape)
+            dims = [dim for dim, size in sizes if isinstance(size, int) and size == 1]
+            node.target, node.args, node.kwargs = aten.squeeze.dims, (x, dims), {}
+    return graph
+
+
 def sort_topk(graph: fx.Graph, context: Context) -> fx.Graph:
     """Make every top-k return its values in order, which the rules rely on."""
     for node in call_nodes(graph):

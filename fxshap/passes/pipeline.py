@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from fxshap.capture.captured import Captured
 from fxshap.graph.dataflow import mark_varying
 from fxshap.passes.batch_norm import unify_batch_norms
-from fxshap.passes.canonicalize import drop_identities, reshape_views, sort_topk
+from fxshap.passes.canonicalize import drop_identities, fix_squeezed_dims, reshape_views, sort_topk
 from fxshap.passes.context import Context, Pass
 from fxshap.passes.densify_masks import densify_masked_ops
 from fxshap.passes.duplicate_writes import resolve_duplicate_writes
@@ -39,6 +39,7 @@ PASSES: tuple[Pass, ...] = (
     promote_to_float64,
     densify_masked_ops,  # before `check_static`, which rejects what is still masked
     unify_batch_norms,
+    fix_squeezed_dims,
     sort_topk,
     check_static,
     resolve_duplicate_writes,
