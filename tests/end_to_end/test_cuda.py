@@ -87,7 +87,7 @@ def no_fused_encoder_layers() -> Iterator[None]:
     """Compute encoder layers as they are written.
 
     Without gradients, torch runs a fused kernel for them. On CUDA its output differs from that of
-    the layer by 6e-4 for `norm_first`, in float64 too, and attributions cannot add up to both.
+    the layer for `norm_first`, in float64 too, and attributions cannot add up to both.
     """
     torch.backends.mha.set_fastpath_enabled(False)
     yield

@@ -191,7 +191,7 @@ def start(
 
 def error_of(model: nn.Module, references: Tensor, samples: Tensor, values: Tensor) -> float:
     """Return the additivity error of attributions, relative to the largest output."""
-    # Without gradients torch runs a fused encoder layer, whose own error on CUDA is 6e-4.
+    # Without gradients torch runs a fused encoder layer, whose output on CUDA is another.
     torch.backends.mha.set_fastpath_enabled(False)
     error = float(additivity_error(model, references, samples, [values.numpy()]))
     torch.backends.mha.set_fastpath_enabled(True)
