@@ -62,7 +62,7 @@ class PairBatches:
         self.references = references
         self.count = len(references[0])
         self.explanation = explanation
-        self._stacked: dict[int, References] = {}
+        self._shared: References | None = None  # those of the last batch, if they serve another
         self._version: tuple[object, ...] = ()
 
     @property
@@ -73,7 +73,7 @@ class PairBatches:
 
     def clear(self) -> None:
         """Free the tapes."""
-        self._stacked = {}
+        self._shared = None
         self.engine.clear_cache()
 
     def batch_size(self, samples: Sequence[Tensor], outputs: int) -> int:
@@ -110,7 +110,7 @@ class PairBatches:
         program = self.engine.program
         version = program.bind_weights(self.explanation)
         if version != self._version:
-            self._stacked, self._version = {}, version
+            self._shared, self._version = None, version
         references = self._references(samples)
         layout = self.engine.find_layout(samples, references.inputs)
         pairs = SampleReferencePairs(program, layout, self.engine.options, samples, references)
@@ -139,19 +139,16 @@ class PairBatches:
         """Return the references of a batch: those of the background, for every sample."""
         engine, rows = self.engine, len(samples[0])
         shared = len(samples) == engine.program.explained
-        if shared and rows in self._stacked:
-            return self._stacked[rows]
-        self._stacked = {}  # frees the old tape first
+        if self._shared is not None and len(self._shared.inputs[0]) == rows * self.count:
+            return self._shared
+        self._shared = None  # frees the old tape first
         inputs = self._inputs(samples)
         layout = engine.find_layout(samples, inputs)
         if rows == 1:
             references = engine.current_references(inputs, layout, self._version)
         else:
-            total = rows * self.count
-            compiled = engine.program.compiled is not None
-            max_batched = layout.max_batched(total, inputs[0].device, compiled)
-            references = References(engine.program, inputs, total, max_batched)
-        self._stacked = {rows: references} if shared else {}
+            references = engine.record(inputs, layout, rows * self.count)
+        self._shared = references if shared else None
         return references
 
     def _cotangent(self, column: Tensor, paired: Tensor) -> Tensor:

@@ -104,13 +104,17 @@ class Engine:
         current = self.references
         if current is None or self.references_version != version or not current.equal(inputs):
             self.clear_cache()  # free the memory of the old ones first
-            rows = self.rows_per_tape(inputs, layout)
-            compiled = self.program.compiled is not None
-            max_batched = layout.max_batched(len(inputs[0]), inputs[0].device, compiled)
-            current = References(self.program, inputs, rows, max_batched)
+            current = self.record(inputs, layout, self.rows_per_tape(inputs, layout))
             self.references, self.references_version = current, version
-            logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
         return current
+
+    def record(self, inputs: Sequence[Tensor], layout: BatchLayout, rows: int) -> References:
+        """Record references, with `rows` of them on one tape."""
+        compiled = self.program.compiled is not None
+        max_batched = layout.max_batched(len(inputs[0]), inputs[0].device, compiled)
+        references = References(self.program, inputs, rows, max_batched)
+        logger.debug("recorded %d references, %d to a tape", len(inputs[0]), rows)
+        return references
 
     def rows_per_tape(self, inputs: Sequence[Tensor], layout: BatchLayout) -> int:
         """Return how many references go onto one tape."""
