@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fxshap.autograd.rescale import Endpoints
 from fxshap.rules.core.caching import caching_between
 from fxshap.rules.core.tracing import tracing_rules
 
+T = TypeVar("T")
 #: What every nonlinear operation receives at one endpoint, by the name of the tapped node.
 Taps = dict[str, Tensor]
 #: For every cotangent, the multipliers of each input.
@@ -23,6 +25,8 @@ Multipliers = list[list[Tensor]]
 EndpointBackward = Callable[[Taps, Taps, Sequence[Tensor]], Multipliers]
 #: Records a graph that reads the endpoints given to it.
 Record = Callable[[Endpoints], EndpointBackward]
+#: One tensor per explained input, of the input's shape.
+Tangents = Sequence[Tensor]
 
 
 class Tape:
@@ -64,14 +68,11 @@ class Tape:
         first = Recording(rescaled_graph, references, explained, Endpoints())
         self.output = first.output
         self.endpoints, self.references = first.endpoints, first.endpoints.reference
-        self.recorded: dict[int, EndpointBackward] = {}
-        if record is None:
-            self.recorded[1] = first.backward
-            self.record: Record = lambda endpoints: (
-                Recording(rescaled_graph, references, explained, endpoints).backward
-            )
-        else:
-            self.record = record
+        self.recordings = {1: first} if record is None else {}
+        self.compiled: dict[int, EndpointBackward] = {}
+        self.record = record
+        self.record_copies = partial(Recording, rescaled_graph, references, explained)
+        if record is not None:
             # A backward pass from the references to themselves caches what rules compute of one
             # endpoint, which compiled backward passes take as arguments.
             with tracing_rules():
@@ -98,9 +99,42 @@ class Tape:
 
     def backward_of(self, copies: int) -> EndpointBackward:
         """Return the backward pass that takes this many cotangents at once."""
-        if copies not in self.recorded:
-            self.recorded[copies] = self.record(self.endpoints.for_copies(copies))
-        return self.recorded[copies]
+        if self.record is None:
+            return self.recording_of(copies).backward
+        if copies not in self.compiled:
+            self.compiled[copies] = self.record(self.endpoints.for_copies(copies))
+        return self.compiled[copies]
+
+    def jvp_many(self, reference: Taps, sample: Taps, tangents: Sequence[Tangents]) -> list[Tensor]:
+        """Return for every tangent of the inputs the products of the multipliers with it.
+
+        Where outputs outnumber inputs, one product per input costs less than one backward pass per
+        output.
+
+        Parameters
+        ----------
+        reference, sample : dict of str to Tensor
+            The taps of the endpoints: of as many rows as the tape has, or of one row.
+        tangents : sequence of sequence of Tensor
+            For each tangent one tensor per explained input, of shape (references, ...).
+
+        Returns
+        -------
+        list of Tensor
+            For each tangent the change of every output, of shape (references, outputs).
+        """
+        with caching_between(sample.values()):
+            return [
+                change
+                for group in even_groups(tangents, self.max_batched)
+                for change in self.recording_of(len(group)).jvp(reference, sample, group)
+            ]
+
+    def recording_of(self, copies: int) -> Recording:
+        """Return the recording on this many copies of the references."""
+        if copies not in self.recordings:
+            self.recordings[copies] = self.record_copies(self.endpoints.for_copies(copies))
+        return self.recordings[copies]
 
 
 class Recording:
@@ -125,25 +159,55 @@ class Recording:
 
     def backward(self, reference: Taps, sample: Taps, grads: Sequence[Tensor]) -> Multipliers:
         """Return the multipliers between two endpoints, for one cotangent per copy."""
+        with self._between(reference, sample):
+            batched = self.input_cotangents(torch.cat(list(grads)))
+        return split_by_cotangent(batched, self.endpoints.copies)
+
+    def jvp(self, reference: Taps, sample: Taps, tangents: Sequence[Tangents]) -> list[Tensor]:
+        """Return the change of the output for one tangent of the inputs per copy.
+
+        The backward pass is a linear function of the cotangent. Its own derivative, in the
+        direction of the tangents, is its transpose applied to them.
+        """
+        with self._between(reference, sample), torch.enable_grad():
+            grad = torch.zeros_like(self.output, requires_grad=True)
+            cotangents = self.input_cotangents(grad, differentiable=True)
+            pairs = zip(cotangents, zip(*tangents, strict=True), strict=True)
+            chosen = [(c, torch.cat(parts)) for c, parts in pairs if c.requires_grad]
+            if not chosen:
+                return list(torch.zeros_like(self.output).chunk(len(tangents)))
+            inputs, directions = zip(*chosen, strict=True)
+            (change,) = torch.autograd.grad(inputs, grad, directions, materialize_grads=True)
+        return list(change.chunk(len(tangents)))
+
+    @contextmanager
+    def _between(self, reference: Taps, sample: Taps) -> Iterator[None]:
+        """Give the rules these endpoints.
+
+        Backward passes stay on this thread: rules read context variables, and autograd's thread of
+        the device may be waiting for the explanation lock.
+        """
         endpoints = self.endpoints
         endpoints.check_jumps(reference, sample)
         own, endpoints.reference, endpoints.sample = endpoints.reference, reference, sample
         try:
-            batched = self.input_cotangents(torch.cat(list(grads)))
+            with torch.autograd.set_multithreading_enabled(False):
+                yield
         finally:
             endpoints.reference, endpoints.sample = own, {}
-        return split_by_cotangent(batched, endpoints.copies)
 
-    def input_cotangents(self, grad: Tensor) -> Sequence[Tensor]:
+    def input_cotangents(self, grad: Tensor, differentiable: bool = False) -> Sequence[Tensor]:
         """Return the cotangents of the inputs for that of the output."""
         if not self.output.requires_grad:
             return [torch.zeros_like(leaf) for leaf in self.leaves]
-        # On this thread: rules read context variables, and autograd's thread of the device may be
-        # waiting for the explanation lock.
-        with torch.autograd.set_multithreading_enabled(False):
-            return torch.autograd.grad(
-                self.output, self.leaves, grad, retain_graph=True, materialize_grads=True
-            )
+        return torch.autograd.grad(
+            self.output,
+            self.leaves,
+            grad,
+            retain_graph=True,
+            create_graph=differentiable,
+            materialize_grads=True,
+        )
 
 
 def split_by_cotangent(batched: Sequence[Tensor], copies: int) -> Multipliers:
@@ -151,10 +215,10 @@ def split_by_cotangent(batched: Sequence[Tensor], copies: int) -> Multipliers:
     return [list(inputs) for inputs in zip(*(x.chunk(copies) for x in batched), strict=True)]
 
 
-def even_groups(grads: Sequence[Tensor], largest: int) -> list[Sequence[Tensor]]:
-    """Split cotangents into the fewest groups of at most `largest`, of about equal size."""
-    size = math.ceil(len(grads) / math.ceil(len(grads) / largest))
-    return [grads[start : start + size] for start in range(0, len(grads), size)]
+def even_groups(items: Sequence[T], largest: int) -> list[Sequence[T]]:
+    """Split cotangents or tangents into the fewest groups of at most `largest`, about equal."""
+    size = math.ceil(len(items) / math.ceil(len(items) / largest))
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 #: Returns the multipliers of each input for a cotangent of the output.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxshap.autograd.tape import Tangents
+from fxshap.errors import RuleError
 from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.runtime.batching import batched_bytes
@@ -23,6 +25,9 @@ from fxshap.runtime.pairs import SampleReferencePairs
 from fxshap.runtime.references import References, rows_that_fit
 
 logger = logging.getLogger("fxshap")
+
+#: The units of rounding by which products with tangents may differ from a backward pass.
+ROUNDING = 100
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,12 @@ class PairBatches:
             return 1
         layout = engine.find_layout(first, self._inputs(first))
         device = samples[0].device
-        size = batched_bytes(device) // max(layout.largest * self.count * outputs, 1)
+        passes = min(outputs, sum(r[0].numel() for r in self.references))
+        size = batched_bytes(device) // max(layout.largest * self.count * passes, 1)
         if isinstance(limit := engine.options.reference_batch_size, int):
             size = min(size, limit // self.count)
         fit = rows_that_fit(layout.size, device)
-        return max(min(size, size if fit is None else fit // (self.count * outputs)), 1)
+        return max(min(size, size if fit is None else fit // (self.count * passes)), 1)
 
     def explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
         """Return the attributions of a batch of samples.
@@ -117,16 +123,95 @@ class PairBatches:
         output = pairs.output()
         output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
         paired = references.output.unflatten(0, (-1, self.count))
-        grads = [self._cotangent(column, paired) for column in columns.unbind(1)]
-        self._check_outputs(output, references.output, grads)
-        by_output = pairs.backward_many(grads)
+        self._check_outputs(output, columns, paired)
         differences = [x.unsqueeze(1) - r for x, r in zip(samples, self.references, strict=False)]
-        values = [
+        explain = self._by_input if self._carries_forward(columns) else self._by_output
+        values = explain(pairs, differences, columns, paired)
+        bound = len(samples) > program.explained
+        return Attributions(values, output, (paired if bound else paired[:1]).mean(1))
+
+    def _by_output(
+        self,
+        pairs: SampleReferencePairs,
+        differences: Sequence[Tensor],
+        columns: Tensor,
+        paired: Tensor,
+    ) -> list[Tensor]:
+        """Return the attributions, with one cotangent per output."""
+        grads = [self._cotangent(column, paired) for column in columns.unbind(1)]
+        by_output = pairs.backward_many(grads)
+        return [
             torch.stack([self._mean(m[i], difference) for m in by_output], -1)
             for i, difference in enumerate(differences)
         ]
-        bound = len(samples) > program.explained
-        return Attributions(values, output, (paired if bound else paired[:1]).mean(1))
+
+    def _by_input(
+        self,
+        pairs: SampleReferencePairs,
+        differences: Sequence[Tensor],
+        columns: Tensor,
+        paired: Tensor,
+    ) -> list[Tensor]:
+        """Return the attributions, with one tangent per input element."""
+        tangents = unit_tangents([difference.flatten(0, 1) for difference in differences])
+        changes = self._carry(pairs, tangents)
+        if changes is None:
+            return self._by_output(pairs, differences, columns, paired)
+        mean = changes.unflatten(0, paired.shape[:2]).mean(1)
+        chosen = mean.gather(2, columns.unsqueeze(1).expand(-1, mean.shape[1], -1))
+        sizes = [difference[0, 0].numel() for difference in differences]
+        return [
+            part.unflatten(1, difference.shape[2:]) if difference.dim() > 2 else part.squeeze(1)
+            for part, difference in zip(chosen.split(sizes, 1), differences, strict=True)
+        ]
+
+    def _carries_forward(self, columns: Tensor) -> bool:
+        """Return True if one tangent per input element costs less than one cotangent per output.
+
+        A product with a tangent runs the graph backward and forward.
+        """
+        engine = self.engine
+        elements = sum(r[0].numel() for r in self.references)
+        return (
+            2 * elements < columns.shape[1]
+            and engine.is_linear is not False
+            and not engine.options.refinement.pairs
+        )
+
+    def _carry(self, pairs: SampleReferencePairs, tangents: Sequence[Tangents]) -> Tensor | None:
+        """Return the changes of the outputs, of shape (pairs, tangents, outputs).
+
+        ``None`` if a rule permits backward passes only: it is not linear in the cotangent, or it
+        cannot be differentiated.
+        """
+        engine = self.engine
+        try:
+            changes = torch.stack(pairs.jvp_many(tangents), 1)
+        except RuleError:
+            if engine.is_linear:
+                raise
+            engine.is_linear = False
+            return None
+        if engine.is_linear is None:
+            engine.is_linear = self._transposes(pairs, tangents, changes)
+        return changes if engine.is_linear else None
+
+    def _transposes(
+        self, pairs: SampleReferencePairs, tangents: Sequence[Tangents], changes: Tensor
+    ) -> bool:
+        """Return True if the changes agree with a backward pass, to rounding."""
+        generator = torch.Generator().manual_seed(0)
+        grad = torch.randn(changes[:, 0].shape, generator=generator).to(changes)
+        (multipliers,) = pairs.backward_many([grad])
+        products = [
+            torch.cat(
+                [(m * t).flatten(1) for m, t in zip(multipliers, tangent, strict=True)], 1
+            ).sum(1)
+            for tangent in tangents
+        ]
+        terms = changes * grad.unsqueeze(1)
+        error = (terms.sum(2) - torch.stack(products, 1)).abs().max()
+        return bool(error <= ROUNDING * torch.finfo(terms.dtype).eps * terms.abs().sum(2).max())
 
     def _inputs(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs of the program for the references of each sample."""
@@ -157,12 +242,12 @@ class PairBatches:
         unit.scatter_(1, column[:, None], 1)
         return unit.repeat_interleave(self.count, 0)
 
-    def _check_outputs(self, output: Tensor, references: Tensor, grads: Sequence[Tensor]) -> None:
-        if bool(output.isfinite().all()) and bool(references.isfinite().all()):
+    def _check_outputs(self, output: Tensor, columns: Tensor, paired: Tensor) -> None:
+        if bool(output.isfinite().all()) and bool(paired.isfinite().all()):
             return
-        pairs = torch.cat([output.repeat_interleave(self.count, 0), references])
-        for grad in grads:
-            check_finite_outputs(pairs, grad)
+        pairs = torch.cat([output.repeat_interleave(self.count, 0), paired.flatten(0, 1)])
+        for column in columns.unbind(1):
+            check_finite_outputs(pairs, self._cotangent(column, paired))
 
     def _mean(self, multipliers: Tensor, difference: Tensor) -> Tensor:
         """Return the products of multipliers and differences, averaged over the references."""
@@ -205,3 +290,21 @@ def explain_in_batches(
             continue
         yield stop - start, attributions
         start = stop
+
+
+def unit_tangents(differences: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return for every element of the inputs only its difference, and zeros for the others.
+
+    Parameters
+    ----------
+    differences : sequence of Tensor
+        The differences of sample and reference, one tensor per input, of shape (pairs, ...).
+    """
+    zeros = [difference.new_zeros(difference.shape) for difference in differences]
+    tangents = []
+    for index, difference in enumerate(differences):
+        for element in range(difference[0].numel()):
+            only = difference.new_zeros(difference.shape)
+            only.flatten(1)[:, element] = difference.flatten(1)[:, element]
+            tangents.append([*zeros[:index], only, *zeros[index + 1 :]])
+    return tangents

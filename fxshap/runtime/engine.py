@@ -49,6 +49,8 @@ class Engine:
         self.references: References | None = None
         self.references_version: tuple[Any, ...] = ()
         self.cache = EMPTY_CACHE
+        #: Whether every rule is linear in the cotangent; ``None`` until it was tried.
+        self.is_linear: bool | None = None
 
     def program_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs of the program for inputs of the model."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxshap.autograd.tape import Multipliers, Tape, Taps
+from fxshap.autograd.tape import Multipliers, Tangents, Tape, Taps
 from fxshap.runtime.batching import BatchLayout, repeat_samples
 from fxshap.runtime.coalitions import CoalitionChains, CoalitionPasses, refined_multipliers
 from fxshap.runtime.options import Options
@@ -106,6 +106,29 @@ class SampleReferencePairs:
             [torch.cat(rows) for rows in zip(*inputs, strict=True)]
             for inputs in zip(*by_part, strict=True)
         ]
+
+    def jvp_many(self, tangents: Sequence[Tangents]) -> list[Tensor]:
+        """Return for every tangent of the inputs the products of the multipliers with it.
+
+        Parameters
+        ----------
+        tangents : sequence of sequence of Tensor
+            For each tangent one tensor per explained input, of shape (references, ...).
+
+        Returns
+        -------
+        list of Tensor
+            For each tangent the change of every output, of shape (references, outputs).
+        """
+        references, by_part = self.references, []
+        for part in references.parts():
+            tape = references.tape(part)
+            start, end = self.program.with_variances(
+                tape.references, self.sample_endpoint(part)[1], [x[part] for x in references.inputs]
+            )
+            chosen = [[x[part] for x in tangent] for tangent in tangents]
+            by_part.append(tape.jvp_many(start, end, chosen))
+        return [torch.cat(rows) for rows in zip(*by_part, strict=True)]
 
     def _backward_on_tape(
         self,

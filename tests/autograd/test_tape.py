@@ -247,7 +247,7 @@ def test_batched_outputs_equal_those_of_one_at_a_time(name, monkeypatch):
     explainable = fxshap.make_explainable(network.build().double())
     together = explain(explainable, background, samples)
     engine = explainable._calls.captures.latest
-    assert engine.references.cached_tape.recorded.keys() > {1} or engine.layout.tile
+    assert engine.references.cached_tape.recordings.keys() > {1} or engine.layout.tile
     monkeypatch.setattr(fxshap.runtime.batching, "MAX_BATCHED", 0)
     single = explain(fxshap.make_explainable(network.build().double()), background, samples)
     for a, b in zip(together, single, strict=True):
