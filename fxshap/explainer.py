@@ -69,7 +69,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         Names for the explanation; the columns of a DataFrame by default.
     batch_size : int or "auto"
         How many samples are explained together. By default small pairs of sample and reference are
-        stacked and large ones are not, within half of the free memory.
+        stacked and large ones are not, within `max_memory` (:func:`fxshap.make_explainable`).
     **options
         The options of :func:`fxshap.make_explainable`, for a model that is not explainable yet.
 

@@ -38,6 +38,7 @@ def make_explainable(
     rule: RuleName = "rescale",
     refine: int | Refinement = 0,
     reference_batch_size: ReferenceBatchSize = "auto",
+    max_memory: int | None = None,
     compile: bool = False,
     progress: bool = True,
 ) -> ExplainableModule:
@@ -75,7 +76,10 @@ def make_explainable(
         also has the seed, and the dimensions that index features.
     reference_batch_size : int or "auto"
         How many references share one tape. All of them is fastest; fewer take less memory and more
-        time. By default as many as fit into half of the free memory.
+        time. By default as many as fit into `max_memory`.
+    max_memory : int, optional
+        How many bytes the tape of references may take, and in :class:`fxshap.DeepExplainer` the
+        tape of a batch. By default half of the free memory of the device.
     compile : bool
         Whether ``torch.compile`` fuses the rules. The first explanation then takes longer, by
         seconds for a small network and minutes for one of fifty layers, and so does the first with
@@ -131,7 +135,9 @@ def make_explainable(
         None if layer is None else find_hook_point(model, layer, "output"),
     )
     refinement = refine if isinstance(refine, Refinement) else Refinement(refine)
-    options = Options(output, entry, rule, refinement, reference_batch_size, compile, progress)
+    options = Options(
+        output, entry, rule, refinement, reference_batch_size, max_memory, compile, progress
+    )
     bound = dict(forward_kwargs or {})
     check_parameters(model, tuple(bound))
     explainable = ExplainableModule(ModelCalls(model, options, bound, CaptureCache(model)))

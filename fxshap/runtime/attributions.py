@@ -100,7 +100,7 @@ class PairBatches:
         size = batched_bytes(device) // max(layout.largest * self.count * passes, 1)
         if isinstance(limit := engine.options.reference_batch_size, int):
             size = min(size, limit // self.count)
-        fit = rows_that_fit(layout.size, device)
+        fit = rows_that_fit(layout.size, device, engine.options.max_memory)
         return max(min(size, size if fit is None else fit // (self.count * passes)), 1)
 
     def explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:

@@ -125,7 +125,11 @@ class Engine:
             return count
         row = layout.size * (2 if self.options.refinement.pairs else 1)  # a complementary pair
         row *= 2 if self.program.rewritten.variance_graph else 1  # as many variances as taps
-        fit = rows_that_fit(row, inputs[0].device) if size == "auto" else size
+        fit = (
+            rows_that_fit(row, inputs[0].device, self.options.max_memory)
+            if size == "auto"
+            else size
+        )
         return count if fit is None else min(fit, count)
 
     def clear_cache(self) -> None:

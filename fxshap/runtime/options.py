@@ -32,6 +32,8 @@ class Options:
         How many coalitions are drawn.
     reference_batch_size : int or "auto"
         How many references go onto one tape.
+    max_memory : int or None
+        How many bytes a tape may take.
     compile : bool
         Whether backward passes are compiled.
     progress : bool
@@ -48,6 +50,7 @@ class Options:
     rule: RuleName = "rescale"
     refinement: Refinement = ONE_PASS
     reference_batch_size: ReferenceBatchSize = "auto"
+    max_memory: int | None = None
     compile: bool = False
     progress: bool = True
 
@@ -57,3 +60,6 @@ class Options:
         size = self.reference_batch_size
         if size != "auto" and (not isinstance(size, int) or size < 1):
             raise OptionError(f"reference_batch_size is a number of rows or 'auto', not {size!r}")
+        memory = self.max_memory
+        if memory is not None and (not isinstance(memory, int) or memory < 1):
+            raise OptionError(f"max_memory is a number of bytes or None, not {memory!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class References:
         return sum(x.numel() * x.element_size() for x in self.inputs[: self.explained])
 
 
-def rows_that_fit(size: int, device: torch.device) -> int | None:
+def rows_that_fit(size: int, device: torch.device, max_memory: int | None = None) -> int | None:
     """Return how many references one tape may hold; ``None`` if that is not known.
 
     Parameters
@@ -88,16 +89,19 @@ def rows_that_fit(size: int, device: torch.device) -> int | None:
     size : int
         Bytes of the taps of one reference.
     device : torch.device
+    max_memory : int, optional
+        The bytes that a tape may take, by default a share of the free memory of the device.
     """
-    free = free_memory(device)
-    if free is None or not size:
+    if max_memory is None and (free := free_memory(device)) is not None:
+        max_memory = int(SHARE * free)
+    if max_memory is None or not size:
         return None
-    rows = max(int(SHARE * free / (TAPE_PER_TAP * size)), 1)
-    logger.debug("%.0f MiB are free on %s, enough for %d references", free / 2**20, device, rows)
+    rows = max(max_memory // (TAPE_PER_TAP * size), 1)
+    logger.debug("%.0f MiB on %s hold %d references", max_memory / 2**20, device, rows)
     return rows
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: torch.device) -> float | None:
     """Return the free bytes of a device; ``None`` where the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -105,4 +109,14 @@ def free_memory(device: torch.device) -> int | None:
     if device.type != "cpu" or not meminfo.exists():
         return None
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(available, container_memory())
+
+
+def container_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the free bytes of the container that the process runs in; infinity without a limit."""
+    try:
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return math.inf
+    return math.inf if limit.strip() == "max" else max(int(limit) - int(used), 0)

@@ -1,6 +1,7 @@
 """All outputs of a sample at once: the same values, found sooner, within bounds of memory."""
 
 import gc
+import math
 import weakref
 
 import numpy as np
@@ -15,7 +16,9 @@ import fxshap.runtime.prefetch
 import fxshap.runtime.program
 import fxshap.runtime.references
 from fxshap.autograd.tape import Tape
+from fxshap.errors import OptionError
 from fxshap.runtime.prefetch import single_column
+from fxshap.runtime.references import container_memory
 from tests.helpers import assert_exact, assert_same_values, explain
 
 
@@ -160,6 +163,29 @@ def test_by_default_the_tape_fits_into_free_memory(free, rows, monkeypatch):
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(5, 1)], [data(2, 2)], 1e-5)
     assert {explainable._calls.captures.latest.references.rows} == rows
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(1, 1), (10**9, 5)])
+def test_max_memory_limits_the_tape(memory, rows):
+    model = Classifier(3)
+    explainable = fxshap.make_explainable(model, max_memory=memory)
+    assert_exact(model, explainable, [data(5, 1)], [data(2, 2)], 1e-5)
+    assert explainable._calls.captures.latest.references.rows == rows
+
+
+@pytest.mark.parametrize("memory", [0, -1, 1.5, "1 GiB"])
+def test_max_memory_is_a_number_of_bytes(memory):
+    with pytest.raises(OptionError, match="max_memory is a number of bytes or None, not"):
+        fxshap.make_explainable(Classifier(3), max_memory=memory)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path):
+    assert container_memory(tmp_path) == math.inf
+    for name, text in (("memory.max", "max\n"), ("memory.current", "1000\n")):
+        (tmp_path / name).write_text(text)
+    assert container_memory(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert container_memory(tmp_path) == 4000
 
 
 def tape_parts(explainable: fxshap.ExplainableModule) -> list[weakref.ref]:

@@ -1,8 +1,8 @@
 """Run SHAP's own tests of ``DeepExplainer`` for PyTorch with ``fxshap.DeepExplainer`` in its place.
 
-Run ``python -m tests.tools.shap_suite PATH``, where the path is that of ``tests/explainers/test_deep.py``
-in a checkout of SHAP's repository. SHAP's tests download a table of houses; random numbers of its
-shape take its place, so that nothing is downloaded.
+Run ``python -m tests.tools.shap_suite PATH``, where the path is that of
+``tests/explainers/test_deep.py`` in a checkout of SHAP's repository. They download a table of
+houses. Random numbers of its shape replace it, so that nothing is downloaded.
 """
 
 from __future__ import annotations
