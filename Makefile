@@ -37,7 +37,8 @@ refinement: $(VENV)/.test
 	$(BIN)/python -m benchmarks.accuracy.refinement
 
 speed: $(VENV)/.speed
-	$(BIN)/python -m benchmarks.performance.speed --memory --growth --output docs/speed.md
+	$(BIN)/python -m benchmarks.performance.speed --memory --growth --page docs/speed.md
+	$(BIN)/python -m benchmarks.performance.explainer --page docs/speed.md
 
 gpu:
 	$(GPU_PYTHON) -m benchmarks.performance.gpu --page docs/gpu.md

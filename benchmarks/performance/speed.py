@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import json
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -42,11 +41,12 @@ from benchmarks.adapters import (
     with_shap,
     with_tangermeme,
 )
-from benchmarks.performance import growth
+from benchmarks.performance import growth, memory
 from benchmarks.performance.workloads import WORKLOADS, Workload
 from fxshap.verification.metrics import additivity_error
+from tests.tools.pages import replace_section
 
-OUTPUT = Path("docs/speed.md")
+MODULE = "benchmarks.performance.speed"
 FIGURE = Path("docs/figures/speed.png")
 SAMPLES = 2
 
@@ -130,42 +130,18 @@ def times(work: Workload, methods: dict[str, Method], rounds: int) -> tuple[Time
 
 def peak_memory(name: str, method: str) -> float:
     """Return the peak resident memory of an explanation in a fresh process, in MiB over idle."""
-    command = [sys.executable, "-m", "benchmarks.performance.speed", "--child", name, method]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(json.loads(output.splitlines()[-1]))
+    return float(memory.in_fresh_process(MODULE, "--child", name, method))
 
 
 def child(name: str, method: str) -> None:
-    """Explain twice and print the peak memory of the second time over that before, in MiB."""
-    fxshap.make_explainable(nn.ReLU(), torch.zeros(2, 3))  # what capturing imports is not counted
-    work = WORKLOADS[name]
-    model, references, samples, outputs = prepare(work)
-    gc.collect()
-    idle = resident("VmRSS")
-    explain = METHODS[method](model, [references], outputs)
-    explain([samples[:1]])
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    explain([samples[:1]])
-    print(json.dumps((resident("VmHWM") - idle) / 1024))
+    """Print the peak memory of the explanation of one sample, in MiB."""
+    model, references, samples, outputs = prepare(WORKLOADS[name])
 
+    def make() -> Callable[[], object]:
+        explain = METHODS[method](model, [references], outputs)
+        return lambda: explain([samples[:1]])
 
-def resident(field: str) -> int:
-    """Return a figure of this process's memory from Linux, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def ratios(found: Times, other: str, ours: str = "fxshap") -> list[float]:
-    """Return another method's time over ours in each round."""
-    return [b / a for a, b in zip(found[ours], found[other], strict=True)]
-
-
-def ratio(found: Times, other: str, ours: str = "fxshap") -> str:
-    """Return the median and the range of another method's time over ours."""
-    if other not in found or ours not in found:
-        return "-"
-    each = ratios(found, other, ours)
-    return f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+    print(json.dumps(memory.peak(make)))
 
 
 #: ResNet-50 as people use it: images of 224 x 224 pixels and 100 references, so many on a tape.
@@ -183,20 +159,31 @@ def large(chunk: int) -> None:
     )
     start = time.perf_counter()
     explainer.shap_values(samples[:1], ranked_outputs=1, check_additivity=False)
-    print(json.dumps([resident("VmHWM") / 1024, time.perf_counter() - start]))
+    print(json.dumps([memory.resident("VmHWM"), time.perf_counter() - start]))
 
 
 def measure_large() -> str:
     """Return what the large explanation took, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.performance.speed", "--large"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    mebibytes, seconds = json.loads(output.splitlines()[-1])
+    mebibytes, seconds = memory.in_fresh_process(MODULE, "--large")
     name, shape, count = LARGE
     return (
         f"{name} on {shape[1]} x {shape[2]} pixels against {count} references, {LARGE_CHUNK} on a "
         f"tape: one output of one sample in {seconds:.0f} s, capture and all, with a peak of "
         f"{mebibytes / 1024:.1f} GiB for the whole process."
     )
+
+
+def ratios(found: Times, other: str, ours: str = "fxshap") -> list[float]:
+    """Return another method's time over ours in each round."""
+    return [b / a for a, b in zip(found[ours], found[other], strict=True)]
+
+
+def ratio(found: Times, other: str, ours: str = "fxshap") -> str:
+    """Return the median and the range of another method's time over ours."""
+    if other not in found or ours not in found:
+        return "-"
+    each = ratios(found, other, ours)
+    return f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
 
 
 def draw(medians: dict[str, dict[str, float]], path: Path = FIGURE) -> None:
@@ -274,16 +261,14 @@ def measure(options: argparse.Namespace) -> tuple[str, dict[str, dict[str, float
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.performance.speed", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--methods", nargs="+", default=USUAL, choices=list(METHODS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure the peak memory too")
     parser.add_argument("--growth", action="store_true", help="measure how time grows too")
-    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--page", type=Path, help="the page to write into, such as docs/speed.md")
     parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -306,52 +291,35 @@ def main(arguments: list[str] | None = None) -> int:
     grown = growth.measure(options.rounds) if options.growth else None
     if grown:
         print(growth.table(grown))
-    if options.output:
+    if options.page:
         draw(medians)
-        options.output.write_text(report(table, sentence, grown, options))
+        replace_section(options.page, "two samples", report(table, sentence, options))
+    if options.page and grown:
+        growth.draw(grown)
+        replace_section(options.page, "growth", growth.table(grown))
     return 0
 
 
-def report(
-    table: str, sentence: str, grown: growth.Times | None, options: argparse.Namespace
-) -> str:
-    """Return the page: what was measured, with what, and the tables."""
-    grows = (
-        ""
-        if grown is None
-        else f"""
-## How time grows
-
-The tabular network, one size changed at a time. 1 is linear.
-
-![Time over sizes](figures/speed_growth.png)
-
-{growth.table(grown)}
-"""
-    )
-    if grown:
-        growth.draw(grown)
+def report(table: str, sentence: str, options: argparse.Namespace) -> str:
+    """Return the section of the page about two samples: what was measured, and with what."""
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "shap", "captum", "tangermeme"))
-    return f"""# Speed
-
-{SAMPLES} samples, all outputs, {options.threads} threads, {options.rounds} rounds in turns in one
-process. A ratio is another method's time over that of unmodified SHAP on the explainable model:
-the median and, in brackets, the range. Memory is the peak of a fresh process that explains
+    counts = f"{SAMPLES} samples, all outputs, {options.threads} threads, {options.rounds} rounds"
+    return f"""{counts} in turns in one process.
+A ratio is another method's time over that of unmodified SHAP on the explainable model: the median
+and, in brackets, the range. Memory is the peak of a fresh process that explains
 one sample a second time, over what it held before. "SHAP's loop" is SHAP on a model that
 returns zeros. "Compiled" is `make_explainable(model, compile=True)`, once it has compiled. Errors
 are additivity errors in float32, relative to the largest output.
 
 {datetime.date.today()}, Python {platform.python_version()}, {packages},
-fxshap {fxshap.__version__}, `{
-        shlex.join(["python", "-m", "benchmarks.performance.speed", *sys.argv[1:]])
-    }`
+fxshap {fxshap.__version__}, `{shlex.join(["python", "-m", MODULE, *sys.argv[1:]])}`
 
 {table}
 
 ![Times over that of fxshap](figures/speed.png)
 
 {sentence}
-{grows}"""
+"""
 
 
 if __name__ == "__main__":

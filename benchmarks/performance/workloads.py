@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Workload:
     references : int
         How many references.
     stock : bool
-        Whether Captum and tangermeme can explain it.
+        Whether Captum and tangermeme can explain it, and in less than minutes.
     """
 
     build: Callable[[], nn.Module]
@@ -166,4 +167,5 @@ WORKLOADS = {
     "MiniLM": Workload(MiniLM, (32, 384), 20),
     "ResNet-50": Workload(resnet50, (3, 64, 64), 10),
     "LSTM": Workload(Recurrent, (50, 8), 20, stock=False),
+    "1,000 outputs": Workload(partial(mlp, outputs=1000), (30,), 20, stock=False),
 }

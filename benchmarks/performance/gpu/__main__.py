@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.performance.gpu.results import Results, tables
+from benchmarks.performance.results import Results, tables
 from tests.tools.pages import replace_section
 
 PARTS = ("correctness", "speed", "memory")
@@ -136,16 +136,17 @@ def pytest_command(options: argparse.Namespace) -> list[str]:
 
 def run_part(options: argparse.Namespace) -> None:
     """Time the networks, or measure their memory, in this process."""
-    from benchmarks.performance.gpu import memory, speed
+    from benchmarks.performance import rates
+    from benchmarks.performance.gpu import memory
 
     warnings.simplefilter("ignore")
     small = {"samples": 4, "turn": 0.2, "rounds": 2, "large": False} if options.quick else {}
-    settings = speed.Settings(torch.device(options.device), **small)
+    settings = rates.Settings(torch.device(options.device), **small)
     results = Results(options.output)
-    with speed.tf32(False):
+    with rates.tf32(False):
         if options.part == "speed":
-            networks = options.networks or list(speed.NETWORKS)
-            speed.measure(settings, results, options.speed_seconds, networks)
+            networks = options.networks or list(rates.NETWORKS)
+            rates.measure(settings, results, options.speed_seconds, networks)
         else:
             memory.measure(settings, results, options.memory_seconds)
     results.write_tables()

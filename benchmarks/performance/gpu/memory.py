@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from benchmarks.performance.gpu.methods import timed
-from benchmarks.performance.gpu.results import Results, short
-from benchmarks.performance.gpu.speed import Settings, fresh, workload
+from benchmarks.performance.methods import timed
+from benchmarks.performance.rates import Settings, fresh, workload
+from benchmarks.performance.results import Results, short
 
 REFERENCES = (20, 100)
 SAMPLES = 4
@@ -57,7 +57,7 @@ METHODS: dict[str, Callable[..., Callable[[], Any]]] = {
 def measure(settings: Settings, results: Results, seconds: float) -> None:
     """Measure every method with few and with many references, one output."""
     end = time.monotonic() + seconds
-    work = workload("ResNet-50", settings.large)
+    work = workload("ResNet-50", settings)
     samples = torch.randn(SAMPLES, *work.shape).to(settings.device)
     for count in REFERENCES if settings.large else (2, 4):
         references = torch.randn(count, *work.shape).to(settings.device)

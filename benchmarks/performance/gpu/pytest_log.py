@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.performance.gpu.results import Results
+from benchmarks.performance.results import Results
 
 LENGTH = 160
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.performance.gpu import methods as m
-from benchmarks.performance.gpu.results import Results, short
+from benchmarks.performance import methods as m
+from benchmarks.performance.results import Results, short
 from benchmarks.performance.workloads import WORKLOADS, Workload
 from fxshap.verification.metrics import additivity_error
 
@@ -96,12 +96,12 @@ def guarded(
         torch.cuda.empty_cache()
 
 
-def workload(name: str, large: bool) -> Workload:
-    """Return a workload, ResNet-50 with images of 224 x 224 and 20 references."""
+def workload(name: str, settings: Settings) -> Workload:
+    """Return a workload; on a GPU ResNet-50 with images of 224 x 224 and 20 references."""
     work = WORKLOADS[name]
-    if not large:
+    if not settings.large:
         return replace(work, references=2)
-    if name == "ResNet-50":
+    if name == "ResNet-50" and settings.device.type != "cpu":
         work = replace(work, shape=(3, 224, 224), references=20)
     return work
 
@@ -127,7 +127,7 @@ def measure_network(
 ) -> None:
     """Time a network with all methods in turns, and write a row for each."""
     end = time.monotonic() + seconds
-    work = workload(name, settings.large)
+    work = workload(name, settings)
     model, references, samples, outputs = prepare(work, settings)
     timings: dict[str, Timing] = {}
     for method, make in chosen.items():

@@ -64,6 +64,11 @@ def with_explainer(model: nn.Module, references: Tensor, outputs: int, **options
     return explain
 
 
+def explainer(**options: Any) -> Method:
+    """Return the explainer with these options, as a method."""
+    return partial(with_explainer, **options)
+
+
 def with_best_batch(method: Callable[..., Any]) -> Method:
     """Return a method at its best batch size, for one that takes `at_once` samples."""
 
