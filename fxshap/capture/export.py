@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -187,9 +188,6 @@ EXPORT_STRATEGIES = (
 #: torch.export below the level at which autocast acts. It has no public name.
 export_after_autocast = partial(_trace._export, pre_dispatch=False)
 
-#: The logger of torch that prints a traceback where an operation rejects its inputs.
-TORCH_LOGGER = "torch._subclasses.fake_tensor"
-
 
 def export(model: SelectedOutput, inputs: Sequence[Tensor]) -> ExportedProgram:
     """Export with the first strategy that works, and decompose composite operations."""
@@ -220,7 +218,7 @@ def export_with_strategy(
     # The batch dimension of a single row cannot be symbolic.
     dims = tuple({0: Dim.AUTO} if strategy.symbolic and len(x) > 1 else None for x in examples)
     export_function = export_after_autocast if strategy.cast else torch.export.export
-    with warnings.catch_warnings(), silence_logger(TORCH_LOGGER), torch.no_grad():
+    with warnings.catch_warnings(), silence_torch(), torch.no_grad():
         warnings.simplefilter("ignore")
         with export_workarounds(model, strategy.strict):
             program = export_function(
@@ -233,11 +231,28 @@ def export_with_strategy(
 
 
 @contextmanager
-def silence_logger(name: str) -> Iterator[None]:
-    """Disable a logger of errors that we raise ourselves, or avoid by another strategy."""
-    log = logging.getLogger(name)
-    before, log.disabled = log.disabled, True
+def silence_torch() -> Iterator[None]:
+    """Drop the warnings and errors that torch logs in this thread.
+
+    They repeat errors that we raise ourselves or avoid by another strategy. What a user requests
+    with ``TORCH_LOGS`` is below the level of a warning, and is printed.
+    """
+    thread = threading.get_ident()
+
+    def admits(record: logging.LogRecord) -> bool:
+        return threading.get_ident() != thread or record.levelno < logging.WARNING
+
+    loggers = dict(logging.root.manager.loggerDict)
+    handlers = {
+        handler
+        for name, log in loggers.items()
+        if name.partition(".")[0] == "torch" and isinstance(log, logging.Logger)
+        for handler in log.handlers
+    }
+    for handler in handlers:
+        handler.addFilter(admits)
     try:
         yield
     finally:
-        log.disabled = before
+        for handler in handlers:
+            handler.removeFilter(admits)

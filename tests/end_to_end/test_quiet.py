@@ -1,6 +1,7 @@
 """The library prints nothing: it returns, raises, warns and logs."""
 
 import logging
+import threading
 
 import pytest
 import shap
@@ -109,3 +110,42 @@ def test_what_is_tried_in_another_way_is_not_printed(capfd):
 
     fxshap.make_explainable(Cast(), SAMPLES)
     assert capfd.readouterr() == ("", "")
+
+
+class Logging(nn.Module):
+    """Logs as parts of torch do while they export, in some releases."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.log = logging.getLogger(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.warning("always_classified is unsupported.")
+        self.log.error("failed")
+        return torch.tanh(x)
+
+
+@pytest.mark.parametrize("name", ["torch", "torch.export._trace", "torch._dynamo.new", "torch.fx"])
+def test_what_torch_logs_in_a_capture_is_not_printed(capfd, name):
+    # torch's handlers hold the standard error of the time when they were made
+    torch._logging._internal._init_logs()
+    model = Logging(name)
+    fxshap.make_explainable(model, SAMPLES)
+    assert capfd.readouterr() == ("", "")
+    model(SAMPLES)
+    assert "always_classified" in capfd.readouterr().err
+
+
+def test_what_torch_logs_in_another_thread_is_printed(capfd):
+    torch._logging._internal._init_logs()
+    log = logging.getLogger("torch.export")
+
+    class Threaded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            thread = threading.Thread(target=log.warning, args=("from another thread",))
+            thread.start()
+            thread.join()
+            return torch.tanh(x)
+
+    fxshap.make_explainable(Threaded(), SAMPLES)
+    assert "from another thread" in capfd.readouterr().err
