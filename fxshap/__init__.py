@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fxshap import _compat as _compat  # first, because it checks the release of PyTorch
+from fxshap import _requirements as _requirements  # first, because it checks the releases
 from fxshap import rules, testing
 from fxshap._version import __version__
 from fxshap.errors import (

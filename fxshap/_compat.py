@@ -6,7 +6,6 @@ it can, and otherwise compares the release of PyTorch. On the newest release non
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch._decomp import decompositions
 from torch.utils import _pytree as pytree
 
+from fxshap._requirements import release_of
+
 aten = torch.ops.aten
 
 #: Operators that only state the bounds of a size.
@@ -27,40 +28,8 @@ SIZE_CONSTRAINTS = (
 )
 
 
-def release_of(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version.
-
-    Examples
-    --------
-    >>> release_of("2.11.0+cu130")
-    (2, 11)
-    """
-    match = re.match(r"(\d+)\.(\d+)", version)
-    assert match, version
-    return int(match[1]), int(match[2])
-
-
-def check_release(version: str) -> None:
-    """Raise an ImportError if a release of PyTorch is too old.
-
-    Raises
-    ------
-    ImportError
-        If the release is older than 2.6.
-    """
-    if release_of(version) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        raise ImportError(
-            f"fxshap needs PyTorch {oldest} or newer, and this is {version}; "
-            f"`pip install 'torch>={oldest}'`"
-        )
-
-
-#: The oldest release of PyTorch that works.
-OLDEST_TORCH = (2, 6)
 #: The release of PyTorch.
 TORCH = release_of(torch.__version__)
-check_release(torch.__version__)
 
 
 # --- Python and NumPy ---------------------------------------------------------------------------

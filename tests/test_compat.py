@@ -1,6 +1,5 @@
 """Every workaround for an older release does what it says, on whatever release runs the tests."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ import fxshap
 from fxshap import _compat
 from fxshap._compat import (
     add_note,
-    check_release,
     deny_exporting,
     export_workarounds,
     hashable_spec,
     is_size_constraint,
     parity,
-    release_of,
     replace_views,
     restore_attributes,
     restore_final_states,
@@ -30,25 +27,12 @@ from fxshap._compat import (
 aten = torch.ops.aten
 
 
-@pytest.mark.parametrize(
-    ("version", "release"),
-    [("2.6.0", (2, 6)), ("2.11.0+cu130", (2, 11)), ("2.13.0a0+git12ab", (2, 13)), ("3.0", (3, 0))],
-)
-def test_the_release_is_the_first_two_numbers(version, release):
-    assert release_of(version) == release
-
-
-@pytest.mark.parametrize("version", ["2.5.1", "2.4.0+cu121", "1.13.1"])
-def test_a_release_that_is_too_old_is_named_with_the_remedy(version):
-    with pytest.raises(ImportError, match=rf"2.6 or newer, and this is {re.escape(version)}; .pip"):
-        check_release(version)
-
-
 def test_only_one_module_asks_for_a_release():
-    versions = ("torch.__version__", "np.__version__", "sys.version_info")
+    """After ``_requirements``, which checks the releases before any package is imported."""
+    versions = ("torch.__version__", "np.__version__", "sys.version_info", "release_of(")
     for path in Path(fxshap.__file__).parent.rglob("*.py"):
         asks = any(word in path.read_text() for word in versions)
-        assert not asks or path.name == "_compat.py", path
+        assert not asks or path.name in ("_compat.py", "_requirements.py"), path
 
 
 # --- Python and NumPy ---------------------------------------------------------------------------
