@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch._decomp import decompositions
+from torch._ops import OpOverloadPacket
 from torch.utils import _pytree as pytree
 
 from fxshap._requirements import release_of
@@ -58,6 +59,22 @@ def parity(numbers: NDArray[np.int64]) -> NDArray[Any]:
     for shift in (32, 16, 8, 4, 2, 1):
         numbers = numbers ^ (numbers >> shift)
     return numbers & 1
+
+
+# --- operators ----------------------------------------------------------------------------------
+
+
+def existing_packets(*names: str) -> tuple[OpOverloadPacket, ...]:
+    """Return the packets of those ATen operators that this release has.
+
+    Torch 2.6 has no grouped products, and torch 2.9 not all.
+
+    Examples
+    --------
+    >>> existing_packets("relu", "no_such_operator")
+    (<OpOverloadPacket(op='aten.relu')>,)
+    """
+    return tuple(getattr(aten, name) for name in names if hasattr(aten, name))
 
 
 # --- while a model is exported ------------------------------------------------------------------

@@ -14,6 +14,7 @@ from fxshap import _compat
 from fxshap._compat import (
     add_note,
     deny_exporting,
+    existing_packets,
     export_workarounds,
     hashable_spec,
     is_size_constraint,
@@ -61,6 +62,13 @@ def test_parity_is_that_of_the_bits_with_and_without_numpys_count(monkeypatch):
     assert parity(numbers).tolist() == expected
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     assert parity(numbers).tolist() == expected
+
+
+# --- operators ----------------------------------------------------------------------------------
+
+
+def test_operators_that_a_release_lacks_are_left_out():
+    assert existing_packets("relu", "no_such_operator", "tanh") == (aten.relu, aten.tanh)
 
 
 # --- what export is given -----------------------------------------------------------------------

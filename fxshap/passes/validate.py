@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from fxshap._compat import existing_packets
 from fxshap.errors import CaptureError
 from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
@@ -18,7 +19,7 @@ from fxshap.rules.core.registry import find_rule
 aten = torch.ops.aten
 
 #: Products of every group of rows with a matrix of its own.
-GROUPED_PRODUCTS = (aten._grouped_mm, aten._scaled_grouped_mm, aten._scaled_grouped_mm_v2)
+GROUPED_PRODUCTS = existing_packets("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 
 
 def check_static(graph: fx.Graph, context: Context) -> fx.Graph:
