@@ -1,5 +1,8 @@
+# Releases of PyTorch and the others, besides those of constraints.txt: files in tests/constraints/.
+RELEASES := oldest torch-2.9 torch-2.11 newest
+
 .PHONY: demo test docs ecosystem fidelity refinement speed gpu coverage zoo fuzz capture low-precision narrow soak \
-	newest clean
+	clean $(RELEASES:%=test-%)
 
 PYTHON ?= python3
 # Has PyTorch with CUDA; docs/gpu.md says what else.
@@ -7,8 +10,6 @@ GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-NEWEST := $(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check \
-	-c $(VENV)-newest/constraints.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fxshap.demo
@@ -62,18 +63,16 @@ narrow: low-precision
 soak: $(VENV)/.test
 	$(BIN)/python -m benchmarks.performance.soak --page docs/reliability.md
 
-# The newest SHAP that there is, whatever setup.cfg says, in an environment of its own; the rest as in
-# constraints.txt, so that no other torch is fetched.
-newest:
-	$(PYTHON) -m venv $(VENV)-newest
-	grep -v '^shap=' constraints.txt > $(VENV)-newest/constraints.txt
-	$(NEWEST) torch
-	$(NEWEST) -e '.[test]'
-	$(NEWEST) --upgrade --no-deps shap
-	$(VENV)-newest/bin/python -m tests.tools.versions --page docs/reliability.md
+# The tests that depend on releases, with others. `make test-oldest PYTHON=...` runs another Python.
+test-oldest: PYTHON := python3.10
+test-torch-2.9 test-torch-2.11: PYTHON := python3.12
+test-newest: PYTHON := python3.13
+
+$(RELEASES:%=test-%): test-%: $(VENV)-%/.test
+	$(VENV)-$*/bin/python -m tests.tools.versions --page docs/versions.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(RELEASES:%=$(VENV)-%) build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.
@@ -95,4 +94,11 @@ $(VENV)/.zoo: $(VENV)/.speed
 $(VENV)/.ecosystem: $(VENV)/.torch setup.cfg pyproject.toml
 	$(INSTALL) -e '.[ecosystem]'
 	$(INSTALL) --no-deps torchvision zennit grad-cam ttach opencv-python-headless torchcam
+	touch $@
+
+# Environments of other releases: one takes several GB, because older releases of PyTorch come with CUDA.
+$(RELEASES:%=$(VENV)-%/.test): $(VENV)-%/.test: tests/constraints/%.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< torch
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[test]'
 	touch $@

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import decompositions
+from torch._export import non_strict_utils
+from torch.export import _trace
 from torch.utils import _pytree as pytree
 
 import fxshap
@@ -17,12 +19,14 @@ from fxshap._compat import (
     existing_packets,
     export_workarounds,
     hashable_spec,
+    hide_script_objects,
     is_size_constraint,
     parity,
     replace_views,
     restore_attributes,
     restore_final_states,
     run_compiled_eagerly,
+    skips_contexts,
 )
 
 aten = torch.ops.aten
@@ -170,6 +174,29 @@ def test_compiled_modules_run_as_they_were_written():
     model = torch.compile(nn.Tanh(), backend=refuse)
     with run_compiled_eagerly():
         model(torch.zeros(2))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_script_modules_are_no_constants(monkeypatch):
+    scripted, constant = torch.jit.script(nn.Tanh()), torch.ones(1)
+
+    def gather(model: nn.Module) -> dict[object, str]:
+        return {scripted._c: "layer._c", constant: "constant"}
+
+    for module in (non_strict_utils, _trace):
+        monkeypatch.setattr(module, "_gather_constant_attrs", gather)
+    with hide_script_objects(scripted):
+        for module in (non_strict_utils, _trace):
+            assert module._gather_constant_attrs(scripted) == {constant: "constant"}
+    assert _trace._gather_constant_attrs is non_strict_utils._gather_constant_attrs is gather
+
+
+@pytest.mark.parametrize("release", [(2, 6), (2, 7)])
+def test_contexts_are_left_out_where_strict_export_cannot_trace_them(monkeypatch, release):
+    monkeypatch.setattr(_compat, "TORCH", release)
+    assert not skips_contexts()
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    assert skips_contexts() == (release == (2, 6))
 
 
 # --- what export returns ------------------------------------------------------------------------

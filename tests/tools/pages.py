@@ -12,8 +12,27 @@ def replace_section(page: Path, name: str, text: str) -> None:
     ValueError
         If the page has no such section.
     """
-    section = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    changed, count = section.subn(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text())
-    if count != 1:
-        raise ValueError(f"{page} has {count} sections '{name}'")
-    page.write_text(changed)
+    read_section(page, name)
+    page.write_text(
+        section(name).sub(lambda found: f"{found[1]}{text}\n{found[3]}", page.read_text())
+    )
+
+
+def read_section(page: Path, name: str) -> str:
+    """Return the text between the comments ``<!-- name -->`` and ``<!-- end -->`` of a page.
+
+    Raises
+    ------
+    ValueError
+        If the page has no such section.
+    """
+    found = section(name).findall(page.read_text())
+    if len(found) != 1:
+        raise ValueError(f"{page} has {len(found)} sections '{name}'")
+    text: str = found[0][1]
+    return text
+
+
+def section(name: str) -> re.Pattern[str]:
+    """Return the pattern of a section: its first comment, its text and its last comment."""
+    return re.compile(rf"(<!-- {re.escape(name)} -->\n)(.*?)(<!-- end -->)", re.DOTALL)
