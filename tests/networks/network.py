@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fxshap._requirements import OLDEST
+
 Shape = tuple[int, ...]
 
 _NORMS = (
@@ -42,6 +44,8 @@ class Network:
     gain : float
         What the default weight matrices are multiplied by; the default initialisation by itself
         leaves most networks nearly linear.
+    oldest_torch : tuple of int
+        The oldest release of PyTorch that was seen to export it.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Network:
     outputs: int = 3
     shap_exact: bool = False
     gain: float = 1.7
+    oldest_torch: tuple[int, int] = OLDEST["torch"]
 
     def build(self) -> nn.Module:
         """Build the network.
