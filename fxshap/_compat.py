@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch._decomp import decompositions
+from torch._decomp import decomposition_table, decompositions
 from torch._ops import OpOverloadPacket
 from torch.utils import _pytree as pytree
 
@@ -121,10 +121,13 @@ def export_workarounds(model: nn.Module, strict: bool) -> Iterator[None]:
     with ExitStack() as workarounds:
         if TORCH < (2, 13):
             workarounds.enter_context(restore_final_states())
+            workarounds.enter_context(infer_division_dtypes())
         if TORCH < (2, 11):
             workarounds.enter_context(restore_attributes(model))
             if not strict:
                 workarounds.enter_context(run_compiled_eagerly())
+        if TORCH < (2, 9):
+            workarounds.enter_context(infer_softmax_of_any_size())
         if TORCH < (2, 7):
             workarounds.enter_context(hide_script_objects(model))
         yield
@@ -145,6 +148,45 @@ def restore_final_states() -> Iterator[None]:
         yield
     finally:
         decompositions.one_layer_lstm = one_layer
+
+
+@contextmanager
+def infer_division_dtypes() -> Iterator[None]:
+    """Infer that a quotient of integers is floating-point.
+
+    Up to torch 2.12 a shortcut for tensors with symbolic sizes returns integers: torch 2.6 for an
+    integer tensor and a number, torch 2.9 for two integer tensors. Without it torch takes the way
+    that is right.
+    """
+    from torch._subclasses.fake_impls import get_fast_op_impls
+
+    shortcuts = get_fast_op_impls()
+    shortcut = shortcuts.pop(aten.div.Tensor)
+    try:
+        yield
+    finally:
+        shortcuts[aten.div.Tensor] = shortcut
+
+
+@contextmanager
+def infer_softmax_of_any_size() -> Iterator[None]:
+    """Infer the result of a softmax without a decision on its size.
+
+    Torch 2.6 decides whether the size is 0, which is unknown for the elements that a mask selects.
+    """
+    table: Any = decomposition_table
+    softmaxes = (aten._softmax.default, aten._log_softmax.default)
+    before = {softmax: table[softmax] for softmax in softmaxes}
+    table.update(dict.fromkeys(softmaxes, empty_softmax))
+    try:
+        yield
+    finally:
+        table.update(before)
+
+
+def empty_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Return a tensor with the shape, strides and dtype of a softmax."""
+    return torch.empty(x.shape, dtype=torch.float32 if half_to_float else x.dtype, device=x.device)
 
 
 #: The attributes of every module, which torch restores itself.

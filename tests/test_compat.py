@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch._decomp import decompositions
+from torch._decomp import decomposition_table, decompositions
 from torch._export import non_strict_utils
+from torch._subclasses.fake_impls import get_fast_op_impls
 from torch.export import _trace
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,8 @@ from fxshap._compat import (
     export_workarounds,
     hashable_spec,
     hide_script_objects,
+    infer_division_dtypes,
+    infer_softmax_of_any_size,
     is_size_constraint,
     parity,
     replace_views,
@@ -28,6 +31,7 @@ from fxshap._compat import (
     run_compiled_eagerly,
     skips_contexts,
 )
+from fxshap.capture.export import capture
 
 aten = torch.ops.aten
 
@@ -119,6 +123,27 @@ def test_final_states_have_the_shape_of_the_first(batch):
     _, expected = lstm(x)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_quotients_of_integers_are_inferred_without_the_shortcut():
+    shortcut = get_fast_op_impls()[aten.div.Tensor]
+    with infer_division_dtypes():
+        assert aten.div.Tensor not in get_fast_op_impls()
+    assert get_fast_op_impls()[aten.div.Tensor] is shortcut
+
+
+@pytest.mark.parametrize("softmax", [aten._softmax.default, aten._log_softmax.default])
+@pytest.mark.parametrize("half_to_float", [False, True])
+def test_softmax_is_inferred_as_it_is_computed(softmax, half_to_float):
+    dtype = torch.float16 if half_to_float else torch.float64
+    x = torch.empty(3, 4, dtype=dtype, device="meta").T
+    before = decomposition_table[softmax]
+    with infer_softmax_of_any_size():
+        found = decomposition_table[softmax](x, 0, half_to_float)
+    expected = before(x, 0, half_to_float)
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert found.stride() == expected.stride()
+    assert decomposition_table[softmax] is before
 
 
 class Noting(nn.Module):
@@ -266,6 +291,35 @@ class FinalStates(nn.Module):
 def test_final_states_of_an_lstm_add_up():
     torch.manual_seed(0)
     assert_adds_up(FinalStates().eval(), torch.randn(6, 5, 3))
+
+
+class Quotients(nn.Module):
+    """Quotients of integers, by numbers and by each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ranks = x.argsort(-1).argsort(-1)
+        positive = (x > 0).sum(-1, keepdim=True)
+        parts = (
+            ranks / 4,
+            ranks / (ranks + 1),
+            torch.div(positive, 3),
+            torch.true_divide(ranks, 2),
+        )
+        return self.head(sum(parts) * x)
+
+
+def test_quotients_of_integers_are_floating_and_add_up():
+    torch.manual_seed(0)
+    model, x = Quotients(), torch.randn(6, 4)
+    graph = capture(model, [x]).module.graph
+    quotients = [node for node in graph.nodes if "div" in node.name]
+    assert len(quotients) == 4
+    assert all(node.meta["val"].is_floating_point() for node in quotients)
+    assert_adds_up(model, x)
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxshap._compat import hashable_spec
 from fxshap.autograd.rescale import Endpoints
 from fxshap.autograd.tape import EndpointBackward, Multipliers, Recording, Taps, split_by_cotangent
 from fxshap.errors import CompileError
@@ -67,7 +68,8 @@ class CompiledBackward:
         """
         weights = {name: tensor_at(self.rescaled_graph, name) for name in self.weights}
         leaves, structure = pytree.tree_flatten((weights, *arguments))
-        kind = copies, structure, tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        metadata = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        kind = copies, hashable_spec(structure), metadata
         with torch.no_grad():
             if kind not in self.functions:
                 logger.debug("compiles the backward pass of %d cotangents", copies)
