@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
+from fxshap._compat import TORCH
 from fxshap.errors import CaptureError
 from fxshap.verification.shapley import shapley_values
 from tests.helpers import Between, assert_exact, explain
@@ -188,6 +189,8 @@ def selected_by_a_constant_mask(h: Tensor) -> Tensor:
 def test_a_constant_mask_holds_as_much_for_every_input(
     function: Callable[[Tensor], Tensor],
 ) -> None:
+    if function is selected_by_a_constant_mask and TORCH < (2, 9):
+        pytest.skip("torch.export of this release cannot reshape the elements that a mask selects")
     model, float64 = Between(function).double(), torch.float64
     explainable = fxshap.make_explainable(model)
     assert_exact(model, explainable, [data(float64)], [data(float64, 3)], LIMITS[float64])

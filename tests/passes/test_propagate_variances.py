@@ -129,6 +129,8 @@ def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torc
     # Multipliers that are smaller than numbers of the type are lost, and PyTorch's GELU rounds
     # x (1 + erf), of which little is left in its tail.
     own = 2 * torch.finfo(dtype).eps * sum(z.double().abs().clamp(max=16) for z in (r, x))
+    if "elu" in str(case) and F.elu(torch.tensor(-1e-10)) == 0:  # torch 2.6 rounds exp(x) - 1
+        own = own + 4 * torch.finfo(dtype).eps
     lost = torch.finfo(dtype).tiny * (step.abs() + torch.where(v.isfinite(), v, 0.0) + 1) + own
     assert (error <= TOLERANCE[dtype] * size + lost).all()
     assert (parts[0].abs() <= 1e6 * (1 + f_x.abs() + (f_x - f_r).abs())).all()
