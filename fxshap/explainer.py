@@ -5,18 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import shap
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fxshap.calls import ModelCalls
-from fxshap.errors import AdditivityError, InputError, OptionError
+from fxshap.errors import InputError, OptionError
 from fxshap.frontend.arguments import Call
 from fxshap.frontend.data import as_array, as_tensor, column_names, gather, match_samples
 from fxshap.frontend.inputs import check_equal_rows, check_matching_rows, check_rows_present
@@ -25,34 +22,15 @@ from fxshap.frontend.signature import signature
 from fxshap.integrations.hooks import remove_stale_hooks
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
-from fxshap.ops.dtypes import ADDITIVITY_TOLERANCES, is_floating
+from fxshap.ops.dtypes import is_floating
+from fxshap.runtime.arrays import Array, ArrayAttributions, check_sums, concatenate_batches
 from fxshap.runtime.attributions import Attributions, explain_in_batches
 from fxshap.runtime.locks import explanation_lock
 from fxshap.runtime.progress import is_interactive
 
-Array = npt.NDArray[Any]
 #: Which outputs are explained: all, some columns, or columns for each sample.
 Outputs = Sequence[int] | Array | Tensor | None
 Order = Literal["max", "min", "max_abs"]
-
-
-@dataclass(frozen=True)
-class ArrayAttributions:
-    """The attributions of some samples, as NumPy arrays.
-
-    Attributes
-    ----------
-    values : list of ndarray
-        One array per input, of shape (samples, ..., outputs explained).
-    expected : ndarray
-        The expected value of every explained output, of shape (samples, outputs explained).
-    columns : ndarray
-        The explained outputs, of shape (samples, outputs explained).
-    """
-
-    values: list[Array]
-    expected: Array
-    columns: Array
 
 
 class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
@@ -77,6 +55,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
     ----------
     expected_value : ndarray
         The mean output for the background, of shape (outputs,).
+    output_scale : ndarray
+        The largest absolute value of every output for the background, of shape (outputs,).
     explainable : ExplainableModule
         The explainable model.
 
@@ -127,6 +107,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             outputs = select_output(self._calls.run(call), self._calls.options.output)
         check_output(outputs, self.background, "shap")
         self.expected_value: Array = outputs.mean(0).cpu().numpy()
+        self.output_scale: Array = outputs.abs().amax(0).cpu().numpy()
 
     @property
     def _calls(self) -> ModelCalls:
@@ -207,14 +188,38 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             Of shape (samples, ..., outputs); a list of one array per input if there are several.
             With `ranked_outputs`, a pair of this and the ranked outputs of each sample.
         """
+        result = self.attributions(
+            X,
+            ranked_outputs,
+            output_rank_order,
+            check_additivity=check_additivity,
+            outputs=outputs,
+            **arguments,
+        )
+        values = result.values if len(result.values) > 1 else result.values[0]
+        return (values, result.columns) if ranked_outputs is not None else values
+
+    def attributions(
+        self,
+        X: Any,
+        ranked_outputs: int | None = None,
+        output_rank_order: Order = "max",
+        check_additivity: bool = True,
+        *,
+        outputs: Outputs = None,
+        **arguments: Any,
+    ) -> ArrayAttributions:
+        """Return attributions with the outputs and the expected values that they sum to.
+
+        Takes the arguments of :meth:`shap_values`. The property ``errors`` of the result has the
+        additivity error of every sample and output.
+        """
         samples = self._tensors(gather(X, len(self.background)))
         if ranked_outputs is not None:
             if outputs is not None:
                 raise OptionError("ranked_outputs chooses the outputs; leave out outputs")
             outputs = self._ranked(samples, arguments, ranked_outputs, output_rank_order)
-        result = self._explain(samples, outputs, arguments, check_additivity)
-        values = result.values if len(result.values) > 1 else result.values[0]
-        return (values, result.columns) if ranked_outputs is not None else values
+        return self._explain(samples, outputs, arguments, check_additivity)
 
     def iter_batches(
         self, X: Iterable[Any], *, outputs: Outputs = None, **arguments: Any
@@ -293,8 +298,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
                     bar.update(count)
         result = concatenate_batches(parts, columns)
         if check_additivity:
-            dtype = batches.engine.program.rewritten.compute_dtype
-            check_sums(result, torch.cat([part.output for part in parts]), dtype)
+            check_sums(result, batches.engine.program.rewritten.compute_dtype)
         return result
 
     def _columns(self, outputs: Outputs, samples: int) -> Tensor:
@@ -367,28 +371,3 @@ def as_explainable(
             "to make_explainable"
         )
     return model
-
-
-def concatenate_batches(parts: Sequence[Attributions], columns: Tensor) -> ArrayAttributions:
-    """Return the attributions of all batches."""
-    values = [torch.cat(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
-    expected = torch.cat([p.expected.expand(len(p.output), -1) for p in parts])
-    return ArrayAttributions(
-        values, expected.gather(1, columns).cpu().numpy(), columns.cpu().numpy()
-    )
-
-
-def check_sums(result: ArrayAttributions, output: Tensor, dtype: torch.dtype) -> None:
-    """Raise unless attributions and expected value sum to the output of every sample."""
-    outputs = np.take_along_axis(output.cpu().double().numpy(), result.columns, 1)
-    sums = sum(v.astype(float).sum(tuple(range(1, v.ndim - 1))) for v in result.values)
-    errors = np.abs(sums + result.expected - outputs)
-    scale = max(np.abs(outputs).max(initial=0), np.abs(result.expected).max(initial=0))
-    limit = ADDITIVITY_TOLERANCES.get(dtype, max(ADDITIVITY_TOLERANCES.values()))
-    if errors.size and not errors.max() <= limit * scale:
-        row, column = np.unravel_index(int(errors.argmax()), errors.shape)
-        raise AdditivityError(
-            f"the attributions of output {result.columns[row, column]} of sample {row} do not sum "
-            f"to the difference of the outputs: the error is {errors.max():.1e}, and the largest "
-            f"output {scale:.1e}; fxshap.verify names the operation that leaks"
-        )

@@ -96,7 +96,9 @@ def test_several_inputs_an_output_and_json():
 
 def test_outputs_is_the_number_of_columns(monkeypatch):
     options = {}
-    monkeypatch.setattr("fxshap.cli.verify", lambda *a, **given: options.update(given) or stop())
+    monkeypatch.setattr(
+        "fxshap.cli.check_command.verify", lambda *a, **given: options.update(given) or stop()
+    )
 
     class Stop(Exception):
         pass
@@ -196,7 +198,7 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"fxshap {fxshap.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["explain"], ["demo"]])
 def test_help_has_an_example_and_fits(command):
     result = run(*command, "--help")
     assert result.exit_code == 0

@@ -1,34 +1,28 @@
-"""The command line: ``fxshap check`` and ``fxshap demo``."""
+"""``fxshap check``: whether the attributions of a model add up, on random inputs."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
-import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 import torch
-from torch import nn
 
-from fxshap._version import __version__
-from fxshap.capture.diagnostics import innermost_user_line
-from fxshap.errors import FxshapError
-from fxshap.graph.provenance import UNKNOWN_LINE
+from fxshap.cli.common import (
+    ADDITIVE,
+    NOT_ADDITIVE,
+    build_model,
+    configure_logging,
+    exit_on_error,
+    parse_output,
+)
 from fxshap.module import make_explainable
 from fxshap.runtime.options import RuleName
 from fxshap.verification.verify import verify
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
-
-#: Exit statuses.
-ADDITIVE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
 
 
 def parse_shape(shape: str) -> tuple[int, ...]:
@@ -39,18 +33,7 @@ def parse_shape(shape: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fxshap", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Make PyTorch models explainable by unmodified SHAP, and check the attributions.
-
-    \b
-    Example:
-      fxshap check torchvision.models:resnet18 --shape 3,224,224
-    """  # noqa: D301, click reads \b
-
-
-@cli.command()
+@click.command()
 @click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
 @click.option(
     "--shape",
@@ -174,94 +157,3 @@ def check(
     else:
         click.echo(result)
     sys.exit(ADDITIVE if result.additive else NOT_ADDITIVE)
-
-
-@cli.command(short_help="Explain a small network, without and with fxshap.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="fxshap_demo.png",
-    show_default=True,
-    help="File for the picture of the attributions.",
-)
-def demo(output: Path) -> None:
-    """Train a small network on digits, and explain it with stock SHAP and with fxshap.
-
-    \b
-    Example:
-      fxshap demo --output digits.png
-    """  # noqa: D301, click reads \b
-    from fxshap.demo import run_demo  # imported here because SHAP takes seconds to import
-
-    sys.exit(run_demo(output))
-
-
-# --- helpers of the commands --------------------------------------------------------------------
-
-
-def configure_logging(verbose: bool) -> None:
-    """Log everything of fxshap to standard error, or nothing of torch."""
-    if verbose:
-        logging.basicConfig(level=logging.WARNING)
-        logging.getLogger("fxshap").setLevel(logging.DEBUG)
-    else:  # torch.export logs its failures at length; our message has them in one line
-        logging.getLogger("torch").setLevel(logging.CRITICAL)
-
-
-def build_model(factory: str) -> nn.Module:
-    """Import ``package.module:factory`` and return the model that it is or returns.
-
-    Raises
-    ------
-    click.BadParameter
-        If there is no such module or factory, or it returns no ``nn.Module``.
-    """
-    name, colon, attributes = factory.partition(":")
-    if not (name and colon and attributes):
-        raise click.BadParameter(
-            f"{factory!r} is not like package.module:factory", param_hint="FACTORY"
-        )
-    if os.getcwd() not in sys.path:  # as for `python -m`
-        sys.path.insert(0, os.getcwd())
-    try:
-        value: Any = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
-            raise click.BadParameter(str(error), param_hint="FACTORY") from error
-        raise
-    for attribute in attributes.split("."):
-        if not hasattr(value, attribute):
-            raise click.BadParameter(f"{name} has no {attributes}", param_hint="FACTORY")
-        value = getattr(value, attribute)
-    model = value if isinstance(value, nn.Module) else value()
-    if not isinstance(model, nn.Module):
-        raise click.BadParameter(
-            f"{factory} returns an object of type {type(model).__name__}, not a torch.nn.Module",
-            param_hint="FACTORY",
-        )
-    return model
-
-
-def parse_output(output: str | None) -> str | int | None:
-    """Return the selector of an output, an integer if it is the text of one."""
-    return int(output) if output and output.lstrip("-").isdecimal() else output
-
-
-@contextmanager
-def exit_on_error(as_json: bool, verbose: bool) -> Iterator[None]:
-    """Exit with the reason if the model cannot be built, captured or explained."""
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        if verbose:
-            traceback.print_exc()
-        line = innermost_user_line(error.__traceback__)
-        located = isinstance(error, FxshapError) or line == UNKNOWN_LINE
-        where = "" if located else f", at {line}"
-        if as_json:
-            reason = {"error": type(error).__name__, "message": f"{error}{where}"}
-            click.echo(json.dumps({"explainable": False, **reason}, indent=2))
-        click.echo(f"Error: {type(error).__name__}: {error}{where}", err=True)
-        sys.exit(NOT_EXPLAINABLE)

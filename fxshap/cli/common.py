@@ -1,0 +1,94 @@
+"""What the commands share: the import of a model, logging, and how they exit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from torch import nn
+
+from fxshap.capture.diagnostics import innermost_user_line
+from fxshap.errors import AdditivityError, FxshapError
+from fxshap.graph.provenance import UNKNOWN_LINE
+
+#: Exit statuses.
+ADDITIVE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
+
+
+def configure_logging(verbose: bool) -> None:
+    """Log everything of fxshap to standard error, or nothing of torch."""
+    if verbose:
+        logging.basicConfig(level=logging.WARNING)
+        logging.getLogger("fxshap").setLevel(logging.DEBUG)
+    else:  # torch.export logs its failures at length; our message has them in one line
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
+
+
+def build_model(factory: str) -> nn.Module:
+    """Import ``package.module:factory`` and return the model that it is or returns.
+
+    Raises
+    ------
+    click.BadParameter
+        If there is no such module or factory, or it returns no ``nn.Module``.
+    """
+    name, colon, attributes = factory.partition(":")
+    if not (name and colon and attributes):
+        raise click.BadParameter(
+            f"{factory!r} is not like package.module:factory", param_hint="FACTORY"
+        )
+    if os.getcwd() not in sys.path:  # as for `python -m`
+        sys.path.insert(0, os.getcwd())
+    try:
+        value: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise click.BadParameter(str(error), param_hint="FACTORY") from error
+        raise
+    for attribute in attributes.split("."):
+        if not hasattr(value, attribute):
+            raise click.BadParameter(f"{name} has no {attributes}", param_hint="FACTORY")
+        value = getattr(value, attribute)
+    model = value if isinstance(value, nn.Module) else value()
+    if not isinstance(model, nn.Module):
+        raise click.BadParameter(
+            f"{factory} returns an object of type {type(model).__name__}, not a torch.nn.Module",
+            param_hint="FACTORY",
+        )
+    return model
+
+
+def parse_output(output: str | None) -> str | int | None:
+    """Return the selector of an output, an integer if it is the text of one."""
+    return int(output) if output and output.lstrip("-").isdecimal() else output
+
+
+@contextmanager
+def exit_on_error(as_json: bool, verbose: bool) -> Iterator[None]:
+    """Exit with the reason if the model cannot be built, captured or explained.
+
+    Attributions of a data set that do not add up have an exit status of their own.
+    """
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        if verbose:
+            traceback.print_exc()
+        line = innermost_user_line(error.__traceback__)
+        located = isinstance(error, FxshapError) or line == UNKNOWN_LINE
+        where = "" if located else f", at {line}"
+        if as_json:
+            reason = {"error": type(error).__name__, "message": f"{error}{where}"}
+            click.echo(json.dumps({"explainable": False, **reason}, indent=2))
+        click.echo(f"Error: {type(error).__name__}: {error}{where}", err=True)
+        sys.exit(NOT_ADDITIVE if isinstance(error, AdditivityError) else NOT_EXPLAINABLE)

@@ -1,0 +1,38 @@
+"""The division of a data set into parts, each of which one worker explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The rows of a part: at most, unless there were too many parts, and at least.
+MAX_ROWS, MIN_ROWS, MAX_PARTS = 8192, 64, 4096
+#: The most bytes of the inputs of a part.
+MAX_BYTES = 256 << 20
+#: Into how many parts a data set is divided, if they have rows enough.
+PARTS = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of rows that one worker explains and writes.
+
+    Attributes
+    ----------
+    index, start, stop : int
+    """
+
+    index: int
+    start: int
+    stop: int
+
+
+def rows_per_part_of(rows: int, row_bytes: int) -> int:
+    """Return how many rows a part has, a power of two."""
+    wanted = max(min(rows // PARTS, MAX_ROWS, MAX_BYTES // max(row_bytes, 1)), rows // MAX_PARTS)
+    return int(1 << max(wanted, MIN_ROWS).bit_length() - 1)
+
+
+def divide(rows: int, rows_per_part: int) -> list[Part]:
+    """Divide rows into parts."""
+    starts = range(0, rows, rows_per_part)
+    return [Part(i, start, min(start + rows_per_part, rows)) for i, start in enumerate(starts)]

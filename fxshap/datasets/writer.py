@@ -1,0 +1,104 @@
+"""What a worker does with a part of a data set: read, explain, write, and mark it as done."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fxshap.datasets.batch import BatchExplainer
+from fxshap.datasets.columns import row_count, take_rows
+from fxshap.datasets.manifest import Manifest
+from fxshap.datasets.parts import Part
+from fxshap.datasets.sinks import Chunk, Sink
+from fxshap.datasets.sources import Source
+from fxshap.datasets.summary import Summary
+
+
+@dataclass
+class Record:
+    """What a worker returns of a part, after it is written.
+
+    Attributes
+    ----------
+    index, rows : int
+    refused : int
+        How many rows are not explained.
+    model : str
+        A digest of the weights of the worker's model.
+    seconds : float
+        How long the part took.
+    build_seconds : float
+        How long the worker took to build the model and its explainer.
+    worker : int
+        The process.
+    peak_bytes : int
+        The most memory that the process has taken.
+    """
+
+    index: int
+    rows: int
+    refused: int
+    model: str
+    seconds: float
+    build_seconds: float
+    worker: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Explains a part, and writes the result and then its summary, which marks it as done.
+
+    Attributes
+    ----------
+    explainer : BatchExplainer
+    source : Source
+    sink : Sink
+    manifest : Manifest
+    below : float
+        The limit of the random numbers of rows that the sample can have.
+    """
+
+    explainer: BatchExplainer
+    source: Source
+    sink: Sink
+    manifest: Manifest
+    below: float
+
+    def __call__(self, part: Part) -> Record:
+        """Explain and write a part."""
+        start = time.perf_counter()
+        summary = Summary(below=self.below)
+        self.sink.write(part, self._chunks(part, summary))
+        summary.save(self.manifest.file(part))
+        explainer = self.explainer.row_explainer()
+        return Record(
+            part.index,
+            summary.rows,
+            summary.refused,
+            explainer.digest,
+            time.perf_counter() - start,
+            explainer.seconds,
+            os.getpid(),
+            peak_bytes(),
+        )
+
+    def _chunks(self, part: Part, summary: Summary) -> Iterator[Chunk]:
+        """Yield explained rows of the part, and add them to the summary."""
+        batch = self.source.read(part.start, part.stop)
+        step = self.explainer.rows_at_once(batch)
+        for first in range(0, row_count(batch), step):
+            rows = take_rows(batch, first, first + step)
+            start = part.start + first
+            explained = self.explainer.explain(rows, start)
+            refused = sorted(explained.reasons)
+            summary.add(explained, start, [self.explainer.where(rows, i, start) for i in refused])
+            yield Chunk(start, rows, explained.columns)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has taken."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
