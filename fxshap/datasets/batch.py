@@ -221,7 +221,7 @@ class BatchExplainer:
         first_row : int
             The index of the first row in the data set, for messages.
         """
-        taken = {self.id_column, *self.arguments.values(), self.outputs}
+        taken = (self.id_column, self.outputs, *self.arguments.values())
         others = {name for name in taken if isinstance(name, str)}
         columns = self.background.columns_in(batch, others)
         names = self._names(batch, columns)

@@ -92,7 +92,7 @@ def as_rows(values: Any) -> Array:
         return array
     rows = list(values)
     try:
-        array = np.stack([np.asarray(row) for row in rows]) if rows else np.empty(0)
+        array = np.stack([np.asarray(row) for row in rows]) if rows else None
     except ValueError:  # rows of several shapes
         array = None
     if array is not None and array.dtype.kind in "fiub":

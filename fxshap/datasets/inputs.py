@@ -192,7 +192,7 @@ def read_rows(
             elif not fits(row.shape, shape):
                 errors[i] = f"{name} has the shape {row.shape}, not {shape}"
         good = [np.zeros(shape) if i in errors else row for i, row in enumerate(rows)]
-        if rows and set(errors.values()) == {f"{name} {NO_NUMBER}"}:
+        if rows and all(isinstance(row, str) and row == NO_NUMBER for row in rows):
             raise InputError(f"the column {name!r} holds no numbers, but {values[0]!r}")
         stacked = [np.reshape(row, shape) for row in good]
         values = np.stack(stacked) if rows else np.zeros((0, *shape))

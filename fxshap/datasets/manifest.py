@@ -16,14 +16,11 @@ from torch import nn
 from fxshap._version import __version__
 from fxshap.datasets.batch import BatchExplainer
 from fxshap.datasets.columns import Array
-from fxshap.datasets.parts import Part
+from fxshap.datasets.parts import FOLDER, Part
 from fxshap.datasets.sinks import Sink
 from fxshap.datasets.summary import Summary, write_file
 from fxshap.datasets.worker import model_digest
 from fxshap.errors import OptionError
-
-#: The folder of the record, within the output. Readers of Parquet leave out such names.
-FOLDER = "_fxshap"
 
 
 def describe_job(explainer: BatchExplainer, **others: Any) -> dict[str, Any]:

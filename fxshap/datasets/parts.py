@@ -8,6 +8,8 @@ from dataclasses import dataclass
 MAX_ROWS, MIN_ROWS, MAX_PARTS = 8192, 64, 4096
 #: The most bytes of the inputs of a part.
 MAX_BYTES = 256 << 20
+#: The folder of the output that records which parts are done. Readers of Parquet leave it out.
+FOLDER = "_fxshap"
 #: Into how many parts a data set is divided, if they have rows enough.
 PARTS = 64
 

@@ -22,7 +22,7 @@ from fxshap.datasets.columns import (
     table_of,
 )
 from fxshap.datasets.extras import import_extra
-from fxshap.datasets.parts import Part
+from fxshap.datasets.parts import FOLDER, Part
 from fxshap.errors import InputError, OptionError
 
 Format = Literal["parquet", "numpy", "zarr"]
@@ -187,6 +187,7 @@ class ZarrSink(ArraySink):
     def _put(self, name: str, start: int, values: Array) -> None:
         zarr = import_extra("zarr", "zarr")
         group = zarr.open_group(self.folder, mode="a")
+        zarr.open_group(self.folder / FOLDER, mode="a")  # else Zarr warns of an unknown folder
         if name not in group:
             rest = values.shape[1:]
             chunks = (self._chunk_rows(values), *rest)

@@ -142,7 +142,7 @@ class ArraySource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = {name: len(array) for name, array in self.arrays().items()}
+        rows = {name: array.shape[0] for name, array in self.arrays().items()}
         if len(set(rows.values())) > 1:
             raise InputError(f"the arrays of {path} have different numbers of rows: {rows}")
         self.rows = next(iter(rows.values()), 0)

@@ -76,7 +76,7 @@ class Rows:
     arguments: Mapping[str, Array]
     outputs: Any
 
-    def take(self, rows: Array) -> Rows:
+    def take(self, rows: Array | slice) -> Rows:
         """Return some of the rows."""
         arguments = {name: x[rows] for name, x in self.arguments.items()}
         outputs = self.outputs[rows] if np.ndim(self.outputs) > 1 else self.outputs
@@ -237,7 +237,7 @@ class RowExplainer:
     def _find_template(self, call: Rows, error: Exception) -> ArrayAttributions:
         """Return the attributions of a reference; raise the error if it has none either."""
         reference = [x[:1].cpu().numpy() for x in self.explainer.background]
-        first = Rows(call.inputs, call.arguments, call.outputs).take(np.arange(1))
+        first = call.take(slice(1))
         try:
             self.template = self._attributions(Rows(reference, first.arguments, first.outputs))
         except Exception:

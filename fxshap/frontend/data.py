@@ -60,7 +60,8 @@ def as_tensor(data: Any, like: Tensor | None, keep_integers: bool = False) -> Te
         array = np.asarray(data)
         if array.dtype.kind not in "fiub":
             raise InputError(f"inputs must be numbers, not of dtype {array.dtype}")
-        data = torch.from_numpy(np.array(array, order="C"))
+        writeable = array if array.flags.writeable else array.copy()
+        data = torch.from_numpy(np.ascontiguousarray(writeable))
     if like is None:
         return torch.as_tensor(data)
     integers = not (data.is_floating_point() or data.is_complex())
