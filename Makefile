@@ -1,8 +1,8 @@
 # Releases of PyTorch and the others, besides those of constraints.txt: files in tests/constraints/.
 RELEASES := oldest torch-2.9 torch-2.11 newest
 
-.PHONY: demo test docs ecosystem fidelity refinement speed gpu coverage zoo fuzz capture low-precision narrow soak \
-	clean $(RELEASES:%=test-%)
+.PHONY: demo test docs ecosystem fidelity refinement speed datasets gpu coverage zoo fuzz capture low-precision narrow \
+	soak clean $(RELEASES:%=test-%)
 
 PYTHON ?= python3
 # Has PyTorch with CUDA; docs/gpu.md says what else.
@@ -40,6 +40,9 @@ refinement: $(VENV)/.test
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.performance.speed --memory --growth --page docs/speed.md
 	$(BIN)/python -m benchmarks.performance.explainer --page docs/speed.md
+
+datasets: $(VENV)/.test
+	$(BIN)/python -m benchmarks.performance.datasets --page docs/datasets.md
 
 gpu:
 	$(GPU_PYTHON) -m benchmarks.performance.gpu --page docs/gpu.md

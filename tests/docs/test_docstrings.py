@@ -11,6 +11,8 @@ from fxshap.rules import DECOMPOSITIONS, RULES
 
 MODULES = (
     "fxshap._compat",
+    "fxshap.datasets.batch",
+    "fxshap.datasets.jobs",
     "fxshap.explainer",
     "fxshap.integrations.detect",
     "fxshap.module",

@@ -1,0 +1,1 @@
+"""Throughput, memory and starts of jobs that explain data sets: ``make datasets``."""
