@@ -115,7 +115,7 @@ def write_explanations(
         rows_per_part = rows_per_part_of(source.rows, explainer.background.row_bytes)
     if rows_per_part < 1:
         raise OptionError(f"rows_per_part is a number of rows or 'auto', not {rows_per_part!r}")
-    out = Path(out)
+    out = Path(out).absolute()
     job = describe_job(
         explainer,
         data=source.fingerprint(),

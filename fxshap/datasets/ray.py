@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from fxshap.datasets.parts import Part, divide, rows_per_part_of
 from fxshap.datasets.sources import Source, open_source
 from fxshap.datasets.writer import PartWriter, Record
 from fxshap.errors import OptionError
+
+#: Ray Data logs its plans, and warns that there is no progress bar, where a job has one of its own.
+LOG_LEVELS = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
 
 
 def explain(
@@ -103,7 +106,7 @@ def write_with_ray(
         **worker_options(ray, concurrency, num_gpus),
     )
     explained.context.enable_progress_bars = False  # the caller has one of its own
-    with warnings_only("ray.data"):
+    with quiet(LOG_LEVELS):
         for row in explained.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
@@ -183,15 +186,16 @@ def growing(ray: Any, pool: Any) -> Any:
 
 
 @contextmanager
-def warnings_only(name: str) -> Iterator[None]:
-    """Log nothing below warnings of a package."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet(levels: Mapping[str, int]) -> Iterator[None]:
+    """Log nothing below these levels."""
+    before = {name: logging.getLogger(name).level for name in levels}
     try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def pickled(value: Any) -> bytes:

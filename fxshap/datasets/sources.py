@@ -50,18 +50,21 @@ def open_source(data: Any) -> Source:
     InputError
         If there is no such data, or it has no rows.
     """
-    paths = [Path(p) for p in data] if isinstance(data, Sequence | set) and not isinstance(
-        data, str) else [Path(data)]  # fmt: skip
+    given = data if isinstance(data, list | tuple) else [data]
+    paths = [Path(path) for path in given]
     for path in paths:
         if not path.exists():
             raise InputError(f"there is no data at {path}")
+    paths = [path.absolute() for path in paths]  # workers have other current folders
     first = paths[0]
+    source: Source | None = None
     if first.suffix == ".zarr":
-        source: Source = ZarrSource(first)
+        source = ZarrSource(first)
     elif first.suffix == ".npy" or (first.is_dir() and any(first.glob("*.npy"))):
         source = NumpySource(first)
-    else:
-        source = ParquetSource(paths)
+    if source is not None and len(paths) > 1:
+        raise InputError(f"only Parquet may be in several files; {first} is one of {len(paths)}")
+    source = source or ParquetSource(paths)
     if not source.rows:
         raise InputError(f"{first} has no rows")
     return source

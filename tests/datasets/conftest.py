@@ -1,17 +1,8 @@
 """Ray on this machine: two processors, no dashboard, the loopback address."""
 
-import os
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
-#: For processes that import the package, and the models of tests, from this checkout.
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+from tests.datasets.jobs_of_tests import ENVIRONMENT
 
 
 @pytest.fixture(scope="session")

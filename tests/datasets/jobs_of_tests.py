@@ -1,5 +1,6 @@
 """A model and its data, which the processes of the tests import."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,14 @@ import pandas as pd
 import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
+
+ROOT = Path(__file__).parents[2]
+#: For processes that import the package, and the models of tests, from this checkout.
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 ROWS = 569
 REFUSED = [5, 300]

@@ -264,6 +264,9 @@ def test_no_data_and_no_such_columns(tmp_path, data):
     pq.write_table(pq.read_table(data)[:0], tmp_path / "empty.parquet")
     with pytest.raises(InputError, match="has no rows"):
         job(tmp_path / "empty.parquet", tmp_path / "out")
+    np.save(tmp_path / "x.npy", IMAGES)
+    with pytest.raises(InputError, match="only Parquet may be in several files"):
+        job([tmp_path / "x.npy", tmp_path / "x.npy"], tmp_path / "out")
     with pytest.raises(InputError, match="no column 'age' to keep"):
         job(data, tmp_path / "other", keep_columns=["age"])
     with pytest.raises(OptionError, match="rows_per_part is a number"):

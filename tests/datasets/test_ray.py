@@ -15,8 +15,15 @@ import fxshap
 from fxshap.datasets import explain, read_summary, write_explanations
 from fxshap.errors import InputError, OptionError
 from tests.datasets import jobs_of_tests
-from tests.datasets.conftest import ENVIRONMENT
-from tests.datasets.jobs_of_tests import REFUSED, ROWS, background, net, table, write_files
+from tests.datasets.jobs_of_tests import (
+    ENVIRONMENT,
+    REFUSED,
+    ROWS,
+    background,
+    net,
+    table,
+    write_files,
+)
 
 OPTIONS = {"on_error": "record", "id_column": "patient"}
 
