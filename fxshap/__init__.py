@@ -20,6 +20,7 @@ from fxshap.errors import (
     RuleError,
     WeightError,
 )
+from fxshap.frontend.bound import Shared
 from fxshap.integrations.detect import multiplier_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report.report import Report
@@ -47,6 +48,7 @@ __all__ = [
     "Refinement",
     "Report",
     "RuleError",
+    "Shared",
     "Verification",
     "WeightError",
     "__version__",

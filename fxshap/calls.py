@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxshap.autograd.tape import with_multipliers
 from fxshap.errors import ModelError
-from fxshap.frontend.arguments import Arguments, Call
-from fxshap.frontend.entry import record_layer
-from fxshap.frontend.hook_point import HookPoint
-from fxshap.frontend.inputs import check_compatible, check_inputs
+from fxshap.frontend.arguments import Arguments, Call, arguments_key
+from fxshap.frontend.bound import check_single_row, find_shared, unwrap_shared
+from fxshap.frontend.entry import EntryPoint, nest_arguments, record_layer
+from fxshap.frontend.inputs import (
+    check_compatible,
+    check_inputs,
+    has_rows,
+    name_shapes_on_failure,
+)
 from fxshap.frontend.outputs import check_output, check_rows, pick_output, select_output
 from fxshap.frontend.signature import signature
-from fxshap.integrations.detect import Request, needs_gradient, requested_layer
+from fxshap.integrations.detect import (
+    Request,
+    calling_library,
+    needs_gradient,
+    requested_layer,
+)
 from fxshap.integrations.hooks import hook_keys
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.ops.dtypes import is_floating
@@ -30,6 +42,14 @@ from fxshap.runtime.options import Options
 
 #: Enters a context in which an error removes the hooks of the calling library.
 Guard = Callable[[], AbstractContextManager[None]]
+
+
+def may_differ(value: Any) -> bool:
+    """Return True if a tensor may differ between samples and references: floats, and ids."""
+    if is_floating(value):
+        return True
+    pairs = has_rows(value) and len(value) % 2 == 0
+    return pairs and not value[: len(value) // 2].equal(value[len(value) // 2 :])
 
 
 @dataclass(frozen=True)
@@ -44,21 +64,90 @@ class ModelCalls:
     bound : mapping
         Arguments of the model that are not explained, by name.
     captures : CaptureCache
+    sharing : dict
+        By the kind of a call, the indices of the bound tensors without rows.
     """
 
     model: nn.Module
     options: Options
     bound: Mapping[str, Any]
     captures: CaptureCache
+    sharing: dict[Any, frozenset[int]] = field(default_factory=dict)
+
+    def with_bound(self, arguments: Mapping[str, Any]) -> ModelCalls:
+        """Return the calls of the same model with more bound arguments.
+
+        Raises
+        ------
+        InputError
+            If the model takes no such argument.
+        """
+        return replace(self, bound={**self.bound, **nest_arguments(self.model, arguments)})
+
+    # --- the model's own result -----------------------------------------------------------------
 
     def run(self, call: Call) -> Any:
         """Return the model's own result."""
-        bound = call.expand(self.bound)
-        return self.options.entry(self.model, *call.args, **bound, **call.kwargs)
+        bound = unwrap_shared(self.expand(call))
+        args, kwargs = unwrap_shared((call.args, call.kwargs))
+        return self.options.entry(self.model, *args, **bound, **kwargs)
 
     def output(self, call: Call) -> Any:
         """Return what `options.output` picks from the model's own result."""
         return pick_output(self.run(call), self.options.output)
+
+    def explained_output(self, call: Call) -> Tensor:
+        """Return the output that is explained, of shape (rows, ...), as of rows among others.
+
+        Models treat a single row in their own way: ``squeeze()`` removes it, and a batch norm may
+        be left out. References and samples are compared in one batch, so a single row is run
+        twice.
+
+        Raises
+        ------
+        InputError
+            If the model fails.
+        OutputError
+            If there is no such output, or it has other rows.
+        """
+        if call.rows == 1:
+            with suppress(Exception):  # of a model for a single row
+                twice = select_output(self.run(call.with_rows(2)), self.options.output)
+                if len(twice) == 2:
+                    return twice[:1]
+        with name_shapes_on_failure(self.model, call.leaves, call.missing(self.bound)):
+            result = self.run(call)
+        return select_output(result, self.options.output)
+
+    def expand(self, call: Call, pairs: bool = False) -> dict[str, Any]:
+        """Return the bound arguments for a call, with as many rows, and the shared ones marked."""
+        bound = call.missing(self.bound)
+        return call.expand(bound, self.shared(call), pairs)
+
+    def shared(self, call: Call) -> frozenset[int]:
+        """Return the indices of the bound tensors without rows; see :func:`find_shared`."""
+        bound = call.missing(self.bound)
+        leaves, spec = pytree.tree_flatten(bound)
+        if not call.rows or not any(map(has_rows, leaves)):
+            return frozenset()
+        if self.options.entry.unbatched:
+            return frozenset(range(len(leaves)))
+        keys = arguments_key(call.leaves, call.spec, 1), arguments_key(leaves, spec, 0)
+        kind = (self.options.entry, *keys)
+        if kind not in self.sharing:
+            with explanation_lock(), evaluation_mode(self.model), torch.no_grad():
+                self.sharing[kind] = find_shared(bound, partial(self._accepts, call))
+        return self.sharing[kind]
+
+    def _accepts(self, call: Call, arguments: dict[str, Any], rows: int) -> bool:
+        """Return True if the model gives `rows` rows for bound arguments as they are."""
+        given = call.with_rows(rows)
+        args, kwargs = unwrap_shared((given.args, given.kwargs))
+        try:
+            result = self.options.entry(self.model, *args, **arguments, **kwargs)
+            return len(select_output(result, self.options.output)) == rows
+        except Exception:
+            return False
 
     def prefix(self, call: Call) -> Any:
         """Return the tensor at the layer where the model was split, or a tuple of several."""
@@ -67,18 +156,22 @@ class ModelCalls:
             raise ModelError("this model is explained from its inputs; split it with split_at(...)")
         given = signature(self.model).bind_partial(*call.args, **call.kwargs).arguments
         bound = {name: value for name, value in self.bound.items() if name not in given}
+        calls = replace(self, bound=bound, options=replace(self.options, entry=EntryPoint()))
+        bound = unwrap_shared(calls.expand(call))
         with evaluation_mode(self.model):
-            return record_layer(
-                self.model, hook_point, *call.args, **call.expand(bound), **call.kwargs
-            )
+            return record_layer(self.model, hook_point, *call.args, **bound, **call.kwargs)
+
+    # --- explanations ---------------------------------------------------------------------------
 
     def capture(self, inputs: Sequence[Tensor]) -> None:
         """Capture the model in evaluation mode, for inputs like these."""
         check_inputs(inputs)
         call = Call.of(inputs, {})
         with explanation_lock(), evaluation_mode(self.model):
-            arguments = Arguments.of(call, call.expand(self.bound), call.where(is_floating))
-            self.captures.get(arguments, self.options)
+            self.captures.get(self._arguments(call, call.where(is_floating)), self.options)
+
+    def _arguments(self, call: Call, explained: Sequence[int], pairs: bool = False) -> Arguments:
+        return Arguments.of(call, self.expand(call, pairs), explained)
 
     def pair_batches(
         self, samples: Call, background: Sequence[Tensor]
@@ -93,7 +186,7 @@ class ModelCalls:
             The explained inputs of the references.
         """
         check_inputs(samples.args)
-        arguments = Arguments.of(samples, samples.expand(self.bound), range(len(samples.args)))
+        arguments = self._arguments(samples, range(len(samples.args)))
         count = arguments.explained
         rows = len(background[0])
         bound = [x[:1].expand(rows, *x.shape[1:]) for x in arguments.tensors[count:]]
@@ -103,24 +196,23 @@ class ModelCalls:
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""
-        check_inputs(call.args, self.bound, "shap")
+        check_inputs(call.args, "shap")
+        check_single_row(call.missing(self.bound), self.shared(call))
         layer = requested_layer(self.model, "shap")
+        hook_point = layer.hook_point if layer else None
         with layer.suspended() if layer else nullcontext():
             check_compatible(call.args, self.model, lambda: self.run(call))
-            output = select_output(self.run(call), self.options.output)
+            output = self.explained_output(call).detach()
             check_output(output, call.args, "shap")
-            tensors = self._layer_tensors(call, layer.hook_point) if layer else []
+            tensors = []
+            if layer or not self.captures.engines:
+                arguments = self._arguments(call, call.where(is_floating))
+                engine = self.captures.get(arguments, self.options, hook_point)
+                tensors = engine.prepare(arguments.tensors)
         if layer:
+            check_tensor_count(layer.hook_point, tensors, call.args)
             layer.call_hook(tensors)
         return output
-
-    def _layer_tensors(self, call: Call, hook_point: HookPoint) -> list[Tensor]:
-        """Return the tensors at a layer that are explained: at most one for each input."""
-        arguments = Arguments.of(call, call.expand(self.bound), call.where(is_floating))
-        engine = self.captures.get(arguments, self.options, hook_point)
-        tensors = engine.program_inputs(arguments.tensors)[: engine.program.explained]
-        check_tensor_count(hook_point, tensors, call.args)
-        return tensors
 
     def explain(self, request: Request, call: Call, probe: nn.Module, guard: Guard) -> Tensor:
         """Return the output for rows ``[samples; references]``, with multipliers as gradients.
@@ -136,10 +228,11 @@ class ModelCalls:
             The context of each backward pass.
         """
         layer = request.layer
-        indices = call.where(is_floating if layer else needs_gradient)
-        arguments = Arguments.of(call, call.expand(self.bound, pairs=True), indices)
+        indices = call.where(may_differ if layer else needs_gradient)
+        arguments = self._arguments(call, indices, pairs=True)
         explained = arguments.tensors[: arguments.explained]
-        check_inputs(explained)
+        if layer is None:
+            check_inputs(explained)
         samples, references = arguments.halves()
         with layer.suspended() if layer else nullcontext():
             hook_point = layer.hook_point if layer else None
@@ -148,14 +241,29 @@ class ModelCalls:
             # The libraries register new hooks for every explanation.
             explanation = hook_keys(probe) or object()
             backward, output = engine.explain(sample, reference, explanation)
+            single = output.shape[1:] == (1,) and self._returns_numbers(call)
         check_rows(output, arguments.tensors)
 
         def guarded_backward(grad: Tensor) -> list[Tensor]:
             with explanation_lock(), guard():
-                return backward(grad)
+                return backward(grad.unsqueeze(1) if single else grad)
+
+        output = output.squeeze(1) if single else output
 
         if layer is None:
             return with_multipliers(guarded_backward, output, explained)
         rows = [torch.cat(pair) for pair in zip(sample, reference, strict=True)]
         rows = [x.requires_grad_() for x in rows[: engine.program.explained]]
         return with_multipliers(guarded_backward, output, layer.call_hook(rows))
+
+    def _returns_numbers(self, call: Call) -> bool:
+        """Return True if the caller expects outputs of shape (rows,), as the model returns them.
+
+        Libraries expect one column, but they may call a module of the user's around the
+        explainable model.
+        """
+        if calling_library(directly=True):
+            return False
+        with torch.no_grad():
+            result = self.output(call)
+        return isinstance(result, Tensor) and result.dim() == 1

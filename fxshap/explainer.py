@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from fxshap.calls import ModelCalls
 from fxshap.errors import InputError, OptionError
 from fxshap.frontend.arguments import Call
-from fxshap.frontend.data import as_array, as_tensor, column_names, gather, match_samples
+from fxshap.frontend.data import as_array, as_tensor, column_names, convert_argument, gather
 from fxshap.frontend.inputs import check_equal_rows, check_matching_rows, check_rows_present
-from fxshap.frontend.outputs import check_output, select_output
+from fxshap.frontend.outputs import check_output
 from fxshap.frontend.signature import signature
 from fxshap.integrations.hooks import remove_stale_hooks
 from fxshap.integrations.isolation import evaluation_mode
@@ -103,8 +103,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         self.background = self._tensors(gather(background))
         check_rows_present("background", self.background)
         with self._explaining():
-            call = self._call(self.background, {})
-            outputs = select_output(self._calls.run(call), self._calls.options.output)
+            call = self._call(self._calls, self.background)
+            outputs = self._calls.explained_output(call)
         check_output(outputs, self.background, "shap")
         self.expected_value: Array = outputs.mean(0).cpu().numpy()
         self.output_scale: Array = outputs.abs().amax(0).cpu().numpy()
@@ -253,24 +253,22 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         embeds = self._calls.options.entry.hook_point is not None
         return [as_tensor(x, like, keep_integers=embeds) for x in inputs]
 
-    def _model_inputs(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> list[Tensor]:
-        """Return what the explainable model takes: the inputs, or the tensors at its layer."""
-        if self._calls.options.entry.hook_point is None:
-            return list(inputs)
-        passing = self.explainable.prefix(*inputs, **arguments)
-        return list(passing) if isinstance(passing, tuple) else [passing]
+    def _call(self, calls: ModelCalls, inputs: Sequence[Tensor]) -> Call:
+        """Return the call of the explainable model: the inputs, or the tensors at its layer."""
+        if calls.options.entry.hook_point is None:
+            return Call.of(inputs, {})
+        passing = calls.prefix(Call.of(inputs, {}))
+        names = list(signature(calls.model).parameters)[: len(inputs)]
+        tensors = passing if isinstance(passing, tuple) else (passing,)
+        return Call.of(tensors, dict(zip(names, inputs, strict=True)))
 
-    def _call(self, inputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> Call:
-        """Return the call of the explainable model for samples with their other arguments."""
-        rows = len(inputs[0])
-        kwargs = {
-            name: match_samples(name, value, rows, inputs[0]) for name, value in arguments.items()
-        }
-        if self._calls.options.entry.hook_point is None:
-            return Call.of(inputs, kwargs)
-        names = list(signature(self._calls.model).parameters)[: len(inputs)]
-        given = dict(zip(names, inputs, strict=True))
-        return Call.of(self._model_inputs(inputs, kwargs), {**given, **kwargs})
+    def _bind(
+        self, samples: Sequence[Tensor], arguments: Mapping[str, Any]
+    ) -> tuple[ModelCalls, Call]:
+        """Return the calls of the model with other arguments, and the call for samples."""
+        converted = {name: convert_argument(value, samples[0]) for name, value in arguments.items()}
+        calls = self._calls.with_bound(converted)
+        return calls, self._call(calls, samples)
 
     # --- attributions ---------------------------------------------------------------------------
 
@@ -287,9 +285,9 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         columns = self._columns(outputs, total).to(samples[0].device)
         parts: list[Attributions] = []
         with self._explaining():
-            call = self._call(samples, arguments)
-            background = self._model_inputs(self.background, {})
-            batches, inputs = self._calls.pair_batches(call, background)
+            calls, call = self._bind(samples, arguments)
+            background = self._call(self._calls, self.background).args
+            batches, inputs = calls.pair_batches(call, background)
             size = None if self.batch_size == "auto" else self.batch_size
             silent = not (self.progress and is_interactive(sys.stderr))
             with tqdm(total=total, unit="samples", leave=False, delay=2, disable=silent) as bar:
@@ -331,7 +329,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             raise OptionError(f"output_rank_order is 'max', 'min' or 'max_abs', not {order!r}")
         check_matching_rows(self.background, samples)
         with self._explaining():
-            result = self._calls.output(self._call(samples, arguments))
+            calls, call = self._bind(samples, arguments)
+            result = calls.explained_output(call)
         return keys[order](result).argsort(1, descending=True)[:, :count].cpu()
 
     def _explanation(self, result: ArrayAttributions, inputs: Sequence[Any]) -> shap.Explanation:

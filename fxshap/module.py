@@ -14,8 +14,9 @@ from typing_extensions import Self
 from fxshap.calls import ModelCalls
 from fxshap.errors import InputError, ModelError, OptionError
 from fxshap.frontend.arguments import Call
-from fxshap.frontend.entry import EntryPoint, check_parameters
+from fxshap.frontend.entry import EntryPoint, nest_arguments
 from fxshap.frontend.hook_point import Side, find_hook_point
+from fxshap.frontend.naming import resolve_names
 from fxshap.frontend.outputs import Selector
 from fxshap.integrations.detect import active_library, calling_library, find_request
 from fxshap.integrations.hooks import hook_keys, remove_stale_hooks
@@ -35,6 +36,7 @@ def make_explainable(
     input_names: str | Sequence[str] | None = None,
     forward_kwargs: Mapping[str, Any] | None = None,
     layer: str | nn.Module | None = None,
+    unbatched: bool = False,
     rule: RuleName = "rescale",
     refine: int | Refinement = 0,
     reference_batch_size: ReferenceBatchSize = "auto",
@@ -56,13 +58,19 @@ def make_explainable(
         tuple, an index into the second dimension of a tensor (a class, a time step), or a function
         of the result. It must be floating point, and for SHAP of shape (rows, outputs).
     input_names : str or sequence of str, optional
-        The parameters of the model's ``forward`` that are explained, such as ``"inputs_embeds"``.
-        By default the first ones.
+        What the inputs are to the model's ``forward``: parameters, such as ``"inputs_embeds"``, or
+        entries of a dict, list or object that it takes, such as ``"batch.age"``, ``"series.0"`` or
+        ``"data.x"``; only ``"age"`` where ``forward`` takes a single argument. By default the first
+        parameters, or the items of a list if ``forward`` takes a single argument.
     forward_kwargs : mapping, optional
         Other arguments of the model, by name; see :meth:`ExplainableModule.bind`.
     layer : str or nn.Module, optional
         The layer whose output is explained instead of the model's inputs; see
         :meth:`ExplainableModule.split_at`. ``explainable.prefix(...)`` then returns that output.
+    unbatched : bool
+        Whether the model takes one sample, without a batch dimension: one graph, or one bag of
+        instances. Inputs still have a row for each sample, for which the model is called by
+        ``torch.vmap``.
     rule : "rescale" or "variance"
         How an activation treats the sum that it receives. ``"rescale"`` is DeepLIFT's rule
         (Shrikumar et al. 2017), averaged over references as in DeepSHAP (Lundberg and Lee 2017).
@@ -129,17 +137,16 @@ def make_explainable(
             "give one of the two"
         )
     names = (input_names,) if isinstance(input_names, str) else input_names
-    check_parameters(model, names or ())
     entry = EntryPoint(
-        None if names is None else tuple(names),
+        None if names is None else resolve_names(model, names),
         None if layer is None else find_hook_point(model, layer, "output"),
+        unbatched,
     )
     refinement = refine if isinstance(refine, Refinement) else Refinement(refine)
     options = Options(
         output, entry, rule, refinement, reference_batch_size, max_memory, compile, progress
     )
-    bound = dict(forward_kwargs or {})
-    check_parameters(model, tuple(bound))
+    bound = nest_arguments(model, forward_kwargs or {})
     explainable = ExplainableModule(ModelCalls(model, options, bound, CaptureCache(model)))
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
@@ -161,7 +168,7 @@ class ExplainableModule(ProbedModule):
         captures = CaptureCache(self.original_model)  # a copy captures its own model
         return {
             **super().__getstate__(),
-            "_calls": replace(self._calls, captures=captures),
+            "_calls": replace(self._calls, captures=captures, sharing={}),
         }
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
@@ -176,10 +183,14 @@ class ExplainableModule(ProbedModule):
                 return self._calls.explain(request, call, probe, guard)
         if calling_library() in (None, "shap") and hook_keys(probe):
             self._remove_hooks(probe)  # of a call that failed: SHAP has not hooked yet
-        if calling_library(directly=True) == "shap":
+        library = calling_library(directly=True)
+        if library == "shap":
             with explanation_lock(), guard():
                 return self._calls.prepare_for_shap(call)
+        self._calls.shared(call)  # which may call the model, before other threads may capture
         with model_call():
+            if library is not None:
+                return self._calls.explained_output(call)
             return self._calls.output(call)
 
     # --- other views of the model ---------------------------------------------------------------
@@ -190,10 +201,13 @@ class ExplainableModule(ProbedModule):
         Parameters
         ----------
         **arguments
-            By the names of the parameters of the model's ``forward``. A tensor of one row is
-            repeated for every row of a call. A tensor with a row for every sample is paired with
-            the samples in Captum, tangermeme and ordinary calls. SHAP does not tell which sample it
-            explains, so there each sample needs an explainer of its own.
+            By the names of the parameters of the model's ``forward``, or of the entries of the
+            dict that it takes. A tensor of one row is repeated for every row of a call. A tensor
+            with a row for every sample is paired with the samples in Captum, tangermeme and
+            ordinary calls. SHAP does not tell which sample it explains, so there each sample needs
+            an explainer of its own. A tensor without rows, such as the edges of a graph, is given
+            to the model as it is. Which it is, fxshap finds out by calling the model;
+            ``fxshap.Shared(value)`` says it.
 
         Returns
         -------
@@ -219,8 +233,7 @@ class ExplainableModule(ProbedModule):
         (1, 3, 3)
         (1, 3, 3)
         """
-        check_parameters(self.original_model, tuple(arguments))
-        return ExplainableModule(replace(self._calls, bound={**self._calls.bound, **arguments}))
+        return ExplainableModule(self._calls.with_bound(arguments))
 
     def split_at(
         self, layer: str | nn.Module, side: Side = "output"

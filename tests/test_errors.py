@@ -97,7 +97,7 @@ def test_inputs_must_have_equally_many_rows():
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return a * b
 
-    with pytest.raises(OutputError, match="returns 5 rows for inputs of 5, 1"):
+    with pytest.raises(InputError, match=r"shapes \(5, 4\), \(1, 4\); each needs as many rows"):
         shap.DeepExplainer(fxshap.make_explainable(Two()), [REFERENCES, REFERENCES[:1]])
 
 
@@ -140,7 +140,7 @@ def test_output_must_be_chosen_and_can_be(name):
 @pytest.mark.parametrize(
     "end, expected",
     [
-        (lambda y, h: y.sum(1), r"of shape \(5,\)"),
+        (lambda y, h: y[:, None].expand(-1, 2, -1), r"of shape \(5, 2, 3\)"),
         (lambda y, h: y.sum(), r"of shape \(\)"),
         (lambda y, h: y.argmax(1), "torch.int64, which has no attributions"),
         (lambda y, h: y > 0, "torch.bool, which has no attributions"),
@@ -242,9 +242,13 @@ def test_after_an_error_the_next_explanation_works():
     assert_works_as_new(explainable)
 
 
-def test_an_error_of_the_model_itself_stays_as_it_is():
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+def test_an_error_of_the_model_itself_is_raised_with_the_shapes_of_the_inputs():
+    message = r"forward\(x: .*\) fails with inputs of shapes \(3, 7\): RuntimeError: mat1 and mat2"
+    with pytest.raises(InputError, match=message) as raised:
         fxshap.make_explainable(Model(), torch.randn(3, 7))
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    with pytest.raises(InputError, match=message):
+        shap.DeepExplainer(fxshap.make_explainable(Model()), torch.randn(3, 7))
 
 
 # --- rows that influence each other -------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from fxshap.graph.provenance import UNKNOWN_LINE, is_user_file
+from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
 
 #: The error of torch.export for control flow that depends on values. No export strategy avoids it.
 DATA_DEPENDENT = "GuardOnDataDependentSymNode"
@@ -64,7 +64,7 @@ def innermost_user_line(trace: TracebackType | None) -> str:
     frames = [frame for frame in traceback.extract_tb(trace) if is_user_file(frame.filename)]
     if not frames:
         return UNKNOWN_LINE
-    return f"{frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"
+    return format_line(frames[-1].filename, frames[-1].lineno, frames[-1].line)
 
 
 class DataDependentError(Exception):

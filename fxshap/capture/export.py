@@ -33,8 +33,9 @@ from fxshap.capture.diagnostics import (
 from fxshap.capture.functionalize import functionalize
 from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
 from fxshap.capture.unlift import unlift
-from fxshap.errors import CaptureError, FxshapError
+from fxshap.errors import CaptureError, FxshapError, InputError
 from fxshap.frontend.hook_point import HookPoint, record_tensors, single_call
+from fxshap.frontend.inputs import name_shapes_on_failure
 from fxshap.frontend.outputs import Selector, select_output
 
 logger = logging.getLogger("fxshap")
@@ -91,9 +92,10 @@ def capture(
     start = time.perf_counter()
     selected = SelectedOutput(model, output, call, hook_point)
     count = len(inputs) if explained is None else explained
-    captured = unlift(export(selected, [with_two_rows(x.detach()) for x in inputs]), model, count)
-    if captured.rows not in (None, len(inputs[0])):
-        captured = unlift(export(selected, [x.detach() for x in inputs]), model, count)
+    own = [x.detach() for x in inputs]
+    captured = unlift(export(selected, own, [with_two_rows(x) for x in own]), model, count)
+    if captured.rows not in (None, len(own[0])):
+        captured = unlift(export(selected, own, own), model, count)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
     rows = "any number of" if captured.rows is None else captured.rows
     logger.debug(
@@ -144,6 +146,20 @@ class SelectedOutput(nn.Module):
         ):
             return self.select(inputs)
 
+    @torch.no_grad()
+    def check(self, inputs: Sequence[Tensor]) -> None:
+        """Raise the model's own error, or that of the output, with the shapes of these inputs."""
+        with name_shapes_on_failure(self.model, inputs):
+            self.select(inputs)
+
+    def accepts(self, inputs: Sequence[Tensor]) -> bool:
+        """Return True if the model runs on these inputs."""
+        try:
+            self.check(inputs)
+        except InputError:
+            return False
+        return True
+
     def select(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Call the model, and return what `forward` returns."""
         if self.hook_point is None:
@@ -189,23 +205,36 @@ EXPORT_STRATEGIES = (
 export_after_autocast = partial(_trace._export, pre_dispatch=False)
 
 
-def export(model: SelectedOutput, inputs: Sequence[Tensor]) -> ExportedProgram:
-    """Export with the first strategy that works, and decompose composite operations."""
+def export(
+    model: SelectedOutput, inputs: Sequence[Tensor], few: Sequence[Tensor]
+) -> ExportedProgram:
+    """Export with the first strategy that works, and decompose composite operations.
+
+    Parameters
+    ----------
+    model : SelectedOutput
+    inputs : sequence of Tensor
+        The inputs of the call. Errors name their shapes.
+    few : sequence of Tensor
+        What to export with: fewer rows of them, or the inputs themselves.
+    """
     # Contiguous clones, because export specialises on other strides.
-    examples = tuple(x.contiguous().clone() for x in inputs)
+    examples = tuple(x.contiguous().clone() for x in few)
     failures: list[Exception] = []
     for strategy in EXPORT_STRATEGIES:
         try:
             return export_with_strategy(model, examples, strategy)
         except FxshapError:
+            model.check(inputs)
             raise
         except Exception as error:
             failures.append(error)
         logger.debug("not captured (%s): %s", strategy, first_line(failures[-1]))
         if len(failures) == 1:
             # If the model itself fails on these inputs, its own error is more helpful than ours.
-            with torch.no_grad():
-                model(*examples)
+            model.check(inputs)
+            if few is not inputs and not model.accepts(few):  # it takes these rows only
+                return export(model, inputs, inputs)
         if is_data_dependent(failures[-1]):
             break
     raise CaptureError(explain_failure(failures[0])) from failures[0]

@@ -9,7 +9,7 @@ the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap._compat import hashable_spec
 from fxshap.errors import InputError
-from fxshap.frontend.entry import expand_bound
+from fxshap.frontend.bound import Shared, expand_bound, repeat_first_row
 from fxshap.frontend.inputs import has_rows
 
 
@@ -52,18 +52,40 @@ class Call:
         """Return the indices of the leaves for which a predicate is True."""
         return [index for index, value in enumerate(self.leaves) if predicate(value)]
 
-    def expand(self, bound: Mapping[str, Any], pairs: bool = False) -> dict[str, Any]:
-        """Return the bound arguments that the call does not give, with as many rows as it has.
+    @property
+    def rows(self) -> int | None:
+        """The number of rows, which the first tensor that has any decides."""
+        first = next(filter(has_rows, self.leaves), None)
+        return None if first is None else len(first)
+
+    def with_rows(self, rows: int) -> Call:
+        """Return a call of any number of rows: those of this call's first row."""
+        leaves = [
+            repeat_first_row(value, rows) if has_rows(value) and len(value) == self.rows else value
+            for value in self.leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return Call(args, kwargs, leaves, self.spec)
+
+    def missing(self, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the bound arguments that the call does not give."""
+        return {name: value for name, value in bound.items() if name not in self.kwargs}
+
+    def expand(
+        self, bound: Mapping[str, Any], shared: Collection[int], pairs: bool = False
+    ) -> dict[str, Any]:
+        """Return bound arguments with as many rows as the call has, and the shared ones marked.
 
         Parameters
         ----------
         bound : mapping
+        shared : collection of int
+            The indices, among the flattened bound arguments, of the tensors without rows.
         pairs : bool
             Whether the rows of the call are ``[samples; references]``.
         """
-        rest = {name: value for name, value in bound.items() if name not in self.kwargs}
         like = next(filter(has_rows, self.leaves), None)
-        return rest if like is None else expand_bound(rest, like, pairs)
+        return dict(bound) if like is None else expand_bound(bound, shared, like, pairs)
 
 
 @dataclass(frozen=True)
@@ -150,23 +172,26 @@ class Arguments:
         ----------
         call : Call
         bound : mapping
-            Arguments that the call does not give, which are never explained.
+            Arguments that the call does not give, which are never explained. Tensors without rows
+            are marked as :class:`Shared`.
         explained : sequence of int
             The indices of the leaves of the call that are explained.
         """
         bound_leaves, bound_spec = pytree.tree_flatten(dict(bound))
-        leaves = [*call.leaves, *bound_leaves]
+        marked = [*call.leaves, *bound_leaves]
+        leaves = [value.value if isinstance(value, Shared) else value for value in marked]
         others = [
             index
             for index, value in enumerate(leaves)
             if isinstance(value, Tensor) and index not in explained
         ]
-        rows = len(leaves[explained[0]]) if explained else 0
+        rows = len(leaves[explained[0]]) if explained else call.rows or 0
         tensors, slots = [], [Slot(constant=value) for value in leaves]
         for position, index in enumerate([*explained, *others]):
             value = leaves[index]
             is_bound = position >= len(explained)
-            shared = is_bound and (value.dim() == 0 or len(value) != rows)
+            without_rows = value.dim() == 0 or len(value) != rows
+            shared = isinstance(marked[index], Shared) or (is_bound and without_rows)
             tensors.append(value.expand(rows, *value.shape) if shared else value)
             slots[index] = Slot(position, shared)
         return cls(tensors, len(explained), CallTemplate(tuple(slots), call.spec, bound_spec))
@@ -205,6 +230,23 @@ class Arguments:
                 )
         samples, references = ([pair[half] for pair in pairs] for half in (0, 1))
         return replace(self, tensors=samples), replace(self, tensors=references)
+
+
+def arguments_key(leaves: Sequence[Any], spec: pytree.TreeSpec, first_dim: int) -> tuple[Any, ...]:
+    """Return what flattened arguments have in common that differ in values and numbers of rows.
+
+    Parameters
+    ----------
+    leaves : sequence
+    spec : TreeSpec
+    first_dim : int
+        The first dimension that counts: 1 leaves out the rows.
+    """
+    facts = [
+        (x.shape[first_dim:], x.dtype, x.device) if isinstance(x, Tensor) else constant_key(x)
+        for x in leaves
+    ]
+    return (hashable_spec(spec), *facts)
 
 
 class SameObject:

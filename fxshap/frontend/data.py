@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxshap.errors import InputError
+from fxshap.frontend.bound import Shared
 
 
 def gather(data: Any, inputs: int | None = None) -> list[Any]:
@@ -69,17 +70,13 @@ def as_tensor(data: Any, like: Tensor | None, keep_integers: bool = False) -> Te
     return torch.as_tensor(data, device=like.device, dtype=dtype)
 
 
-def match_samples(name: str, value: Any, rows: int, like: Tensor) -> Any:
-    """Return an argument of the model with a row for each sample, of the dtype of the inputs."""
+def convert_argument(value: Any, like: Tensor) -> Any:
+    """Return an argument of the model as a tensor of the dtype and the device of an input."""
+    if isinstance(value, Shared):
+        return Shared(convert_argument(value.value, like))
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if len(value) not in (1, rows):
-        raise InputError(
-            f"{name!r} has {len(value)} rows for {rows} samples; give one row for all, or a row "
-            "for each sample"
-        )
     convert = value.is_floating_point() and like.is_floating_point()
-    value = value.to(like.device, like.dtype if convert else value.dtype)
-    return value.expand(rows, *value.shape[1:])
+    return value.to(like.device, like.dtype if convert else value.dtype)

@@ -7,10 +7,10 @@ model are bound: they are the same for samples and references.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +25,16 @@ from fxshap.frontend.hook_point import (
     register_hook,
     single_call,
 )
-from fxshap.frontend.inputs import has_rows
+from fxshap.frontend.inputs import describe_shapes
+from fxshap.frontend.naming import (
+    InputPath,
+    free_parameters,
+    packing_type,
+    place_inputs,
+    resolve_names,
+    takes_any_number,
+)
 from fxshap.frontend.signature import signature
-
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
 
 # --- where the inputs enter ---------------------------------------------------------------------
 
@@ -40,93 +45,97 @@ class EntryPoint:
 
     Attributes
     ----------
-    input_names : tuple of str or None
-        The parameters of ``forward`` that the inputs are passed as; ``None`` for the first ones.
+    input_paths : tuple of InputPath or None
+        The arguments of ``forward`` that the inputs are; ``None`` for the first ones.
     hook_point : HookPoint or None
         The hook point at which the inputs replace the model's own tensors.
+    unbatched : bool
+        Whether the model takes one sample, without a batch dimension.
     """
 
-    input_names: tuple[str, ...] | None = None
+    input_paths: tuple[InputPath, ...] | None = None
     hook_point: HookPoint | None = None
+    unbatched: bool = False
 
     def __call__(self, model: nn.Module, *inputs: Any, **bound: Any) -> Any:
         """Call the user's model with these inputs and bound arguments."""
         if self.hook_point is not None:
             with substitute_tensors(model, self.hook_point, inputs):
                 return model(**bound)
-        names = self.input_names
-        if names is None and bound:
-            names = free_parameters(model, bound)
-        if not names:
-            return model(*inputs, **bound)
-        if len(inputs) > len(names):
-            raise InputError(
-                f"{len(inputs)} inputs were given, but besides the bound arguments "
-                f"{type(model).__name__}.forward takes only {', '.join(names)}"
-            )
-        return model(**dict(zip(names, inputs, strict=False)), **bound)
+        if self.unbatched:
+            one = partial(self.call_model, model, **bound)
+            return pytree.tree_map(flatten_single, torch.vmap(one, randomness="different")(*inputs))
+        return self.call_model(model, *inputs, **bound)
+
+    def call_model(self, model: nn.Module, *inputs: Any, **bound: Any) -> Any:
+        """Call the user's model with these inputs at their parameters."""
+        args, kwargs = self.arguments(model, inputs, bound)
+        return model(*args, **kwargs)
+
+    def arguments(
+        self, model: nn.Module, inputs: Sequence[Any], bound: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return the positional and the keyword arguments of the user's model.
+
+        Raises
+        ------
+        InputError
+            If there are more inputs than the model takes.
+        """
+        if self.input_paths is not None:
+            names = [describe_path(path) for path in self.input_paths]
+            check_input_count(model, inputs, names, bound)
+            return (), place_inputs(self.input_paths, inputs, bound)
+        if takes_any_number(model):
+            return inputs, dict(bound)
+        free = free_parameters(model, bound)
+        if pack := packing_type(model, free, inputs):
+            return (), {free[0].name: pack(inputs), **bound}
+        check_input_count(model, inputs, [parameter.name for parameter in free], bound)
+        positional = [p for p in free if p.kind is not p.KEYWORD_ONLY]
+        if not bound and len(inputs) <= len(positional):
+            return inputs, {}
+        if any(p.kind is p.POSITIONAL_ONLY for p in free):
+            return inputs, dict(bound)
+        return (), {**{p.name: x for p, x in zip(free, inputs, strict=False)}, **bound}
 
 
-def free_parameters(model: nn.Module, bound: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the positional parameters of ``forward`` that are not bound, in order."""
-    parameters = signature(model).parameters.values()
-    return tuple(p.name for p in parameters if p.kind in POSITIONAL and p.name not in bound)
+def flatten_single(output: Any) -> Any:
+    """Return outputs of shape (rows, 1, outputs) as (rows, outputs)."""
+    single = isinstance(output, Tensor) and output.dim() == 3 and output.shape[1] == 1
+    return output.squeeze(1) if single else output
 
 
-def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise an InputError unless the model's ``forward`` has parameters of these names."""
-    parameters = signature(model).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+def describe_path(path: InputPath) -> str:
+    """Return the name of an input."""
+    return ".".join(map(str, (path.parameter, *path.keys)))
+
+
+def check_input_count(
+    model: nn.Module, inputs: Sequence[Any], names: Sequence[str], bound: Mapping[str, Any]
+) -> None:
+    """Raise an InputError if there are more inputs than the model takes."""
+    if len(inputs) <= len(names):
         return
-    for name in names:
-        if name not in parameters:
-            raise InputError(
-                f"{type(model).__name__}.forward takes no {name!r}; it takes "
-                f"{', '.join(parameters)}"
-            )
-
-
-# --- bound arguments ----------------------------------------------------------------------------
-
-
-def expand_bound(bound: Mapping[str, Any], like: Tensor, pairs: bool) -> dict[str, Any]:
-    """Return bound arguments in which every tensor has as many rows as the inputs of a call.
-
-    Parameters
-    ----------
-    bound : mapping of str to object
-        Tensors have one row for all samples, or one row for every sample. Other values stay.
-    like : Tensor
-        An input of the call.
-    pairs : bool
-        Whether its rows are ``[samples; references]``.
-
-    Raises
-    ------
-    InputError
-        If a tensor has another number of rows.
-    """
-    return {
-        name: match_rows(name, value.to(like.device), len(like), pairs)
-        if has_rows(value)
-        else value
-        for name, value in bound.items()
-    }
-
-
-def match_rows(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
-    """Repeat a single row for all rows of a call, or the samples' rows for their references."""
-    if len(value) == 1:
-        return value.expand(rows, *value.shape[1:])
-    if pairs and 2 * len(value) == rows:
-        return torch.cat([value, value])
-    if len(value) == rows and not pairs:
-        return value
-    raise InputError(
-        f"{name!r} is bound with {len(value)} rows, but this call has {rows // (1 + pairs)}; bind "
-        "one row, which is used for all, or a row for every sample. A tensor without a batch "
-        "dimension belongs into the model: wrap the model in a small nn.Module that holds it"
+    given = f"{len(inputs)} input{'s' * (len(inputs) > 1)} {'was' if len(inputs) == 1 else 'were'}"
+    besides = "besides the bound arguments " if bound else ""
+    takes = f"takes only {', '.join(names)}" if names else "takes none by position"
+    keywords = any(p.kind is p.VAR_KEYWORD for p in signature(model).parameters.values())
+    remedy = (
+        "name them with make_explainable(model, input_names=(...))"
+        if keywords
+        else "leave out the others, or explain a small nn.Module that takes them all"
     )
+    raise InputError(
+        f"{given} given ({describe_shapes(inputs)}), but {besides}{type(model).__name__}.forward "
+        f"{takes}; {remedy}"
+    )
+
+
+def nest_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by the names of parameters, with entries of containers in a container."""
+    paths = resolve_names(model, tuple(arguments))
+    return place_inputs(paths, tuple(arguments.values()), {})
 
 
 # --- inputs at a hook point ---------------------------------------------------------------------

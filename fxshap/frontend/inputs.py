@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxshap.errors import InputError, WeightError
+from fxshap.errors import FxshapError, InputError, WeightError
+from fxshap.frontend.signature import signature
 from fxshap.ops.dtypes import is_floating
 
 
 def check_floating(inputs: Sequence[Tensor]) -> None:
     """Raise an InputError unless all inputs are floating-point tensors."""
+    check_tensors(inputs)
     for position, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise InputError(f"input {position} is a {type(x).__name__}, not a torch.Tensor")
         if not is_floating(x):
             raise InputError(
                 f"input {position} is of {x.dtype}; only floating-point inputs have attributions. "
@@ -26,24 +27,81 @@ def check_floating(inputs: Sequence[Tensor]) -> None:
             )
 
 
-def check_inputs(
-    inputs: Sequence[Tensor], bound: Mapping[str, Any] | None = None, library: str = ""
-) -> None:
+def check_tensors(inputs: Sequence[Any]) -> None:
+    """Raise an InputError if an input is an array or a table, or no tensor."""
+    for position, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {position} is a {type(x).__name__}, {NOT_A_TENSOR}{remedy(x)}")
+
+
+#: What messages say of a value that should be a tensor.
+NOT_A_TENSOR = "not a torch.Tensor"
+
+
+def remedy(value: Any) -> str:
+    """Return how to make a tensor of a value, for messages."""
+    if hasattr(value, "columns"):  # a DataFrame
+        return "; pass torch.tensor(table.to_numpy(), dtype=torch.float32)"
+    if hasattr(value, "__array__"):
+        return "; pass torch.tensor(array, dtype=torch.float32)"
+    if isinstance(value, list | tuple) and value and all(isinstance(x, Tensor) for x in value):
+        return "; several inputs are one list of tensors, for the background and for the samples"
+    return ""
+
+
+def check_inputs(inputs: Sequence[Tensor], library: str = "") -> None:
     """Raise an InputError unless inputs can be explained.
 
     Parameters
     ----------
     inputs : sequence of Tensor
         The explained inputs of a call.
-    bound : mapping, optional
-        The bound arguments, which must have one row each for SHAP.
     library : str
         The calling library. SHAP also converts the inputs to NumPy arrays.
     """
     check_floating(inputs)
+    check_equal_rows(inputs)
     if library == "shap":
-        check_single_row(bound or {})
         check_numpy_dtypes(inputs)
+
+
+@contextmanager
+def name_shapes_on_failure(
+    model: nn.Module, inputs: Sequence[Any], bound: Iterable[str] = ()
+) -> Iterator[None]:
+    """Raise an InputError with the shapes of the inputs if the user's model fails.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The user's model.
+    inputs : sequence
+        The arguments of the call.
+    bound : iterable of str, optional
+        The names of the bound arguments.
+    """
+    try:
+        yield
+    except (FxshapError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        name, text = type(model).__name__, (str(error).strip().splitlines() or ["no message"])[0]
+        names = list(bound)
+        besides = f" and the bound arguments {', '.join(names)}" if names else ""
+        takes = ", ".join(map(str, signature(model).parameters.values()))
+        raise InputError(
+            f"{name}.forward({takes}) fails with inputs of shapes {describe_shapes(inputs)}"
+            f"{besides}: {type(error).__name__}: {text}. Inputs are passed in the order of the "
+            "parameters, with the rows in the first dimension; input_names= names other "
+            "parameters, or the entries of a dict or list"
+        ) from error
+
+
+def describe_shapes(values: Sequence[Any]) -> str:
+    """Return the shapes of tensors, and the types of other values, for messages."""
+    return ", ".join(
+        str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in values
+    )
 
 
 def check_matching_rows(references: Sequence[Any], samples: Sequence[Any]) -> None:
@@ -67,9 +125,12 @@ def check_matching_rows(references: Sequence[Any], samples: Sequence[Any]) -> No
 
 def check_equal_rows(inputs: Sequence[Tensor]) -> None:
     """Raise an InputError unless all inputs have the same number of rows."""
-    rows = [len(x) for x in inputs]
-    if len(set(rows)) > 1:
-        raise InputError(f"the inputs have {', '.join(map(str, rows))} rows; each needs as many")
+    if len({len(x) if x.dim() else None for x in inputs}) > 1:
+        raise InputError(
+            f"the inputs have the shapes {describe_shapes(inputs)}; each needs as many rows, in "
+            "the first dimension. An argument that all rows share is bound: "
+            "explainable.bind(name=value)"
+        )
 
 
 def check_rows_present(role: str, inputs: Sequence[Any]) -> None:
@@ -77,8 +138,7 @@ def check_rows_present(role: str, inputs: Sequence[Any]) -> None:
     for position, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise InputError(
-                f"input {position} of the {role} is a {type(x).__name__}, not a torch.Tensor "
-                "(torch.from_numpy makes one)"
+                f"input {position} of the {role} is a {type(x).__name__}, {NOT_A_TENSOR}{remedy(x)}"
             )
         if x.dim() == 0 or len(x) == 0:
             raise InputError(f"input {position} of the {role} has no rows")
@@ -120,17 +180,6 @@ def check_compatible(inputs: Sequence[Tensor], model: nn.Module, call: Callable[
 def has_rows(value: Any) -> bool:
     """Return True if a value is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.dim() > 0
-
-
-def check_single_row(bound: Mapping[str, Any]) -> None:
-    """Raise an InputError if a tensor is bound with several rows, of which SHAP names none."""
-    for name, value in bound.items():
-        if has_rows(value) and len(value) != 1:
-            raise InputError(
-                f"{name!r} is bound with {len(value)} rows, but SHAP compares one sample at a time "
-                "with all references, and does not tell which; make an explainer for each sample, "
-                f"from explainable.bind({name}={name}[i:i+1])"
-            )
 
 
 def check_numpy_dtypes(tensors: Sequence[Tensor]) -> None:

@@ -25,6 +25,11 @@ def select_output(result: Any, output: Selector) -> Tensor:
     output : str, int, callable or None
         A key or attribute name, an index, or a function of `result`.
 
+    Returns
+    -------
+    Tensor
+        Of shape (rows, ...), with at least two dimensions: one number for each row is one column.
+
     Raises
     ------
     OutputError
@@ -42,8 +47,18 @@ def select_output(result: Any, output: Selector) -> Tensor:
             "floating-point output, such as the logits, with make_explainable(model, output=...)"
         )
     if selected.dim() == 0:
-        check_two_dimensional(selected)
-    return selected
+        raise OutputError(
+            "the model returns one number for all rows, a tensor of shape (); every row of the "
+            "inputs (their first dimension) needs its own row of outputs: return the values "
+            "before the sum, the mean or the loss over the rows"
+        )
+    columns: Tensor = as_columns(selected)
+    return columns
+
+
+def as_columns(output: Any) -> Any:
+    """Return a tensor of shape (rows,) as one column, and everything else as it is."""
+    return output.unsqueeze(1) if isinstance(output, Tensor) and output.dim() == 1 else output
 
 
 def pick_output(result: Any, output: Selector) -> Any:
@@ -64,8 +79,7 @@ def pick_output(result: Any, output: Selector) -> Any:
         if isinstance(output, str) and not isinstance(result, dict):
             return getattr(result, output)
         if isinstance(result, Tensor) and isinstance(output, int):
-            column = result[:, output]
-            return column.unsqueeze(1) if column.dim() == 1 else column
+            return as_columns(result[:, output])
         return result[output]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise OutputError(
@@ -75,12 +89,17 @@ def pick_output(result: Any, output: Selector) -> Any:
 
 def describe_result(result: Any) -> str:
     """Describe a model's result for messages: its type, with its keys, items or shape."""
-    kind = type(result).__name__
+    kind = describe_type(result)
     if isinstance(result, dict):
         return f"a {kind} with keys {list(result)}"
     if isinstance(result, tuple | list):
-        return f"a {kind} of {len(result)} ({', '.join(type(item).__name__ for item in result)})"
+        return f"a {kind} of {len(result)} ({', '.join(map(describe_type, result))})"
     return f"a {kind} of shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {kind}"
+
+
+def describe_type(value: Any) -> str:
+    """Return the name of the type of a value; that of any tensor is "Tensor"."""
+    return "Tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_output(output: Tensor, inputs: Sequence[Any], library: str = "") -> None:
@@ -107,7 +126,7 @@ def check_two_dimensional(output: Tensor) -> None:
         raise OutputError(
             f"the model returns a tensor of shape {tuple(output.shape)}; SHAP explains outputs of "
             "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
-            "example output=lambda y: y.reshape(len(y), -1)"
+            "example output=lambda y: y.flatten(1)"
         )
 
 

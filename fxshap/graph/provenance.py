@@ -13,6 +13,9 @@ from torch import fx
 #: What messages say if no line of the user's code is known for an operation.
 UNKNOWN_LINE = "an unknown line"
 
+#: The most characters of a quoted line of code.
+MAX_CODE_WIDTH = 80
+
 
 def user_module(node: fx.Node) -> str:
     """Return the qualified name of the user's module that a node came from; '' for the model."""
@@ -43,7 +46,14 @@ def source_line(node: fx.Node) -> str:
     """Return the user's line that a node came from: ``file:line (`code`)``."""
     lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
     of_user = [(file, int(line), code) for file, line, code in lines if is_user_file(file)]
-    return "{}:{} (`{}`)".format(*of_user[-1]) if of_user else UNKNOWN_LINE
+    return format_line(*of_user[-1]) if of_user else UNKNOWN_LINE
+
+
+def format_line(file: str, line: int | None, code: str | None) -> str:
+    """Return ``file:line (`code`)``, with long code cut."""
+    text = " ".join((code or "").split())
+    short = text if len(text) <= MAX_CODE_WIDTH else f"{text[: MAX_CODE_WIDTH - 4]} ..."
+    return f"{file}:{line} (`{short}`)"
 
 
 def is_user_file(file: str) -> bool:

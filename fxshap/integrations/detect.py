@@ -25,6 +25,7 @@ from fxshap.frontend.hook_point import HookPoint, Side
 from fxshap.integrations.hooks import (
     LayerHook,
     RegisteredHook,
+    hook_keys,
     hooking_libraries,
     live_hooks,
     registered_hooks,
@@ -108,6 +109,7 @@ def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> R
         with hooks from an unknown module.
     """
     if not torch.is_grad_enabled():
+        check_gradients_recorded(probe, inputs)
         return None
     records_gradient, library = any(map(needs_gradient, inputs)), calling_library()
     layer = requested_layer(model, library) if library else None
@@ -123,6 +125,20 @@ def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> R
             unknown_release_message(library, "calls this model without the hooks")
         )
     return Request(layer)
+
+
+def check_gradients_recorded(probe: nn.Module, inputs: Sequence[Any]) -> None:
+    """Raise a RecognitionError if a library requests multipliers where no gradient is recorded."""
+    if not any(map(needs_gradient, inputs)):
+        return
+    live = live_hooks([sys._getframe(1)])
+    if calling_library() and not live.isdisjoint(hook_keys(probe)):
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise RecognitionError(
+            f"the explanation is computed inside torch.{mode}(), where no gradient is recorded, "
+            f"and attributions are gradients; leave `with torch.{mode}():` (or set_grad_enabled) "
+            "before you explain"
+        )
 
 
 def needs_gradient(value: Any) -> bool:
@@ -143,16 +159,17 @@ def calling_library(directly: bool = False) -> str | None:
     Parameters
     ----------
     directly : bool
-        Whether only the caller of the explainable model counts.
+        Whether the library must be what calls the explainable model.
     """
     if torch.compiler.is_compiling():
         return None
+    passed = ("fxshap", "torch.nn.modules.module", *LIBRARIES)
     for frame in enclosing_frames(sys._getframe(1)):
         module = frame_module(frame)
         for name, library in LIBRARIES.items():
             if is_from(module, library.explaining_modules):
                 return name
-        if directly and not is_from(module, ("fxshap", "torch.nn.modules.module")):
+        if directly and not is_from(module, passed):
             return None
     return None
 

@@ -93,6 +93,21 @@ class ProbedModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_probes": {}}  # no library hooks a copy
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state of the user's model, under its own names."""
+        return self.original_model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state of the user's model."""
+        return self.original_model.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load the state of a module that has this one as a child: PyTorch names what is inside."""
+        inside = f"{prefix}_isolated.model."
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[inside + key.removeprefix(prefix)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def get_submodule(self, target: str) -> nn.Module:
         """Return a submodule of the user's model by its qualified name."""
         return self.original_model.get_submodule(target) if target else self

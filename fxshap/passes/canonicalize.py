@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fxshap.graph.dataflow import IDENTITIES
 from fxshap.graph.nodes import call_args, call_nodes, op_packet
@@ -38,16 +39,19 @@ def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def fix_squeezed_dims(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Make every ``squeeze()`` name its dimensions: those of size 1 in the capture.
+    """Make every ``squeeze`` name the dimensions that it removes: those of size 1 in the capture.
 
-    Without a dimension it would also remove the batch dimension of a single row.
+    Otherwise ``squeeze()`` and ``squeeze(0)`` would also remove the batch dimension of a single
+    row.
     """
     for node in call_nodes(graph):
-        if node.target is aten.squeeze.default:
-            (x,) = call_args(node)
-            sizes = enumerate(x.meta["val"].shape)
-            dims = [dim for dim, size in sizes if isinstance(size, int) and size == 1]
-            node.target, node.args, node.kwargs = aten.squeeze.dims, (x, dims), {}
+        if op_packet(node) is aten.squeeze:
+            x, *dims = call_args(node)
+            sizes = x.meta["val"].shape
+            given = pytree.tree_leaves(dims) if dims else range(len(sizes))
+            named = [dim % len(sizes) for dim in given if sizes]
+            removed = [dim for dim in named if isinstance(sizes[dim], int) and sizes[dim] == 1]
+            node.target, node.args, node.kwargs = aten.squeeze.dims, (x, removed), {}
     return graph
 
 

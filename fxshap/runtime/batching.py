@@ -223,7 +223,12 @@ def check_densified(
 
 
 def perturb(x: Tensor, seed: int) -> Tensor:
-    """Add up to a tenth of its size to every element; the global random state stays."""
+    """Add up to a tenth of its size to every element; the global random state stays.
+
+    Integers, such as ids before a layer, stay as they are.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     largest = x.abs().amax()
     return x + noise.to(x.device) * torch.where(largest > 0, largest, 1.0) / 10

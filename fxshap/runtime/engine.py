@@ -56,6 +56,13 @@ class Engine:
         """Return the inputs of the program for inputs of the model."""
         return list(inputs) if self.prefix is None else self.prefix(self.program.model, inputs)
 
+    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Check the program on inputs of the model; return what is explained of its own inputs."""
+        own = self.program_inputs(inputs)
+        self.program.bind_weights(object())
+        self.find_layout(own, own)
+        return own[: self.program.explained]
+
     def explain(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
     ) -> tuple[BackwardFn, Tensor]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fxshap.errors import OptionError
+from fxshap.frontend.arguments import Call
+from fxshap.frontend.outputs import as_columns
 from fxshap.module import ExplainableModule
 from fxshap.runtime.coalitions import dims_of_inputs
 from fxshap.verification.shapley import shapley_values
@@ -80,8 +82,7 @@ def additivity_error(
     float
         The largest ``|sum(phi) - (f(x) - mean f(background))|`` over the largest ``|f|``.
     """
-    with torch.no_grad():
-        f_x, f_r = model(*as_list(samples)), model(*as_list(background))
+    f_x, f_r = (explained_output(model, as_list(x)) for x in (samples, background))
     all_columns = torch.arange(f_x.shape[1]).expand(len(f_x), -1)
     gap = additivity_gaps(values, f_x, f_r, all_columns).max()
     return float(gap) / max(float(f_x.abs().max()), float(f_r.abs().max()))
@@ -103,6 +104,15 @@ def additivity_gaps(values: Sequence[Array], f_x: Tensor, f_r: Tensor, ranks: Te
     change = f_x.double().cpu() - f_r.double().cpu().mean(0)
     gaps: Array = np.abs(total - change.gather(1, ranks).numpy())
     return gaps
+
+
+@torch.no_grad()
+def explained_output(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """Return the output that is explained, of shape (rows, outputs)."""
+    if isinstance(model, ExplainableModule):
+        return model._calls.explained_output(Call.of(inputs, {}))
+    output: Tensor = as_columns(model(*inputs))
+    return output
 
 
 # --- exact Shapley values -----------------------------------------------------------------------
@@ -215,7 +225,6 @@ def on_flat_points(model: nn.Module, shapes: Sequence[torch.Size]) -> Callable[[
 
     def function(points: Tensor) -> Tensor:
         parts = zip(points.split(sizes, 1), shapes, strict=True)
-        result: Tensor = model(*[part.reshape(-1, *shape) for part, shape in parts])
-        return result
+        return explained_output(model, [part.reshape(-1, *shape) for part, shape in parts])
 
     return function

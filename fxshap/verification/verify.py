@@ -24,6 +24,7 @@ from fxshap.verification.metrics import (
     OutputPairs,
     additivity_gaps,
     as_list,
+    explained_output,
     feature_numbers,
     output_differences,
     shapley_distances,
@@ -101,11 +102,10 @@ def verify(
     groups = feature_numbers(model, references, feature_mask)
     with evaluation_mode(model):
         check_compatible(references, model.original_model, lambda: model(*references))
-        with torch.no_grad():
-            f_r = model(*references)
-            check_two_dimensional(f_r)
-            rows = [x.to(f_r.device) for x in rows]  # as SHAP does
-            f_x = model(*rows)
+        f_r = explained_output(model, references)
+        check_two_dimensional(f_r)
+        rows = [x.to(f_r.device) for x in rows]  # as SHAP does
+        f_x = explained_output(model, rows)
         backward_passes = len(f_x) * min(f_x.shape[1], ranked_outputs or f_x.shape[1])
         with record_outputs(model, backward_passes if progress else 0) as recorded:
             values, ranks = shap_values(model, references, rows, ranked_outputs)
