@@ -19,6 +19,7 @@ from fxshap.frontend.data import as_array, as_tensor, column_names, convert_argu
 from fxshap.frontend.inputs import check_equal_rows, check_matching_rows, check_rows_present
 from fxshap.frontend.outputs import check_output
 from fxshap.frontend.signature import signature
+from fxshap.integrations.detect import check_recording
 from fxshap.integrations.hooks import remove_stale_hooks
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
@@ -116,6 +117,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
     @contextmanager
     def _explaining(self) -> Iterator[None]:
         """Run the model in evaluation mode, without gradients or hooks of calls that failed."""
+        check_recording()
         remove_stale_hooks(self.explainable, self._calls.model)
         with explanation_lock(), evaluation_mode(self._calls.model), torch.no_grad():
             yield

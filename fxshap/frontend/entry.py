@@ -82,7 +82,7 @@ class EntryPoint:
         InputError
             If there are more inputs than the model takes.
         """
-        if self.input_paths is not None:
+        if self.input_paths is not None and not is_whole(self.input_paths, inputs):
             names = [describe_path(path) for path in self.input_paths]
             check_input_count(model, inputs, names, bound)
             return (), place_inputs(self.input_paths, inputs, bound)
@@ -98,6 +98,11 @@ class EntryPoint:
         if any(p.kind is p.POSITIONAL_ONLY for p in free):
             return inputs, dict(bound)
         return (), {**{p.name: x for p, x in zip(free, inputs, strict=False)}, **bound}
+
+
+def is_whole(paths: Sequence[InputPath], inputs: Sequence[Any]) -> bool:
+    """Return True if the input is the whole container whose entries the paths name."""
+    return bool(paths and paths[0].keys) and len(inputs) == 1 and not isinstance(inputs[0], Tensor)
 
 
 def flatten_single(output: Any) -> Any:

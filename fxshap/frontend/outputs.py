@@ -136,7 +136,10 @@ def check_rows(output: Tensor, inputs: Sequence[Tensor]) -> None:
     if any(len(output) != count for count in rows):
         raise OutputError(
             f"the model returns {len(output)} rows for inputs of {', '.join(map(str, rows))}; "
-            "every row of the inputs (their first dimension) needs its own row of outputs"
+            "every row of the inputs (their first dimension) needs its own row of outputs. A model "
+            "of one sample, without a batch dimension, such as a graph or a bag of instances, is "
+            "explained with make_explainable(model, unbatched=True), from inputs of shape "
+            "(rows, ...)"
         )
 
 

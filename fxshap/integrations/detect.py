@@ -108,7 +108,7 @@ def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> R
         If a library that computes DeepLIFT attributions is calling without hooks on the probe, or
         with hooks from an unknown module.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         check_gradients_recorded(probe, inputs)
         return None
     records_gradient, library = any(map(needs_gradient, inputs)), calling_library()
@@ -134,11 +134,22 @@ def check_gradients_recorded(probe: nn.Module, inputs: Sequence[Any]) -> None:
     live = live_hooks([sys._getframe(1)])
     if calling_library() and not live.isdisjoint(hook_keys(probe)):
         mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
-        raise RecognitionError(
-            f"the explanation is computed inside torch.{mode}(), where no gradient is recorded, "
-            f"and attributions are gradients; leave `with torch.{mode}():` (or set_grad_enabled) "
-            "before you explain"
-        )
+        raise RecognitionError(unrecorded_message(mode))
+
+
+def check_recording() -> None:
+    """Raise a RecognitionError in inference mode, in which no gradient can be recorded."""
+    if torch.is_inference_mode_enabled():
+        raise RecognitionError(unrecorded_message("inference_mode"))
+
+
+def unrecorded_message(mode: str) -> str:
+    """Return the message for an explanation where no gradient is recorded."""
+    return (
+        f"the explanation is computed inside torch.{mode}(), where no gradient is recorded, and "
+        f"attributions are gradients; leave `with torch.{mode}():` (or set_grad_enabled) before "
+        "you explain"
+    )
 
 
 def needs_gradient(value: Any) -> bool:
