@@ -1,4 +1,4 @@
-"""Networks on DNA from public reports to tangermeme and scvi, on one-hot sequences and on counts."""
+"""Networks on one-hot DNA and on counts of cells, from reports to tangermeme and scvi."""
 
 from __future__ import annotations
 
