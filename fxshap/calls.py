@@ -136,18 +136,19 @@ class ModelCalls:
         kind = (self.options.entry, *keys)
         if kind not in self.sharing:
             with explanation_lock(), evaluation_mode(self.model), torch.no_grad():
-                self.sharing[kind] = find_shared(bound, partial(self._accepts, call))
+                self.sharing[kind] = find_shared(bound, partial(self._run_bound, call))
         return self.sharing[kind]
 
-    def _accepts(self, call: Call, arguments: dict[str, Any], rows: int) -> bool:
-        """Return True if the model gives `rows` rows for bound arguments as they are."""
+    def _run_bound(self, call: Call, arguments: dict[str, Any], rows: int) -> Tensor | None:
+        """Return the output for bound arguments as they are; None if it has not `rows` rows."""
         given = call.with_rows(rows)
         args, kwargs = unwrap_shared((given.args, given.kwargs))
         try:
             result = self.options.entry(self.model, *args, **arguments, **kwargs)
-            return len(select_output(result, self.options.output)) == rows
+            output = select_output(result, self.options.output)
         except Exception:
-            return False
+            return None
+        return output if len(output) == rows else None
 
     def prefix(self, call: Call) -> Any:
         """Return the tensor at the layer where the model was split, or a tuple of several."""

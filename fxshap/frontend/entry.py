@@ -28,6 +28,7 @@ from fxshap.frontend.hook_point import (
 from fxshap.frontend.inputs import describe_shapes
 from fxshap.frontend.naming import (
     InputPath,
+    annotated_type,
     free_parameters,
     packing_type,
     place_inputs,
@@ -84,14 +85,15 @@ class EntryPoint:
         """
         if self.input_paths is not None and not is_whole(self.input_paths, inputs):
             names = [describe_path(path) for path in self.input_paths]
-            check_input_count(model, inputs, names, bound)
+            check_input_count(model, inputs, names, bound, "leave out the others")
             return (), place_inputs(self.input_paths, inputs, bound)
         if takes_any_number(model):
             return inputs, dict(bound)
         free = free_parameters(model, bound)
         if pack := packing_type(model, free, inputs):
             return (), {free[0].name: pack(inputs), **bound}
-        check_input_count(model, inputs, [parameter.name for parameter in free], bound)
+        names = [parameter.name for parameter in free]
+        check_input_count(model, inputs, names, bound, remedy_for_inputs(model))
         positional = [p for p in free if p.kind is not p.KEYWORD_ONLY]
         if not bound and len(inputs) <= len(positional):
             return inputs, {}
@@ -117,24 +119,32 @@ def describe_path(path: InputPath) -> str:
 
 
 def check_input_count(
-    model: nn.Module, inputs: Sequence[Any], names: Sequence[str], bound: Mapping[str, Any]
+    model: nn.Module,
+    inputs: Sequence[Any],
+    names: Sequence[str],
+    bound: Mapping[str, Any],
+    remedy: str,
 ) -> None:
     """Raise an InputError if there are more inputs than the model takes."""
     if len(inputs) <= len(names):
         return
-    given = f"{len(inputs)} input{'s' * (len(inputs) > 1)} {'was' if len(inputs) == 1 else 'were'}"
+    given = f"{len(inputs)} input{'s were' if len(inputs) > 1 else ' was'} given"
     besides = "besides the bound arguments " if bound else ""
     takes = f"takes only {', '.join(names)}" if names else "takes none by position"
-    keywords = any(p.kind is p.VAR_KEYWORD for p in signature(model).parameters.values())
-    remedy = (
-        "name them with make_explainable(model, input_names=(...))"
-        if keywords
-        else "leave out the others, or explain a small nn.Module that takes them all"
-    )
     raise InputError(
-        f"{given} given ({describe_shapes(inputs)}), but {besides}{type(model).__name__}.forward "
+        f"{given} ({describe_shapes(inputs)}), but {besides}{type(model).__name__}.forward "
         f"{takes}; {remedy}"
     )
+
+
+def remedy_for_inputs(model: nn.Module) -> str:
+    """Return what to do about inputs that a model does not take, for messages."""
+    parameters = list(signature(model).parameters.values())
+    keywords = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    containers = any(annotated_type(model, p) not in (None, Tensor) for p in parameters)
+    if keywords or containers:
+        return "name them with make_explainable(model, input_names=(...))"
+    return "leave out the others, or explain a small nn.Module that takes them all"
 
 
 def nest_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:

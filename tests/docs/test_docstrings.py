@@ -14,6 +14,7 @@ MODULES = (
     "fxshap.datasets.batch",
     "fxshap.datasets.jobs",
     "fxshap.explainer",
+    "fxshap.frontend.bound",
     "fxshap.integrations.detect",
     "fxshap.module",
     "fxshap.rules",
