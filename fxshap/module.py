@@ -206,8 +206,8 @@ class ExplainableModule(ProbedModule):
             with a row for every sample is paired with the samples in Captum, tangermeme and
             ordinary calls. SHAP does not tell which sample it explains, so there each sample needs
             an explainer of its own. A tensor without rows, such as the edges of a graph, is given
-            to the model as it is. Which it is, fxshap finds out by calling the model;
-            ``fxshap.Shared(value)`` says it.
+            to the model as it is. fxshap finds out which it is by calling the model, and
+            ``fxshap.Shared(value)`` marks such a tensor.
 
         Returns
         -------

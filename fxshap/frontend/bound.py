@@ -29,7 +29,7 @@ class Shared:
     """A bound tensor without rows, which all rows of a batch share.
 
     fxshap finds out by itself which bound tensors have rows, by calling the model with several
-    numbers of rows. This class says it where the model accepts both.
+    numbers of rows. This class marks one where the model accepts both.
 
     Parameters
     ----------

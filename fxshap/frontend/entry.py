@@ -31,7 +31,7 @@ from fxshap.frontend.naming import (
     annotated_type,
     free_parameters,
     packing_type,
-    place_inputs,
+    assign_inputs,
     resolve_names,
     takes_any_number,
 )
@@ -86,7 +86,7 @@ class EntryPoint:
         if self.input_paths is not None and not is_whole(self.input_paths, inputs):
             names = [describe_path(path) for path in self.input_paths]
             check_input_count(model, inputs, names, bound, "leave out the others")
-            return (), place_inputs(self.input_paths, inputs, bound)
+            return (), assign_inputs(self.input_paths, inputs, bound)
         if takes_any_number(model):
             return inputs, dict(bound)
         free = free_parameters(model, bound)
@@ -150,7 +150,7 @@ def remedy_for_inputs(model: nn.Module) -> str:
 def nest_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments by the names of parameters, with entries of containers in a container."""
     paths = resolve_names(model, tuple(arguments))
-    return place_inputs(paths, tuple(arguments.values()), {})
+    return assign_inputs(paths, tuple(arguments.values()), {})
 
 
 # --- inputs at a hook point ---------------------------------------------------------------------

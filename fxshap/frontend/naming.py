@@ -94,7 +94,7 @@ def annotated_type(model: nn.Module, parameter: inspect.Parameter) -> Any:
 # --- arguments of a call ------------------------------------------------------------------------
 
 
-def place_inputs(
+def assign_inputs(
     paths: Sequence[InputPath], inputs: Sequence[Any], bound: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return keyword arguments in which the inputs are at their paths.
