@@ -29,9 +29,9 @@ from fxshap.frontend.inputs import describe_shapes
 from fxshap.frontend.naming import (
     InputPath,
     annotated_type,
+    assign_inputs,
     free_parameters,
     packing_type,
-    assign_inputs,
     resolve_names,
     takes_any_number,
 )
