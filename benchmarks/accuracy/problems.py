@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_wine
 from torch import Tensor, nn
 
-from fxshap.demo import DigitNet, load_digits
+from fxshap.demo.network import DigitNet, load_digits
 from fxshap.verification.shapley import shapley_values
 from tests.networks.tables import FeatureTokenTransformer
 

@@ -11,7 +11,7 @@ A convolutional network on scikit-learn's digits: which pixels support which cla
 # It is the network of ``python -m fxshap.demo``: a functional GELU, one GELU module that is called
 # twice, and an in-place residual sum.
 #
-# .. literalinclude:: /../fxshap/demo.py
+# .. literalinclude:: /../fxshap/demo/network.py
 #    :pyobject: DigitNet
 
 import numpy as np
@@ -19,7 +19,7 @@ import shap
 import torch
 
 from fxshap import make_explainable
-from fxshap.demo import DigitNet, load_digits, train
+from fxshap.demo.network import DigitNet, load_digits, train
 
 torch.manual_seed(0)
 train_x, train_y, test_x, test_y = load_digits()

@@ -38,7 +38,7 @@ def demo(output: Path) -> None:
     Example:
       fxshap demo --output digits.png
     """  # noqa: D301, click reads \b
-    from fxshap.demo import run_demo  # imported here because SHAP takes seconds to import
+    from fxshap.demo.run import run_demo  # imported here because SHAP takes seconds to import
 
     sys.exit(run_demo(output))
 
