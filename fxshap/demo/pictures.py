@@ -154,10 +154,10 @@ def draw_comparison(images: Array, values: dict[str, Array], changes: Array, pat
     for row, (ax, *others) in enumerate(axes):
         ax.imshow(images[row, 0], cmap="gray_r", vmin=0, vmax=1.15)
         ax.set_xlabel(f"change of the logit: {signed(changes[row])}", fontsize=10)
-        scale = max(float(np.abs(found[row]).max()) for found in values.values())
-        for ax, found in zip(others, values.values(), strict=True):
-            draw_outlined(ax, images[row, 0], found[row], scale)
-            total = found[row].sum()
+        scale = max(float(np.abs(method[row]).max()) for method in values.values())
+        for ax, attributions in zip(others, values.values(), strict=True):
+            draw_outlined(ax, images[row, 0], attributions[row], scale)
+            total = attributions[row].sum()
             adds_up = abs(total - changes[row]) <= 1e-3 * abs(changes[row])
             colour = "#1a7f37" if adds_up else "#cf222e"
             verdict = "adds up" if adds_up else "does not add up"
