@@ -31,6 +31,7 @@ from fxshap.capture.diagnostics import (
     is_data_dependent,
 )
 from fxshap.capture.functionalize import functionalize
+from fxshap.capture.recurrent import RecordRecurrent
 from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
 from fxshap.capture.unlift import unlift
 from fxshap.errors import CaptureError, FxshapError, InputError
@@ -141,6 +142,7 @@ class SelectedOutput(nn.Module):
             return self.select(inputs)
         with (
             RecordBatchNorms(),
+            RecordRecurrent(),
             trace_scripted_modules(self.model),
             convert_data_dependent_errors(),
         ):

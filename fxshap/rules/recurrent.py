@@ -1,11 +1,16 @@
 """Recurrent layers: stacks of layers and directions of the cells of :mod:`.recurrent_cells`.
 
+The rows may have different numbers of steps. Every direction reads the steps of a row first, and
+the padding after them, so that padding changes nothing before it. Its multipliers are 0, and the
+cotangents of the final states enter at the last step of each row.
+
 A cell in the user's own loop, such as ``nn.LSTMCell``, is decomposed into the formulas of one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxshap.ops.recurrent import KERNELS, OPERATORS, recurrent
 from fxshap.rules.core.caching import cached, cached_between
 from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
@@ -43,16 +49,43 @@ class Stack(NamedTuple):
         One for each layer and direction, the directions of a layer together.
     reverse : tuple of bool
         For each direction, whether it reads the sequence from its end.
+    lengths : Tensor, optional
+        The number of steps of every row; by default all.
     """
 
     cell: Cell
     weights: list[Weights]
     reverse: tuple[bool, ...]
+    lengths: Tensor | None = None
 
     @property
     def num_layers(self) -> int:
         """The number of layers."""
         return len(self.weights) // len(self.reverse)
+
+    def in_reading_order(self, steps: Tensor, reverse: bool) -> Tensor:
+        """Reverse the steps of every row, but not its padding, if `reverse` is set.
+
+        Parameters
+        ----------
+        steps : Tensor
+            Shape (steps, ..., rows, features).
+        reverse : bool
+        """
+        if not reverse:
+            return steps
+        if self.lengths is None:
+            return steps.flip(0)
+        step = torch.arange(len(steps), device=steps.device).unsqueeze(1)
+        index = torch.where(step < self.lengths, self.lengths - 1 - step, step)
+        shape = (len(steps), *[1] * (steps.dim() - 3), -1, 1)
+        return steps.gather(0, index.reshape(shape).expand_as(steps))
+
+    def before_padding(self, steps: int) -> Tensor | None:
+        """Return which steps of which rows are no padding, of shape (steps, rows)."""
+        if self.lengths is None:
+            return None
+        return torch.arange(steps, device=self.lengths.device).unsqueeze(1) < self.lengths
 
 
 class StackOutput(NamedTuple):
@@ -82,14 +115,66 @@ def stack_forward(stack: Stack, sequence: Tensor, state: State) -> StackOutput:
         for direction, reverse in enumerate(stack.reverse):
             index = layer * len(stack.reverse) + direction
             initial = tuple(s[index] for s in state)
-            steps = sequence.flip(0) if reverse else sequence
+            steps = stack.in_reading_order(sequence, reverse)
             out, final, values = stack.cell.forward(steps, initial, stack.weights[index])
-            outputs.append(out.flip(0) if reverse else out)
+            outputs.append(stack.in_reading_order(out, reverse))
             activations.append(values)
             finals.append(final)
         sequence = torch.cat(outputs, -1)
     states = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
     return StackOutput(activations, sequence, states)
+
+
+def stack_multipliers(
+    stack: Stack, reference: list[StepValues], sample: list[StepValues]
+) -> list[StepValues]:
+    """Return the multipliers of every layer and direction, those of padding 0.
+
+    Parameters
+    ----------
+    stack : Stack
+    reference, sample : list of dict
+        The activations of every layer and direction.
+    """
+    pairs = zip(reference, sample, strict=True)
+    multipliers = [stack.cell.multipliers(r, x) for r, x in pairs]
+    if stack.lengths is None:
+        return multipliers
+    return [
+        {
+            name: where_steps(stack, value, 1.0 if name == stack.cell.carry else 0.0)
+            for name, value in values.items()
+        }
+        for values in multipliers
+    ]
+
+
+def where_steps(stack: Stack, value: Tensor, padding: float) -> Tensor:
+    """Return values of shape (steps, rows, ...) with another value at the steps of padding."""
+    valid = stack.before_padding(len(value))
+    if valid is None:
+        return value
+    return value.where(valid.reshape(*valid.shape, *[1] * (value.dim() - 2)), padding)
+
+
+def enter_at_last_step(stack: Stack, grad: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cotangents of the outputs and of h after all steps, padding included.
+
+    Parameters
+    ----------
+    stack : Stack
+    grad : Tensor
+        Cotangent of the outputs in reading order, of shape (steps, ..., rows, features).
+    grad_h : Tensor
+        Cotangent of h after the last step of every row, of shape (..., rows, features).
+    """
+    valid = stack.before_padding(len(grad))
+    if valid is None or stack.lengths is None:
+        return grad, grad_h
+    shape = (*[1] * (grad.dim() - 3), -1, 1)
+    grad = grad.where(valid.reshape(len(grad), *shape), 0.0)
+    last = (stack.lengths - 1).reshape(1, *shape).expand(1, *grad.shape[1:])
+    return grad.scatter_add(0, last, grad_h.expand_as(last[0]).unsqueeze(0)), torch.zeros_like(grad_h)
 
 
 def stack_backward(
@@ -118,14 +203,14 @@ def stack_backward(
         grad = torch.zeros(())
         for direction, reverse in enumerate(stack.reverse):
             index = layer * len(stack.reverse) + direction
-            grad_out = grad_directions[direction]
-            grad_sequence, initial = stack.cell.backward(
-                multipliers[index],
-                grad_out.flip(0) if reverse else grad_out,
-                tuple(state[index] for state in grad_states),
-                stack.weights[index],
+            grad_h, *grad_c = (state[index] for state in grad_states)
+            grad_out, grad_h = enter_at_last_step(
+                stack, stack.in_reading_order(grad_directions[direction], reverse), grad_h
             )
-            grad = grad + (grad_sequence.flip(0) if reverse else grad_sequence)
+            grad_sequence, initial = stack.cell.backward(
+                multipliers[index], grad_out, (grad_h, *grad_c), stack.weights[index]
+            )
+            grad = grad + stack.in_reading_order(grad_sequence, reverse)
             for of_all, of_layer in zip(grad_initial, initial, strict=True):
                 of_all[index] = of_layer
     return [grad, *grad_initial]
@@ -134,29 +219,40 @@ def stack_backward(
 # --- the rule ---------------------------------------------------------------------------------
 
 
-def recurrent_rule(target: Target, cell: Cell, states: int) -> None:
-    """Declare a recurrent operation: layers and directions of one cell with `states` states."""
+def recurrent_rule(name: str, target: Target, cell: Cell, states: int) -> None:
+    """Declare a recurrent operation: layers and directions of one cell with `states` states.
 
-    @rule(target, name="recurrent", grads_batched=True)
+    Parameters
+    ----------
+    name : str
+        The operator of fxshap.
+    target : operator
+        torch's operator, which stays in a graph that autocast has changed.
+    cell : Cell
+    states : int
+    """
+
+    @rule(target, OPERATORS[name], name="recurrent", grads_batched=True)
     def backward(
         operation: Operation, reference: Tensors, sample: Tensors, grad: Any
     ) -> tuple[Tensor | None, ...]:
         if any(slot > states for slot in operation.slots):  # a weight varies
+            operation = replace(operation, target=partial(recurrent, KERNELS[name]))
             batched = any(g is not None and g.dim() > 3 for g in grad)
             function = partial(for_each_cotangent, generic) if batched else generic
             return function(operation, reference, sample, grad)
         reverse = (False, True) if operation["bidirectional"] else (False,)
-        stack = Stack(cell, layer_weights(operation), reverse)
+        stack = Stack(cell, layer_weights(operation), reverse, operation.get("lengths"))
 
         def forward(endpoint: Tensors) -> StackOutput:
-            return stack_forward(stack, *sequence_and_states(operation, endpoint, states))
+            sequence, initial = sequence_and_states(operation, endpoint, states)
+            return stack_forward(rows_of(stack, sequence.shape[1]), sequence, initial)
 
         out_r = cached(reference[0], operation, lambda _: forward(reference))
         out_x = cached(sample[0], operation, lambda _: forward(sample))
 
         def all_multipliers() -> list[StepValues]:
-            pairs = zip(out_r.activations, out_x.activations, strict=True)
-            return [cell.multipliers(r, x) for r, x in pairs]
+            return stack_multipliers(stack, out_r.activations, out_x.activations)
 
         multipliers = cached_between(operation, reference[0], sample[0], all_multipliers)
         grad_outputs, grad_states = time_first_grads(operation, grad, out_r)
@@ -166,10 +262,15 @@ def recurrent_rule(target: Target, cell: Cell, states: int) -> None:
         return tuple(grads[slot] for slot in operation.slots)
 
 
-recurrent_rule(aten.lstm.input, LSTM, states=2)
-recurrent_rule(aten.gru.input, GRU, states=1)
-recurrent_rule(aten.rnn_tanh.input, RNN_TANH, states=1)
-recurrent_rule(aten.rnn_relu.input, RNN_RELU, states=1)
+recurrent_rule("lstm", aten.lstm.input, LSTM, states=2)
+recurrent_rule("gru", aten.gru.input, GRU, states=1)
+recurrent_rule("rnn_tanh", aten.rnn_tanh.input, RNN_TANH, states=1)
+recurrent_rule("rnn_relu", aten.rnn_relu.input, RNN_RELU, states=1)
+
+
+def rows_of(stack: Stack, rows: int) -> Stack:
+    """Return the layers for an endpoint: a single row has the lengths of the first."""
+    return stack if stack.lengths is None else stack._replace(lengths=stack.lengths[:rows])
 
 
 def sequence_and_states(

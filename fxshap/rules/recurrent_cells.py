@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxshap.ops.recurrent import OPERATORS
 from fxshap.rules.core.cancellation import abs_aminmax, sequential_factors
 from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.rules.univariate import relu_secant, sigmoid_secant, tanh_secant
 
-aten = torch.ops.aten
 #: The hidden state h and, for an LSTM, the cell state c.
 State = tuple[Tensor, ...]
 #: Activations or multipliers at every step, by name.
@@ -49,11 +49,15 @@ class Weights(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A recurrent cell, as three functions over a sequence; see the module."""
+    """A recurrent cell, as three functions over a sequence; see the module.
+
+    `carry` names the multiplier from the cell state to the next one, if there is a cell state.
+    """
 
     forward: Callable[[Tensor, State, Weights], tuple[Tensor, State, StepValues]]
     multipliers: Callable[[StepValues, StepValues], StepValues]
     backward: Callable[[StepValues, Tensor, State, Weights], tuple[Tensor, State]]
+    carry: str = ""
 
 
 #: As :data:`.cancellation.MAX_MIXED_RATIO`. It is smaller because the parts that cancel come by
@@ -100,7 +104,7 @@ def lstm_forward(
     torch's own kernel gives h. The gates of all steps follow from h at once, and only c needs a
     loop over the steps.
     """
-    outputs, *final = run_layer(aten.lstm.input, sequence, [s.unsqueeze(0) for s in state], weights)
+    outputs, *final = run_layer(OPERATORS["lstm"], sequence, [s.unsqueeze(0) for s in state], weights)
     h0, c = state
     z = F.linear(sequence, weights.w_ih, weights.b_ih)
     z = z + F.linear(states_before(h0, outputs), weights.w_hh, weights.b_hh)
@@ -152,7 +156,7 @@ def lstm_backward(
     return grad_z.flatten(-2) @ weights.w_ih, (grad_h.squeeze(-2), grad_c.squeeze(-2))
 
 
-LSTM = Cell(lstm_forward, lstm_multipliers, lstm_backward)
+LSTM = Cell(lstm_forward, lstm_multipliers, lstm_backward, carry="dc_dc")
 
 # --- GRU (Cho et al. 2014) --------------------------------------------------------------------
 
@@ -164,7 +168,7 @@ def gru_forward(
 
     `a` is the reset gate and `z` the update gate; the activations are their pre-activations.
     """
-    outputs, final = run_layer(aten.gru.input, sequence, state[0].unsqueeze(0), weights)
+    outputs, final = run_layer(OPERATORS["gru"], sequence, state[0].unsqueeze(0), weights)
     h = states_before(state[0], outputs)
     a_i, z_i, n_i = F.linear(sequence, weights.w_ih, weights.b_ih).chunk(3, -1)
     a_h, z_h, n_h = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, -1)
@@ -234,5 +238,5 @@ def rnn(target: Any, secant: Callable[..., Tensor]) -> Cell:
     return Cell(forward, multipliers, backward)
 
 
-RNN_TANH = rnn(aten.rnn_tanh.input, tanh_secant)
-RNN_RELU = rnn(aten.rnn_relu.input, relu_secant)
+RNN_TANH = rnn(OPERATORS["rnn_tanh"], tanh_secant)
+RNN_RELU = rnn(OPERATORS["rnn_relu"], relu_secant)
