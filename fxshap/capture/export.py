@@ -31,7 +31,7 @@ from fxshap.capture.diagnostics import (
     is_data_dependent,
 )
 from fxshap.capture.functionalize import functionalize
-from fxshap.capture.recurrent import RecordRecurrent
+from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
 from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
 from fxshap.capture.unlift import unlift
 from fxshap.errors import CaptureError, FxshapError, InputError
@@ -144,6 +144,7 @@ class SelectedOutput(nn.Module):
             RecordBatchNorms(),
             RecordRecurrent(),
             trace_scripted_modules(self.model),
+            without_packed_checks(self.model),
             convert_data_dependent_errors(),
         ):
             return self.select(inputs)
