@@ -268,16 +268,12 @@ class AlwaysTraining(Model):
 
 MIXING = {
     "batch_norm_module": AlwaysTraining,
-    "batch_norm_function": lambda: Model(
-        lambda y, h: F.batch_norm(y, None, None, training=True)
-    ),
+    "batch_norm_function": lambda: Model(lambda y, h: F.batch_norm(y, None, None, training=True)),
     "softmax_over_rows": lambda: Model(lambda y, h: y.softmax(0)),
     "centred_rows": lambda: Model(lambda y, h: y - y.mean(0)),
-    "cumulative_sum": lambda: Model(lambda y, h: y.cumsum(0)),
     "flipped": lambda: Model(lambda y, h: y.flip(0)),
     "attention_over_rows": lambda: Model(lambda y, h: (h @ h.T).softmax(1) @ y),
-    "number_of_rows": lambda: Model(lambda y, h: y * y.shape[0]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -286,6 +282,67 @@ def test_rows_that_influence_each_other_raise_an_error(name):
         MIXING[name](), BatchMixingError, "the rows of a batch influence each other"
     )
     assert "model.eval()" in message
+    if "batch_norm" not in name:
+        assert re.search(r"error_cases\.py:\d+ \(`return self\.end", message)
+
+
+TABLE = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+FIXED = re.escape("(as in `x + table[:x.size(0)]` where the batch is the first dimension)")
+
+#: By name, what a row's output must not depend on.
+MOVED = {
+    "table": lambda y, h: y + TABLE[: y.size(0)],
+    "table_of_len": lambda y, h: y + TABLE[: len(y)],
+    "small_table": lambda y, h: y + 1e-3 * TABLE[: y.size(0)],
+    "positions": lambda y, h: y * torch.arange(y.size(0)).unsqueeze(1),
+    "positions_of_len": lambda y, h: y + torch.arange(len(y))[:, None] / 10,
+    "steps_between": lambda y, h: y * torch.linspace(0, 1, y.size(0))[:, None],
+    "cumulative_sum": lambda y, h: y.cumsum(0),
+    "causal_attention_over_rows": lambda y, h: (
+        (h @ h.T).masked_fill(torch.ones(len(h), len(h)).triu(1).bool(), -torch.inf).softmax(1) @ y
+    ),
+    "hidden_under_a_tanh": lambda y, h: (y + TABLE[: y.size(0)]).tanh() * 1e-2 + y * 10,
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_rows_whose_position_matters_raise_an_error_with_the_line(name):
+    message = assert_raises(Model(MOVED[name]), BatchMixingError, "the position of a row.*" + FIXED)
+    assert re.search(r"error_cases\.py:\d+ \(`return self\.end", message)
+
+
+NUMBER = {
+    "factor": lambda y, h: y * y.shape[0],
+    "divisor": lambda y, h: y / y.size(0),
+    "len": lambda y, h: y / len(y),
+    "small": lambda y, h: y * (1 + 1e-4 * y.size(0)),
+    "root": lambda y, h: y / len(y) ** 0.5,
+    "tensor": lambda y, h: y / torch.full((1,), y.size(0)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBER)
+def test_a_model_that_computes_with_the_number_of_rows_raises_an_error_with_the_line(name):
+    message = assert_raises(
+        Model(NUMBER[name]), BatchMixingError, "computes with the number of row"
+    )
+    assert re.search(r"error_cases\.py:\d+ \(`return self\.end", message)
+
+
+ALIKE = {
+    "sizes_cancel": lambda y, h: y / (y.numel() / y.size(0)),
+    "positions_that_cancel": lambda y, h: y.flatten()[
+        torch.arange(y.size(0))[:, None] * 3 + torch.arange(3)
+    ],
+    "own_position": lambda y, h: y[torch.arange(len(y)), :],
+    "reshaped": lambda y, h: y.reshape(1, -1).reshape(y.size(0), 3),
+    "masked": lambda y, h: y.masked_fill(torch.eye(3)[1].bool(), -torch.inf).softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_rows_that_are_computed_alike_raise_no_error(name):
+    shap.DeepExplainer(fxshap.make_explainable(Model(ALIKE[name])), REFERENCES).shap_values(SAMPLES)
 
 
 # --- randomness ---------------------------------------------------------------------------------

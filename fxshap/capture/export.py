@@ -32,6 +32,7 @@ from fxshap.capture.diagnostics import (
 )
 from fxshap.capture.functionalize import functionalize
 from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
+from fxshap.capture.row_number import check_any_number, check_fixed_number
 from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
 from fxshap.capture.unlift import unlift
 from fxshap.errors import CaptureError, FxshapError, InputError
@@ -96,7 +97,9 @@ def capture(
     own = [x.detach() for x in inputs]
     captured = unlift(export(selected, own, [with_two_rows(x) for x in own]), model, count)
     if captured.rows not in (None, len(own[0])):
-        captured = unlift(export(selected, own, own), model, count)
+        fewer, captured = captured, unlift(export(selected, own, own), model, count)
+        check_fixed_number(captured, fewer)
+    check_any_number(captured)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
     rows = "any number of" if captured.rows is None else captured.rows
     logger.debug(

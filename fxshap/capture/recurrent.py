@@ -9,12 +9,10 @@ model never sees, and recurrent layers take the lengths.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -119,21 +117,29 @@ class RecordRecurrent(TorchFunctionMode):
         return rows if batch_first else rows.transpose(0, 1), padded.lengths
 
     def run_layers(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run recurrent layers on a sequence, or on the data of a packed one."""
+        """Run recurrent layers on a sequence, or on the data of a packed sequence."""
         operator = RECORDED[func]
         padded = self.find(args[0])
         if padded is None:
             return operator(input, *args, **kwargs)
         batch_first = True
         lengths = padded.lengths.to(input.device)
-        outputs, *states = operator(padded.rows_of(input), *args[1:], batch_first, lengths, **kwargs)
+        outputs, *states = operator(
+            padded.rows_of(input), *args[1:], batch_first, lengths, **kwargs
+        )
         return outputs.flatten(0, 1), *states
 
 
 def is_called_by(function: Callable[..., Any]) -> bool:
     """Return True if a function of torch has called what calls this."""
-    frames = islice(traceback.walk_stack(sys._getframe(2)), MAX_MODES)
-    return any(frame.f_code is function.__code__ for frame, _ in frames)
+    frame = sys._getframe(2)
+    for _ in range(MAX_MODES):
+        if frame.f_code is function.__code__:
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def is_zero(index: Any) -> bool:
@@ -158,8 +164,12 @@ def without_packed_checks(model: nn.Module) -> Iterator[None]:
 
 
 def check_unless_packed(
-    kind: type[nn.RNNBase], layer: nn.RNNBase, input: Tensor, hidden: Any, batch_sizes: Tensor | None
+    kind: type[nn.RNNBase],
+    layer: nn.RNNBase,
+    input: Tensor,
+    hidden: Any,
+    batch_sizes: Tensor | None,
 ) -> None:
-    """Check the sizes of the arguments of a recurrent layer as its class does, unless packed."""
+    """Check the arguments of a recurrent layer as its class does, but not of packed sequences."""
     if batch_sizes is None:
         kind.check_forward_args(layer, input, hidden, batch_sizes)

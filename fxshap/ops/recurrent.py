@@ -6,7 +6,7 @@ is padding: the outputs there are 0, and the final states are those of the last 
 
 torch infers the outputs of its own operators by running every step on fake tensors, which takes
 minutes for 300 steps. These have shapes that are known in advance. Packed sequences become padded
-ones, because the rows of a batch cannot be told apart in a packed one.
+ones, because the data of packed sequences has no dimension for the rows.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def recurrent(
     steps = input.shape[1 if batch_first else 0]
     packed = pack_padded_sequence(input, lengths.cpu(), batch_first, enforce_sorted=False)
     before, after = packed.sorted_indices, packed.unsorted_indices
+    assert before is not None and after is not None  # without `enforce_sorted`
     states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
     first, *rest = (state.index_select(1, before) for state in states)
     data, *finals = kernel(

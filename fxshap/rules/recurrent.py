@@ -174,7 +174,8 @@ def enter_at_last_step(stack: Stack, grad: Tensor, grad_h: Tensor) -> tuple[Tens
     shape = (*[1] * (grad.dim() - 3), -1, 1)
     grad = grad.where(valid.reshape(len(grad), *shape), 0.0)
     last = (stack.lengths - 1).reshape(1, *shape).expand(1, *grad.shape[1:])
-    return grad.scatter_add(0, last, grad_h.expand_as(last[0]).unsqueeze(0)), torch.zeros_like(grad_h)
+    grad = grad.scatter_add(0, last, grad_h.expand_as(last[0]).unsqueeze(0))
+    return grad, torch.zeros_like(grad_h)
 
 
 def stack_backward(

@@ -104,7 +104,9 @@ def lstm_forward(
     torch's own kernel gives h. The gates of all steps follow from h at once, and only c needs a
     loop over the steps.
     """
-    outputs, *final = run_layer(OPERATORS["lstm"], sequence, [s.unsqueeze(0) for s in state], weights)
+    outputs, *final = run_layer(
+        OPERATORS["lstm"], sequence, [s.unsqueeze(0) for s in state], weights
+    )
     h0, c = state
     z = F.linear(sequence, weights.w_ih, weights.b_ih)
     z = z + F.linear(states_before(h0, outputs), weights.w_hh, weights.b_hh)

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxshap.capture.captured import Captured
-from fxshap.errors import BatchMixingError, CaptureError
+from fxshap.errors import CaptureError
 from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating
 from fxshap.passes.split_at_layer import ModelPrefix
-
-#: The tolerance at another batch size. It selects other kernels, whose rounding a deep network with
-#: random weights magnifies (to 0.17 in EfficientNet-B6). A model that multiplies by the number of
-#: rows changes by half.
-OTHER_SIZE_TOLERANCE = 0.4
+from fxshap.runtime.row_independence import (
+    check_another_size,
+    check_comparison,
+    in_another_order,
+    with_another_row,
+)
 
 #: The tolerance between masked operations and their dense form.
 DENSIFIED_TOLERANCE = 0.01
@@ -132,11 +133,12 @@ def probe_layout(
     if rows is not None:
         check_fixed_rows(tapped_graph, first, second, rows)
         return BatchLayout((), tile=True)
-    out, taps = tapped_graph(*[torch.cat(pair) for pair in zip(first, second, strict=True)])
-    other, _ = tapped_graph(*[torch.cat(pair) for pair in zip(first, third, strict=True)])
-    check_rows_independent(other[:1], out[:1])
+    both, others = (concatenated(first, last, 2) for last in (second, third))
+    out, taps = tapped_graph(*both)
+    check_comparison(tapped_graph, with_another_row(both, others), out)
+    check_comparison(tapped_graph, in_another_order(both), out)
     (out_1, taps_1), (out_2, taps_2) = tapped_graph(*first), tapped_graph(*second)
-    check_rows_independent(out, torch.cat([out_1, out_2]), OTHER_SIZE_TOLERANCE)
+    check_another_size(out, torch.cat([out_1, out_2]))
     batch_dims = [batch_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
     sizes = [tap.numel() * accumulating(tap.dtype).itemsize for tap in taps_1]
     own = [tap.nbytes for tap in taps_1 if tap.dtype in ACCUMULATE_IN]
@@ -179,23 +181,15 @@ def check_fixed_rows(
     """Compare a row among copies of itself with the same row before copies of another."""
     if rows == 1:
         return
-    separate, _ = tapped_graph(*[torch.cat([a] * rows) for a in first])
-    mixed, _ = tapped_graph(
-        *[torch.cat([a] + [b] * (rows - 1)) for a, b in zip(first, second, strict=True)]
-    )
-    check_rows_independent(mixed[:1], separate[:1])
+    copies, mixed = concatenated(first, first, rows), concatenated(first, second, rows)
+    out = tapped_graph(*mixed)[0]
+    check_comparison(tapped_graph, with_another_row(mixed, copies), out)
+    check_comparison(tapped_graph, in_another_order(mixed), out)
 
 
-def check_rows_independent(
-    together: Tensor, separate: Tensor, tolerance: float | None = None
-) -> None:
-    """Raise if rows give other outputs together than separately."""
-    if not allclose_to_largest(together, separate, tolerance):
-        raise BatchMixingError(
-            "the rows of a batch influence each other in this model (as in batch norm in training "
-            "mode, or a softmax over dimension 0), so a row has no attributions of its own; call "
-            "model.eval(), or reduce over the features instead of the batch"
-        )
+def concatenated(first: Sequence[Tensor], others: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """Return inputs of `rows` rows: one, and copies of another."""
+    return [torch.cat([a] + [b] * (rows - 1)) for a, b in zip(first, others, strict=True)]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
+from fxshap.ops.recurrent import OPERATORS
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE
@@ -116,3 +117,111 @@ def test_a_gate_that_closes_on_a_large_state_adds_up(dtype):
     attributed = (m.double() * (h_x.double() - h_r.double())).sum().item()
     change = (after.double() - before.double()).sum().item()
     assert attributed == pytest.approx(change, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+
+
+# --- rows of different lengths --------------------------------------------------------------------
+
+LENGTHS = torch.tensor([2, 5, 1])
+
+VARIANTS = {
+    "plain": {},
+    "bidirectional, stacked": {"num_layers": 2, "bidirectional": True},
+    "projected": {"num_layers": 2, "bidirectional": True, "proj_size": 3},
+}
+
+
+def recurrent_layer(kind: str, variant: str) -> nn.RNNBase:
+    """A layer of 3 features, in float64."""
+    options = VARIANTS[variant]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "rnn_relu":
+            return nn.RNN(3, 4, nonlinearity="relu", **options).double()
+        return {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}[kind](3, 4, **options).double()
+
+
+def drawn(layer: nn.RNNBase, seed: int, steps: int = 5) -> list[Tensor]:
+    """A sequence and initial states of three rows."""
+    generator = torch.Generator().manual_seed(seed)
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    widths = [layer.proj_size or layer.hidden_size]
+    widths += [layer.hidden_size] if isinstance(layer, nn.LSTM) else []
+    shapes = [(steps, 3, 3), *((count, 3, width) for width in widths)]
+    return [torch.randn(shape, generator=generator).double() for shape in shapes]
+
+
+def bound_operation(kind: str, layer: nn.RNNBase, tensors: list[Tensor], lengths: Tensor | None):
+    states = tensors[1:] if kind == "lstm" else tensors[1]
+    weights = [weight.detach() for weight in layer.parameters()]
+    options = (True, layer.num_layers, 0.0, False, layer.bidirectional, False, lengths)
+    return Operation.bind(
+        OPERATORS[kind],
+        (tensors[0], states, weights, *options),
+        slots=tuple(range(len(tensors))),
+        rows=(1,) * (2 * len(tensors)),
+    )[0]
+
+
+def row_of(tensors: list[Tensor], row: int, steps: int) -> list[Tensor]:
+    """One row of a sequence of its own length, and of states."""
+    sequence, *states = (x[:, row : row + 1] for x in tensors)
+    return [sequence[:steps], *states]
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [(k, v) for k in OPERATORS for v in VARIANTS if v != "projected" or k == "lstm"],
+)
+def test_rows_of_different_lengths_are_computed_as_each_row_by_itself(kind, variant):
+    layer = recurrent_layer(kind, variant)
+    r, x = drawn(layer, 1), drawn(layer, 2)
+    operation = bound_operation(kind, layer, r, LENGTHS)
+    outputs = operation(*r)
+    generator = torch.Generator().manual_seed(3)
+    grad = [torch.randn(y.shape, generator=generator).double() for y in outputs]
+    found = apply_rule(operation, r, x, tuple(grad))
+    for row, steps in enumerate(LENGTHS.tolist()):
+        r_row, x_row = row_of(r, row, steps), row_of(x, row, steps)
+        by_itself = bound_operation(kind, layer, r_row, None)
+        own_outputs = row_of(list(outputs), row, steps)
+        for y, expected in zip(own_outputs, by_itself(*r_row), strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
+        assert (outputs[0][steps:, row] == 0).all()
+        m = apply_rule(by_itself, r_row, x_row, tuple(row_of(grad, row, steps)))
+        for y, expected in zip(row_of(list(found), row, steps), m, strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
+        assert (found[0][steps:, row] == 0).all()
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_padding_of_any_value_changes_nothing(kind):
+    layer = recurrent_layer(kind, "bidirectional, stacked")
+    r, x = drawn(layer, 1), drawn(layer, 2)
+    grad = tuple(torch.ones_like(y) for y in bound_operation(kind, layer, r, LENGTHS)(*r))
+
+    def multipliers(padding: float) -> tuple[Tensor | None, ...]:
+        padded = [[tensors[0].clone(), *tensors[1:]] for tensors in (r, x)]
+        for sequence, *_ in padded:
+            sequence[torch.arange(5).unsqueeze(1) >= LENGTHS] = padding
+        operation = bound_operation(kind, layer, padded[0], LENGTHS)
+        return apply_rule(operation, *padded, grad)
+
+    for m, same in zip(multipliers(0.0), multipliers(1e6), strict=True):
+        assert torch.equal(m, same)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_weights_that_vary_add_up_over_rows_of_different_lengths(kind):
+    layer = recurrent_layer(kind, "plain")
+    r = drawn(layer, 1)
+    weights = [weight.detach() for weight in layer.parameters()]
+    changed = [weight * 1.1 for weight in weights]
+    states = r[1:] if kind == "lstm" else r[1]
+    arguments = (r[0], states, weights, True, 1, 0.0, False, False, False, LENGTHS)
+    operation, _ = Operation.bind(OPERATORS[kind], arguments, slots=(len(r),), rows=(None, 1, 1, 1))
+    before, after = operation(weights[0]), operation(changed[0])
+    grad = tuple(torch.ones_like(y) for y in before)
+    (m,) = apply_rule(operation, [weights[0]], [changed[0]], grad)
+    attributed = (m * (changed[0] - weights[0])).sum()
+    change = sum((a - b).sum() for a, b in zip(after, before, strict=True))
+    assert attributed.item() == pytest.approx(change.item(), rel=1e-10)

@@ -76,6 +76,7 @@ WORDS = [
 
 #: Names that have a word in a sense of its own, each with the reason.
 ALLOWED_NAMES = {
+    r"(?:\w+_)?packed(?:_\w+)?": "packed sequences of torch",
     r"\w*in_?place\w*": "what torch calls an operator that writes into its argument",
     r"\w+NotFound(?:Error)?": "exceptions of other libraries",
 }
