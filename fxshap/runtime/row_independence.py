@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.errors import BatchMixingError
+from fxshap.graph.dataflow import value_dependents
 from fxshap.graph.nodes import is_floating_node, size_key
 from fxshap.graph.provenance import UNKNOWN_LINE, source_line, user_module
 
@@ -179,15 +180,18 @@ class _ReachedError(Exception):
 def find_culprit(graph: fx.GraphModule, comparison: Comparison) -> fx.Node | None:
     """Return the first node whose rows differ although those that it receives do not.
 
-    Nodes without a dimension of the batch, and integers, such as the positions of elements, are not
-    compared. They differ as much as what they are computed from.
+    Only nodes that depend on the inputs are compared, and none without a dimension of the batch and
+    no integers, such as the positions of elements. Those differ as much as what they are computed
+    from.
     """
     rows = batch_sizes(graph, len(comparison.before[0]))
+    dependents = value_dependents(graph.graph, graph.graph.find_nodes(op="placeholder"))
     first: dict[fx.Node, Tensor] = {}
     differences: dict[fx.Node, float] = {}
 
     def store(node: fx.Node, value: Any) -> None:
-        if is_floating_node(node) and batch_dim_of(node, rows) is not None:
+        floating = node in dependents and is_floating_node(node)
+        if floating and batch_dim_of(node, rows) is not None:
             first[node] = value
 
     def compare(node: fx.Node, value: Any) -> None:
