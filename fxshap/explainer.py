@@ -123,7 +123,13 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             yield
 
     def __call__(
-        self, X: Any, *, outputs: Outputs = None, check_additivity: bool = True, **arguments: Any
+        self,
+        X: Any,
+        *,
+        outputs: Outputs = None,
+        data: Any = None,
+        check_additivity: bool = True,
+        **arguments: Any,
     ) -> shap.Explanation:
         """Explain samples.
 
@@ -133,6 +139,8 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             The samples: one array per input of the model, with the rows first.
         outputs : sequence of int, or array of int, optional
             The outputs to explain: the same for all samples, or a row of outputs for each sample.
+        data : array or list of arrays, optional
+            What the explanation shows in place of `X`, such as the strings of tokens.
         check_additivity : bool
             Whether to check that the attributions sum to the difference of the outputs.
         **arguments
@@ -155,6 +163,9 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         """
         inputs = gather(X, len(self.background))
         result = self._explain(self._tensors(inputs), outputs, arguments, check_additivity)
+        if data is not None:
+            inputs = [data] if len(inputs) == 1 else list(data)
+            check_data_rows(inputs, len(result.columns))
         return self._explanation(result, inputs)
 
     def shap_values(
@@ -355,6 +366,13 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
 
 
 # --- helpers ------------------------------------------------------------------------------------
+
+
+def check_data_rows(data: Sequence[Any], samples: int) -> None:
+    """Raise an InputError unless every array has a row for each sample."""
+    for array in data:
+        if len(array) != samples:
+            raise InputError(f"data has {len(array)} rows for {samples} samples")
 
 
 def as_explainable(

@@ -91,6 +91,15 @@ def test_an_explanation_is_complete(model):
     np.testing.assert_allclose(explainer.expected_value, explanation.base_values[0])
 
 
+def test_data_is_what_the_explanation_shows(model):
+    explainer = fxshap.DeepExplainer(model, BACKGROUND)
+    words = [["a", "b", "c", "d"], ["e", "f", "g", "h"]]
+    explanation = explainer(SAMPLES[:2], data=words)
+    np.testing.assert_array_equal(explanation.data, words)
+    with pytest.raises(InputError, match="data has 1 rows for 2 samples"):
+        explainer(SAMPLES[:2], data=words[:1])
+
+
 def test_one_output_has_the_shape_of_the_input(model):
     explainer = fxshap.DeepExplainer(nn.Sequential(model, nn.Linear(3, 1)), BACKGROUND)
     explanation = explainer(SAMPLES)
