@@ -212,14 +212,14 @@ class BatchExplainer:
     def __dask_tokenize__(self) -> object:
         return type(self).__name__, self._key
 
-    def explain(self, batch: Batch, first_row: int = 0) -> ExplainedBatch:
+    def explain(self, batch: Batch, first_row: int | None = None) -> ExplainedBatch:
         """Return the attributions of a batch as arrays.
 
         Parameters
         ----------
         batch : mapping, DataFrame or Table
-        first_row : int
-            The index of the first row in the data set, for messages.
+        first_row : int, optional
+            The index of the first row in the data set, for messages, if it is known.
         """
         taken = (self.id_column, self.outputs, *self.arguments.values())
         others = {name for name in taken if isinstance(name, str)}
@@ -264,22 +264,23 @@ class BatchExplainer:
         """Return what explains rows, which is built once in every process."""
         return row_explainer(self._key, self._build)
 
-    def rows_at_once(self, batch: Batch) -> int:
+    def rows_at_once(self, batch: Batch, first_row: int | None = None) -> int:
         """Return how many rows of data like this batch to explain at once, by their size."""
         explainer = self.row_explainer()
         if explainer.template is None:
-            self.explain(take_rows(batch, 0, 1))
+            self.explain(take_rows(batch, 0, 1), first_row)
         assert explainer.template is not None
         size = sum(v[:1].nbytes for v in explainer.template.values)
         return int(min(max(CHUNK_BYTES // max(size, 1), 1), MAX_CHUNK_ROWS))
 
-    def where(self, batch: Batch, row: int, first_row: int = 0) -> str:
+    def where(self, batch: Batch, row: int, first_row: int | None = None) -> str:
         """Return the name of a row for messages."""
+        name = f"row {row} of the batch" if first_row is None else f"row {first_row + row}"
         if self.id_column is None:
-            return f"row {first_row + row}"
+            return name
         value = batch[self.id_column]
         value = value.iloc[row] if hasattr(value, "iloc") else value[row]
-        return f"row {first_row + row} ({self.id_column} {value})"
+        return f"{name} ({self.id_column} {value})"
 
     def _build(self) -> RowExplainer:
         return RowExplainer.build(

@@ -145,6 +145,7 @@ def write_explanations(
                 )
             if on_part is not None:
                 on_part(record)
+    sink.clean()
     return manifest.summary(parts, below=below)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
 
 #: The rows of a part: at most, unless there were too many parts, and at least.
 MAX_ROWS, MIN_ROWS, MAX_PARTS = 8192, 64, 4096
@@ -10,6 +12,8 @@ MAX_ROWS, MIN_ROWS, MAX_PARTS = 8192, 64, 4096
 MAX_BYTES = 256 << 20
 #: The folder of the output that records which parts are done. Readers of Parquet leave it out.
 FOLDER = "_fxshap"
+#: Begins the names of files that are not complete. Readers leave out such names, too.
+TEMPORARY = ".unfinished-"
 #: Into how many parts a data set is divided, if they have rows enough.
 PARTS = 64
 
@@ -38,3 +42,8 @@ def divide(rows: int, rows_per_part: int) -> list[Part]:
     """Divide rows into parts."""
     starts = range(0, rows, rows_per_part)
     return [Part(i, start, min(start + rows_per_part, rows)) for i, start in enumerate(starts)]
+
+
+def temporary_file(folder: Path) -> Path:
+    """Return a new name for a file that is written, and then gets its own name."""
+    return folder / f"{TEMPORARY}{uuid4().hex}"

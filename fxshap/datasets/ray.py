@@ -15,7 +15,7 @@ from fxshap.datasets.columns import Batch, add_columns, is_arrow, row_count, tab
 from fxshap.datasets.extras import import_extra
 from fxshap.datasets.parts import Part, divide, rows_per_part_of
 from fxshap.datasets.sources import Source, open_source
-from fxshap.datasets.writer import PartWriter, Record
+from fxshap.datasets.writer import PartWriter, Record, read_chunks
 from fxshap.errors import OptionError
 
 #: Ray Data logs its plans, and warns that there is no progress bar, where a job has one of its own.
@@ -120,8 +120,11 @@ class BatchWorker:
         self.explainer: BatchExplainer = pickle.loads(content)
 
     def __call__(self, batch: Batch) -> Iterator[Any]:
-        """Yield parts of the batch with attributions."""
-        yield from explained_tables(self.explainer, batch)
+        """Yield tables with attributions, of as many rows as a worker explains at once."""
+        count = row_count(batch)
+        step = self.explainer.rows_at_once(batch) if count else 1
+        for start in range(0, max(count, 1), step):
+            yield self.explainer(take_rows(batch, start, start + step))
 
 
 class SourceWorker:
@@ -133,10 +136,12 @@ class SourceWorker:
         self.explainer, self.source = pickle.loads(content)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Any]:
-        """Yield tables with the rows of the parts and their attributions."""
-        for start, stop in zip(batch["start"], batch["stop"], strict=True):
-            rows = self.source.read(int(start), int(stop))
-            yield from explained_tables(self.explainer, rows, int(start))
+        """Yield tables with the rows of a part and their attributions."""
+        (index,), (start,), (stop,) = batch["index"], batch["start"], batch["stop"]
+        part = Part(int(index), int(start), int(stop))
+        for first, rows in read_chunks(self.explainer, self.source, part):
+            columns = self.explainer.explain(rows, first).columns
+            yield add_columns(rows if is_arrow(rows) else table_of(rows), columns)
 
 
 class WriteWorker:
@@ -163,16 +168,6 @@ def as_bytes(error: Exception) -> bytes:
     except Exception:
         content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return content
-
-
-def explained_tables(explainer: BatchExplainer, batch: Batch, first: int = 0) -> Iterator[Any]:
-    """Yield Arrow tables with attributions, of as many rows as a worker holds at once."""
-    count = row_count(batch)
-    step = explainer.rows_at_once(batch) if count else 1
-    for start in range(0, max(count, 1), step):
-        rows = take_rows(batch, start, start + step)
-        columns = explainer.explain(rows, first + start).columns
-        yield add_columns(rows if is_arrow(rows) else table_of(rows), columns)
 
 
 def parts_dataset(ray: Any, parts: Sequence[Part]) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-from uuid import uuid4
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from fxshap.datasets.columns import (
     table_of,
 )
 from fxshap.datasets.extras import import_extra
-from fxshap.datasets.parts import FOLDER, Part
+from fxshap.datasets.parts import FOLDER, TEMPORARY, Part, temporary_file
 from fxshap.errors import InputError, OptionError
 
 Format = Literal["parquet", "numpy", "zarr"]
@@ -75,6 +74,12 @@ class Sink(ABC):
     def write(self, part: Part, chunks: Iterable[Chunk]) -> None:
         """Write the chunks of a part. What is there of the part is overwritten."""
 
+    def clean(self) -> None:
+        """Remove what workers that were killed have left."""
+        for folder in (self.folder, self.folder / FOLDER):
+            for file in folder.glob(f"{TEMPORARY}*"):
+                file.unlink(missing_ok=True)
+
     def has(self, part: Part) -> bool:
         """Return True if what a finished part has written is there."""
         return self.folder.exists()
@@ -112,7 +117,7 @@ class ParquetSink(Sink):
         """Write a file, under its name only when it is complete."""
         import pyarrow.parquet as parquet
 
-        temporary = self.folder / f".{part.index:06d}-{uuid4().hex}"
+        temporary = temporary_file(self.folder)
         writer = None
         try:
             for chunk in chunks:
@@ -162,7 +167,7 @@ class NumpySink(ArraySink):
     def _put(self, name: str, start: int, values: Array) -> None:
         file = self.folder / f"{name}.npy"
         if not file.exists():
-            temporary = self.folder / f".{name}-{uuid4().hex}"
+            temporary = temporary_file(self.folder)
             shape = (self.rows, *values.shape[1:])
             np.lib.format.open_memmap(temporary, "w+", values.dtype, shape).flush()
             try:

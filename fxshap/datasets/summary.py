@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import shap
 
 from fxshap.datasets.batch import ExplainedBatch
 from fxshap.datasets.columns import Array
+from fxshap.datasets.parts import temporary_file
 
 #: How many rows the random sample has, and the most bytes that they may take.
 SAMPLE_ROWS = 1000
@@ -287,7 +287,7 @@ def row_bytes(sample: Sample) -> int:
 
 def write_file(file: Path, content: bytes) -> None:
     """Write a file, under its name only when it is complete and on disk."""
-    temporary = file.with_name(f".{file.name}-{uuid4().hex}")
+    temporary = temporary_file(file.parent)
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,18 +25,28 @@ from fxshap.runtime.arrays import ArrayAttributions, additivity_errors, toleranc
 #: How many explainers a process keeps.
 MAX_CACHED = 4
 _cached: OrderedDict[str, RowExplainer] = OrderedDict()
-_lock = Lock()
+_locks = [Lock()]
 
 
 def row_explainer(key: str, build: Callable[[], RowExplainer]) -> RowExplainer:
     """Return the explainer of this key, and build it if this process has not."""
-    with _lock:
+    with _locks[-1]:
         if key not in _cached:
             _cached[key] = build()
             while len(_cached) > MAX_CACHED:
                 _cached.popitem(last=False)
         _cached.move_to_end(key)
         return _cached[key]
+
+
+def reset_after_fork() -> None:
+    """Build again after fork: the parent's threads may hold the lock, and its GPU is not shared."""
+    _locks[:] = [Lock()]
+    _cached.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=reset_after_fork)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxshap.datasets.batch import BatchExplainer
-from fxshap.datasets.columns import row_count, take_rows
+from fxshap.datasets.columns import Batch
 from fxshap.datasets.manifest import Manifest
 from fxshap.datasets.parts import Part
 from fxshap.datasets.sinks import Chunk, Sink
@@ -88,15 +88,20 @@ class PartWriter:
 
     def _chunks(self, part: Part, summary: Summary) -> Iterator[Chunk]:
         """Yield explained rows of the part, and add them to the summary."""
-        batch = self.source.read(part.start, part.stop)
-        step = self.explainer.rows_at_once(batch)
-        for first in range(0, row_count(batch), step):
-            rows = take_rows(batch, first, first + step)
-            start = part.start + first
+        for start, rows in read_chunks(self.explainer, self.source, part):
             explained = self.explainer.explain(rows, start)
             refused = sorted(explained.reasons)
             summary.add(explained, start, [self.explainer.where(rows, i, start) for i in refused])
             yield Chunk(start, rows, explained.columns)
+
+
+def read_chunks(
+    explainer: BatchExplainer, source: Source, part: Part
+) -> Iterator[tuple[int, Batch]]:
+    """Yield as many rows of a part as a worker explains at once, with the index of the first."""
+    step = explainer.rows_at_once(source.read(part.start, part.start + 1), part.start)
+    for start in range(part.start, part.stop, step):
+        yield start, source.read(start, min(start + step, part.stop))
 
 
 def peak_bytes() -> int:

@@ -155,7 +155,7 @@ def test_several_inputs_and_arguments_of_each_sample():
     flat = pa.table(
         {n: v.reshape(40, -1).tolist() if v.ndim > 1 else v for n, v in columns.items()}
     )
-    with pytest.raises(InputError, match="row 0 cannot be explained"):
+    with pytest.raises(InputError, match="row 0 of the batch cannot be explained"):
         explainer(flat)  # the mask has lost its shape
     flat = flat.drop(["keep"]).append_column("keep", pa.array(mask.tolist()))
     result = explainer(flat)
@@ -240,7 +240,7 @@ def test_a_row_that_cannot_be_explained_is_recorded_or_stops(name, position):
     assert np.isnan(result["shap_values"][position]).all()
     assert np.isnan(result["additivity_error"][position])
     np.testing.assert_allclose(result["shap_values"][good], wanted[good], rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=rf"row {position} \(id r{position}\) cannot be explained"):
+    with pytest.raises(InputError, match=rf"row {position} of the batch \(id r{position}\)"):
         BatchExplainer(Root(), background, id_column="id")(batch)
 
 
@@ -271,7 +271,7 @@ def test_attributions_that_do_not_add_up_stop_even_where_errors_are_recorded(mon
     mean = PairBatches._mean
     monkeypatch.setattr(PairBatches, "_mean", lambda *args: 1.01 * mean(*args))
     explainer = BatchExplainer(net(), BACKGROUND, on_error="record", id_column="id")
-    with pytest.raises(AdditivityError, match=r"of row \d+ \(id \d+\) do not sum"):
+    with pytest.raises(AdditivityError, match=r"of row \d+ of the batch \(id \d+\) do"):
         explainer({"x": X, "id": np.arange(40)})
 
 
@@ -280,7 +280,9 @@ def test_values_that_do_not_fit_the_dtype_are_an_error():
         def forward(self, x: Tensor) -> Tensor:
             return 1e6 * torch.tanh(x)
 
-    with pytest.raises(OptionError, match=r"row \d+ has values that are too large for float16"):
+    with pytest.raises(
+        OptionError, match=r"row \d+ of the batch has values that are too large for float16"
+    ):
         BatchExplainer(Large(), BACKGROUND, dtype="float16")({"x": X})
 
 
@@ -341,6 +343,9 @@ def test_hugging_face_datasets(tmp_path):
         BatchExplainer(net(), BACKGROUND), batched=True
     )
     np.testing.assert_allclose(np.asarray(images["shap_values"]), expected(), atol=1e-6)
+    mapped = data.map(explainer, batched=True, batch_size=16, num_proc=2).with_format("numpy")
+    found = np.asarray(list(mapped["shap_values"])).reshape(40, 4, 3)
+    np.testing.assert_allclose(found, expected(), atol=1e-6)
     stream = data.to_iterable_dataset().map(explainer, batched=True, batch_size=16)
     np.testing.assert_allclose([row["shap_values"] for row in stream], expected(), atol=1e-6)
 

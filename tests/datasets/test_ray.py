@@ -129,3 +129,4 @@ def test_a_killed_driver_continues_on_the_command_line(folder, wanted):
     found = pd.read_parquet(folder / "out.parquet")
     pd.testing.assert_frame_equal(found, pd.read_parquet(folder / "whole"), check_exact=True)
     assert_explained(found, wanted)
+    assert not list((folder / "out.parquet").rglob(".*"))
