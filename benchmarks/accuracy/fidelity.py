@@ -1,7 +1,8 @@
 """How far each attribution method is from the exact Shapley values.
 
-For every network of `tests.networks` and a few pairs of a sample and a reference, the exact
-Shapley values are computed by brute force. A method's distance is
+For every network of `tests.networks`, every model of a report with at most ten features, and a few
+pairs of a sample and a reference, the exact Shapley values are computed by brute force. A method's
+distance is
 
     sum |phi - exact| / sum |exact|
 
@@ -28,18 +29,23 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 import fxshap
 from benchmarks import adapters
 from benchmarks.adapters import join, split
+from fxshap.frontend.arguments import Call
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS, Network
+from tests.networks.reports import REPORTS, Report
 
 OUTPUT = Path("docs/fidelity.md")
 ADDS_UP = 1e-5
 NO_FARTHER = 1.05
 MEDIAN_RATIO = 0.4
+MAX_FEATURES = 10
+"""Models of reports with more features are left out: brute force doubles with each."""
 ROUNDING = 1e-9
 """Distances below this differ only by rounding."""
 
@@ -73,6 +79,9 @@ class Measurement:
 
 
 Results = dict[str, dict[str, Measurement]]
+
+SMALL_REPORTS = {n: report for n, report in REPORTS.items() if report.features <= MAX_FEATURES}
+"""The models of reports that are measured."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,38 @@ METHODS: dict[str, Method] = {
 }
 
 
+class CalledAs(nn.Module):
+    """The model of a report behind its inputs, with its options and bound arguments."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.model = report.build().double()
+        bound = pytree.tree_map(as_double, report.bound)
+        self.calls = fxshap.make_explainable(self.model, **report.options).bind(**bound)._calls
+        self(*report.inputs(2, dtype=torch.float64))  # which bound tensors have rows
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the output that is explained, one column for each."""
+        output: Tensor = self.calls.output(Call.of(inputs, {}))
+        return output.reshape(len(inputs[0]), -1)
+
+
+def as_double(value: Any) -> Any:
+    """Return a floating-point tensor as float64."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
+
+
+def build(network: Network) -> nn.Module:
+    """Build a network in float64; the model of a report as its users call it."""
+    if isinstance(network, Report):
+        return CalledAs(network)
+    return network.build().double()
+
+
 def exact_values(network: Network, samples: Inputs, references: Inputs) -> Tensor:
     """Compute the exact Shapley values, of shape (pairs, features, outputs)."""
-    model = network.build().double()
+    model = build(network)
 
     def function(flat: Tensor) -> Tensor:
         return model(*split(flat, network.shapes))
@@ -143,7 +181,7 @@ def exact_values(network: Network, samples: Inputs, references: Inputs) -> Tenso
 
 def explain(method: Method, network: Network, samples: Inputs, references: Inputs) -> Tensor:
     """Attribute a new build of the network, without the method's warnings."""
-    model = network.build().double()
+    model = build(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         values = method(
@@ -177,7 +215,7 @@ def measure(network: Network, methods: list[str], count: int) -> dict[str, Measu
     samples = network.inputs(count, seed=1, dtype=torch.float64)
     references = network.inputs(count, seed=2, dtype=torch.float64)
     exact = exact_values(network, samples, references)
-    model = network.build().double()
+    model = build(network)
     with torch.no_grad():
         y, y_reference = model(*samples), model(*references)
     largest = torch.maximum(y.abs().max(), y_reference.abs().max())
@@ -297,13 +335,21 @@ def reasons(results: Results) -> list[str]:
     ]
 
 
-def report(results: Results, methods: list[str], verdicts: list[Verdict], command: str) -> str:
+def page(
+    results: Results,
+    of_reports: Results,
+    methods: list[str],
+    verdicts: list[Verdict],
+    command: str,
+) -> str:
     """Write the results as Markdown.
 
     Parameters
     ----------
     results : dict
         The measurements of each network.
+    of_reports : dict
+        The measurements of each model of a report.
     methods : list of str
         The methods that were measured.
     verdicts : list of Verdict
@@ -337,7 +383,17 @@ def report(results: Results, methods: list[str], verdicts: list[Verdict], comman
         "## By network",
         network_table(results, methods, "github"),
     ]
-    if why := reasons(results):
+    if of_reports:
+        sources = [f"{name}: {REPORTS[name].source}" for name in of_reports]
+        sections += [
+            "## Models that users reported",
+            f"Models with at most {MAX_FEATURES} features, rebuilt small from public reports, and "
+            "habits that many share.",
+            summary_table(of_reports, methods, "github"),
+            network_table(of_reports, methods, "github"),
+            f"Sources: {'; '.join(sources)}.",
+        ]
+    if why := reasons({**results, **of_reports}):
         sections += ["## Why there are no values", "\n".join(why)]
     return "\n\n".join(sections) + "\n"
 
@@ -362,23 +418,27 @@ def main() -> int:
     """Measure, print and write; return 1 if a verdict fails."""
     arguments = parse_arguments()
     methods = arguments.only_methods
-    names = fnmatch.filter(NETWORKS, arguments.networks)
+    networks: dict[str, Network] = {**NETWORKS, **SMALL_REPORTS}
+    names = fnmatch.filter(networks, arguments.networks)
     if not names:
         sys.exit(f"no network matches {arguments.networks!r}")
-    results = {
-        name: measure(NETWORKS[name], methods, arguments.samples)
+    measured = {
+        name: measure(networks[name], methods, arguments.samples)
         for name in tqdm(names, unit="network")
     }
-    verdicts = judge(results, methods)
-    print(network_table(results, methods, "simple"), end="\n\n")
-    print(summary_table(results, methods, "simple"), end="\n\n")
-    print(*reasons(results), *verdicts, sep="\n")
-    whole = len(names) == len(NETWORKS) and len(methods) == len(METHODS)
+    results = {name: row for name, row in measured.items() if name in NETWORKS}
+    of_reports = {name: row for name, row in measured.items() if name in SMALL_REPORTS}
+    verdicts = judge(results, methods) if results else []
+    for rows in filter(None, (results, of_reports)):
+        print(network_table(rows, methods, "simple"), end="\n\n")
+        print(summary_table(rows, methods, "simple"), end="\n\n")
+    print(*reasons(measured), *verdicts, sep="\n")
+    whole = len(names) == len(networks) and len(methods) == len(METHODS)
     output = arguments.output or (OUTPUT if whole else None)
     if output:
         command = shlex.join(["python", "-m", "benchmarks.accuracy.fidelity", *sys.argv[1:]])
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(report(results, methods, verdicts, command))
+        output.write_text(page(results, of_reports, methods, verdicts, command))
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 

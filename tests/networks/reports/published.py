@@ -321,9 +321,7 @@ REPORTS = [
     report("new_activations", architecture=NewActivations, shapes=((2, 5),), source="Captum #1082"),
     report("voxels", architecture=Voxels, shapes=((1, 2, 2, 2),), source="SHAP #2419"),
     report("conv_recurrent", architecture=ConvRecurrent, shapes=((5, 2),), source="SHAP #2765"),
-    report(
-        "inverted_residual", architecture=InvertedResidual, shapes=((1, 3, 3),), source="SHAP #1140"
-    ),
+    report("mobile_block", architecture=InvertedResidual, shapes=((1, 3, 3),), source="SHAP #1140"),
     report("probabilities", architecture=Probabilities, source="SHAP #2204"),
     report("normalized", architecture=Normalized, source="SHAP #3438"),
     report(

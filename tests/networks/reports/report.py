@@ -41,5 +41,5 @@ class Report(Network):
     ) -> tuple[Tensor, ...]:
         """Draw samples: those of ``draw``, or standard normal ones."""
         if self.draw is not None:
-            return self.draw(count, seed)
+            return tuple(x.to(dtype) for x in self.draw(count, seed))
         return super().inputs(count, seed=seed, dtype=dtype)
