@@ -114,10 +114,10 @@ class ModelCalls:
             with suppress(Exception):  # of a model for a single row
                 twice = select_output(self.run(call.with_rows(2)), self.options.output)
                 if len(twice) == 2:
-                    return twice[:1]
+                    return twice[:1].detach()
         with name_shapes_on_failure(self.model, call.leaves, call.missing(self.bound)):
             result = self.run(call)
-        return select_output(result, self.options.output)
+        return select_output(result, self.options.output).detach()
 
     def expand(self, call: Call, pairs: bool = False) -> dict[str, Any]:
         """Return the bound arguments for a call, with as many rows, and the shared ones marked."""
@@ -203,7 +203,7 @@ class ModelCalls:
         hook_point = layer.hook_point if layer else None
         with layer.suspended() if layer else nullcontext():
             check_compatible(call.args, self.model, lambda: self.run(call))
-            output = self.explained_output(call).detach()
+            output = self.explained_output(call)
             check_output(output, call.args, "shap")
             tensors = []
             if layer or not self.captures.engines:

@@ -175,9 +175,9 @@ class ExplainableModule(ProbedModule):
         """Return the model's own output; if a library requests them, with multipliers."""
         probe, call = self._probe, Call.of(inputs, kwargs)
         remove_stale_hooks(self, self.original_model)
-        with model_call():
-            request = find_request(probe, self.original_model, call.leaves)
         guard = partial(self._removing_hooks_on_error, probe)
+        with model_call(), guard():
+            request = find_request(probe, self.original_model, call.leaves)
         if request is not None:
             with explanation_lock(), guard():
                 return self._calls.explain(request, call, probe, guard)

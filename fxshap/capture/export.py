@@ -167,12 +167,16 @@ class SelectedOutput(nn.Module):
         return True
 
     def select(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """Call the model, and return what `forward` returns."""
+        """Call the model, and return what `forward` returns.
+
+        A model that differentiates inside returns tensors that require a gradient. torch.export
+        takes none, so they are detached.
+        """
         if self.hook_point is None:
-            return select_output(self.call(self.model, inputs), self.output)
+            return select_output(self.call(self.model, inputs), self.output).detach()
         with record_tensors(self.model, self.hook_point) as calls:
-            result = select_output(self.call(self.model, inputs), self.output)
-        return result, single_call(self.hook_point, calls)
+            result = select_output(self.call(self.model, inputs), self.output).detach()
+        return result, tuple(x.detach() for x in single_call(self.hook_point, calls))
 
 
 # --- torch.export -------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ def find_request(probe: nn.Module, model: nn.Module, inputs: Sequence[Any]) -> R
 
 def check_gradients_recorded(probe: nn.Module, inputs: Sequence[Any]) -> None:
     """Raise a RecognitionError if a library requests multipliers where no gradient is recorded."""
-    if not any(map(needs_gradient, inputs)):
+    # Libraries require a gradient of their inputs, but in inference mode copies of them lose it.
+    if not (torch.is_inference_mode_enabled() or any(map(needs_gradient, inputs))):
         return
     live = live_hooks([sys._getframe(1)])
     if calling_library() and not live.isdisjoint(hook_keys(probe)):

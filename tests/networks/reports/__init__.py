@@ -3,12 +3,12 @@
 One file a kind. ``REPORTS`` maps the name of every model to its :class:`Report`.
 """
 
-from tests.networks.reports import calling, graphs, published, sequences, squeezing
+from tests.networks.reports import calling, derivatives, graphs, published, sequences, squeezing
 from tests.networks.reports.report import Report
 
 REPORTS: dict[str, Report] = {
     report.name: report
-    for kind in (calling, graphs, published, sequences, squeezing)
+    for kind in (calling, derivatives, graphs, published, sequences, squeezing)
     for report in kind.REPORTS
 }
 
