@@ -10,6 +10,7 @@ references of one shape.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -171,7 +172,9 @@ def compile_function(function: Callable[..., Any], leaves: Sequence[Tensor]) -> 
     traced.recompile()
     compiled: CompiledFn = torch.compile(traced, fullgraph=True, dynamic=False)
     try:
-        compiled(*leaves)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.6 warns of what its cache does not store
+            compiled(*leaves)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -31,7 +31,7 @@ def test_every_file_of_constraints_has_a_command():
     assert set(names.split()) == {path.stem for path in CONSTRAINTS.glob("*.txt")}
 
 
-@pytest.mark.parametrize("path", CONSTRAINTS.glob("*.txt"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONSTRAINTS.glob("*.txt")), ids=lambda path: path.stem)
 def test_the_readme_has_the_releases_of_every_file(path):
     pinned = releases(path)
     readme = (ROOT / "README.md").read_text()
