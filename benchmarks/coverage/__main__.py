@@ -51,6 +51,13 @@ def transformers() -> Iterator[Entry]:
     return transformers_entries()
 
 
+def diffusers() -> Iterator[Entry]:
+    """Yield the networks of diffusers."""
+    from benchmarks.coverage.diffusion import diffusers_entries
+
+    return diffusers_entries()
+
+
 def hand_written() -> Iterator[Entry]:
     """Yield the networks of this repository."""
     from benchmarks.coverage.hand_written import hand_written_entries
@@ -63,6 +70,7 @@ ZOOS: dict[str, Callable[[], Iterator[Entry]]] = {
     "torchvision": torchvision,
     "timm": timm,
     "transformers": transformers,
+    "diffusers": diffusers,
     "hand-written": hand_written,
 }
 

@@ -21,12 +21,14 @@ SMALL = {
 SMALL_IMAGE = {**SMALL, "image_size": 32, "patch_size": 8}
 SMALL_IMAGE.pop("vocab_size")
 KEY_VALUE = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
-# The default, "grouped_mm", sorts the tokens of all rows by expert into one matrix, where the rows
-# of the batch are mixed; "batched_mm" computes the same token by token.
 EXPERTS = {
-    "moe_num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 0, "first_k_dense_replace": 0,
-    "experts_implementation": "batched_mm",
+    "moe_num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts": 4,
+    "num_experts_per_tok": 2, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 0,
+    "first_k_dense_replace": 0,
+}  # fmt: skip
+LATENT_ATTENTION = {
+    "num_key_value_heads": HEADS, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "use_cache": False,
 }  # fmt: skip
 SERIES = {
     "prediction_length": 4, "context_length": 20, "lags_sequence": [1, 2], "d_model": WIDTH,
@@ -107,10 +109,18 @@ MODELS: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
     ("Ernie4_5_MoeModel", {**KEY_VALUE, **EXPERTS}, "inputs_embeds", EMBEDDINGS),
     ("MixtralModel", {**KEY_VALUE, **EXPERTS}, "inputs_embeds", EMBEDDINGS),
     ("MiniMaxModel", {**KEY_VALUE, **EXPERTS, "block_size": 4}, "inputs_embeds", EMBEDDINGS),
-    ("DeepseekV3Model", {**SMALL, **EXPERTS, "num_key_value_heads": HEADS, "kv_lora_rank": 8,
-                         "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-                         "v_head_dim": 8, "n_group": 2, "topk_group": 1, "use_cache": False},
+    ("MiniMaxM2Model", {**KEY_VALUE, **EXPERTS}, "inputs_embeds", EMBEDDINGS),
+    ("Qwen3MoeModel", {**KEY_VALUE, **EXPERTS}, "inputs_embeds", EMBEDDINGS),
+    # Kimi-K2 has this architecture too.
+    ("DeepseekV3Model", {**SMALL, **EXPERTS, **LATENT_ATTENTION, "n_group": 2, "topk_group": 1},
      "inputs_embeds", EMBEDDINGS),
+    ("MiniCPM3Model", {**SMALL, **LATENT_ATTENTION}, "inputs_embeds", EMBEDDINGS),
+    ("SiglipVisionModel", SMALL_IMAGE, "pixel_values", IMAGE),
+    ("GotOcr2Model.vision_tower", {
+        "vision_config": {"hidden_size": WIDTH, "output_channels": 16, "num_hidden_layers": LAYERS,
+                          "num_attention_heads": HEADS, "image_size": 32, "patch_size": 8,
+                          "window_size": 2, "global_attn_indexes": [1], "mlp_dim": INNER},
+        "text_config": {"model_type": "qwen2", **KEY_VALUE}}, "pixel_values", IMAGE),
 ]  # fmt: skip
 
 
@@ -127,6 +137,24 @@ class ByKeyword(nn.Module):
         return self.network(**{self.keyword: x})
 
 
+class ByDefault(ByKeyword):
+    """A network with experts as transformers computes them by default.
+
+    PyTorch multiplies groups of rows, the default, only in float32 and less precise types. In
+    float64 the network cannot run so, and multiplies row by row.
+    """
+
+    def __init__(self, network: nn.Module, keyword: str) -> None:
+        super().__init__(network, keyword)
+        self.default: str = network.config._experts_implementation
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        result = super()._apply(fn, recurse)
+        is_double = next(self.parameters()).dtype is torch.float64
+        self.network.set_experts_implementation("batched_mm" if is_double else self.default)
+        return result
+
+
 def build(name: str, configuration: dict[str, Any], keyword: str) -> nn.Module:
     """Build a network, or the part of it that a dotted name asks for."""
     import transformers
@@ -135,7 +163,8 @@ def build(name: str, configuration: dict[str, Any], keyword: str) -> nn.Module:
     model_class = getattr(transformers, kind)
     spread = {"initializer_range": SPREAD, "init_std": SPREAD}  # some have one name, some the other
     network = model_class(model_class.config_class(**spread, **configuration))
-    return ByKeyword(network.get_submodule(part) if part else network, keyword)
+    wrapper = ByDefault if EXPERTS.keys() <= configuration.keys() else ByKeyword
+    return wrapper(network.get_submodule(part) if part else network, keyword)
 
 
 def read_out(result: Any) -> Tensor:

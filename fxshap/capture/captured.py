@@ -21,9 +21,13 @@ class Captured:
         The only number of rows that the graph runs on; ``None`` if it runs on any number.
     explained : int
         How many of the placeholders are explained. They come first.
+    assumed : bool
+        Whether the graph is that of inputs that leave no group empty, where the model asks
+        (:mod:`fxshap.capture.groups`).
     """
 
     module: fx.GraphModule
     weights: dict[str, str]
     rows: int | None
     explained: int
+    assumed: bool = False

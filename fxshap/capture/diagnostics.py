@@ -12,6 +12,9 @@ from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
 #: The error of torch.export for control flow that depends on values. No export strategy avoids it.
 DATA_DEPENDENT = "GuardOnDataDependentSymNode"
 
+#: The error of torch for tensors that leave it for NumPy.
+LEAVES_FOR_NUMPY = ".numpy() is not supported"
+
 #: What to do, by a part of the error's text or of the text of one of its causes.
 REMEDIES = {
     DATA_DEPENDENT: (
@@ -19,7 +22,7 @@ REMEDIES = {
         "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
         "time, or explain the part after the decision"
     ),
-    ".numpy() is not supported": (
+    LEAVES_FOR_NUMPY: (
         "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"
     ),
 }
@@ -42,6 +45,12 @@ def find_remedy(error: BaseException) -> str | None:
 def is_data_dependent(error: BaseException) -> bool:
     """Return True if control flow that depends on values caused an error."""
     return any(type(cause).__name__ == DATA_DEPENDENT for cause in exception_chain(error))
+
+
+def takes_values(error: BaseException) -> bool:
+    """Return True if Python asking for the values of a tensor caused an error."""
+    leaves = any(LEAVES_FOR_NUMPY in str(cause) for cause in exception_chain(error))
+    return leaves or is_data_dependent(error)
 
 
 def exception_chain(error: BaseException | None) -> list[BaseException]:

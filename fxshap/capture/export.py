@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,11 +29,13 @@ from fxshap.capture.diagnostics import (
     explain_failure,
     first_line,
     is_data_dependent,
+    takes_values,
 )
 from fxshap.capture.functionalize import functionalize
+from fxshap.capture.groups import EnumerateGroups
 from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
 from fxshap.capture.row_number import check_any_number, check_fixed_number
-from fxshap.capture.tracing import RecordBatchNorms, trace_scripted_modules
+from fxshap.capture.tracing import RecordOwnOperators, trace_scripted_modules
 from fxshap.capture.unlift import unlift
 from fxshap.errors import CaptureError, FxshapError, InputError
 from fxshap.frontend.hook_point import HookPoint, record_tensors, single_call
@@ -92,14 +94,15 @@ def capture(
     """
     check_not_quantized(model)
     start = time.perf_counter()
-    selected = SelectedOutput(model, output, call, hook_point)
     count = len(inputs) if explained is None else explained
+    selected = SelectedOutput(model, output, call, hook_point, count)
     own = [x.detach() for x in inputs]
     captured = unlift(export(selected, own, [with_two_rows(x) for x in own]), model, count)
     if captured.rows not in (None, len(own[0])):
         fewer, captured = captured, unlift(export(selected, own, own), model, count)
         check_fixed_number(captured, fewer)
     check_any_number(captured)
+    captured = replace(captured, assumed=selected.assumed)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
     rows = "any number of" if captured.rows is None else captured.rows
     logger.debug(
@@ -128,29 +131,49 @@ class SelectedOutput(nn.Module):
     """The module that is exported: calls the user's model and selects the tensor to explain.
 
     The name of its attribute `model` begins every qualified name in the exported graph.
+
+    Attributes
+    ----------
+    enumerates_groups : bool
+        Whether to take every group that rows are routed to as one with rows.
+    assumed : bool
+        Whether any group was, in the latest run.
     """
 
     def __init__(
-        self, model: nn.Module, output: Selector, call: ModelCall, hook_point: HookPoint | None
+        self,
+        model: nn.Module,
+        output: Selector,
+        call: ModelCall,
+        hook_point: HookPoint | None,
+        explained: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.output = output
         self.call = call
         self.hook_point = hook_point
+        self.explained = explained
+        self.enumerates_groups = False
+        self.assumed = False
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Return the tensor to explain, and if there is a hook point the tensors there."""
         if skips_contexts():
             return self.select(inputs)
         with (
-            RecordBatchNorms(),
+            RecordOwnOperators(),
             RecordRecurrent(),
             trace_scripted_modules(self.model),
             without_packed_checks(self.model),
             convert_data_dependent_errors(),
         ):
-            return self.select(inputs)
+            if not self.enumerates_groups:
+                return self.select(inputs)
+            with EnumerateGroups(inputs[: self.explained]) as groups:
+                result = self.select(inputs)
+            self.assumed = groups.assumed
+            return result
 
     @torch.no_grad()
     def check(self, inputs: Sequence[Tensor]) -> None:
@@ -245,9 +268,24 @@ def export(
             model.check(inputs)
             if few is not inputs and not model.accepts(few):  # it takes these rows only
                 return export(model, inputs, inputs)
+        if takes_values(failures[-1]):
+            program = export_groups(model, examples)
+            if program is not None:
+                return program
         if is_data_dependent(failures[-1]):
             break
     raise CaptureError(explain_failure(failures[0])) from failures[0]
+
+
+def export_groups(model: SelectedOutput, examples: tuple[Tensor, ...]) -> ExportedProgram | None:
+    """Export the graph of inputs that leave no group empty; return ``None`` if that fails too."""
+    model.enumerates_groups = True
+    try:
+        return export_with_strategy(model, examples, EXPORT_STRATEGIES[0])
+    except Exception as error:  # the first failure names the line
+        logger.debug("not captured with all groups: %s", first_line(error))
+        model.enumerates_groups, model.assumed = False, False
+        return None
 
 
 def export_with_strategy(

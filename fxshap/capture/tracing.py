@@ -41,17 +41,70 @@ def call_as_not_exporting(method: Callable[..., Any], *args: Any, **kwargs: Any)
         return method(*args, **kwargs)
 
 
-# --- batch norm ---------------------------------------------------------------------------------
+# --- operators of our own -----------------------------------------------------------------------
 
 
-class RecordBatchNorms(TorchFunctionMode):
-    """Record every batch norm in evaluation mode as one ``fxshap::batch_norm`` operation."""
+class RecordOwnOperators(TorchFunctionMode):
+    """Record some functions of PyTorch as one operator of :mod:`fxshap.ops.library` each.
+
+    They are batch norm in evaluation mode, and the product of groups of rows. A sum by
+    ``scatter_reduce``, whose strides torch does not know, is recorded as ``scatter_add``.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if func in GROUPED_PRODUCTS:
+            return grouped_mm_as_operator(func, *args, **kwargs)
+        if func in SUMS:
+            return sum_as_scatter_add(func, *args, **kwargs)
         recorded = batch_norm_as_operator if func is functional.batch_norm else func
-        return recorded(*args, **(kwargs or {}))
+        return recorded(*args, **kwargs)
+
+
+#: For each function that reduces, the one that sums.
+SUMS = {Tensor.scatter_reduce: Tensor.scatter_add, Tensor.scatter_reduce_: Tensor.scatter_add_}
+
+
+def sum_as_scatter_add(
+    function: Callable[..., Tensor],
+    base: Tensor,
+    dim: int,
+    index: Tensor,
+    src: Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Tensor:
+    """Compute ``scatter_reduce`` or its in-place form, a sum by ``scatter_add``."""
+    if reduce == "sum" and include_self:
+        return SUMS[function](base, dim, index, src)
+    return function(base, dim, index, src, reduce, include_self=include_self)
+
+
+#: They are missing from some releases.
+GROUPED_PRODUCTS = tuple(
+    getattr(module, name)
+    for module, name in ((functional, "grouped_mm"), (torch, "_grouped_mm"))
+    if hasattr(module, name)
+)
+
+
+def grouped_mm_as_operator(
+    function: Callable[..., Tensor],
+    rows: Tensor,
+    weights: Tensor,
+    *rest: Any,
+    offs: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Compute ``torch.nn.functional.grouped_mm``, with one matrix a group by our operator."""
+    plain = not any(value is not None for value in (*rest, *options.values()))
+    if plain and offs is not None and (rows.dim(), weights.dim()) == (2, 3):
+        out: Tensor = torch.ops.fxshap.grouped_mm(rows, weights, offs)
+        return out
+    return function(rows, weights, *rest, offs=offs, **options)
 
 
 def batch_norm_as_operator(

@@ -17,6 +17,9 @@ from fxshap.errors import CaptureError
 from fxshap.graph.nodes import has_tensor
 from fxshap.graph.provenance import source_line
 
+#: States a bound of a size that torch does not know. An empty group breaks the bound.
+ASSERTION = torch.ops.aten._assert_scalar.default
+
 
 def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captured:
     """Return an exported program as a graph module whose weights are attributes, not inputs."""
@@ -39,7 +42,7 @@ def unlift(program: ExportedProgram, model: nn.Module, explained: int) -> Captur
             path = str(specs[node.name].target).removeprefix("model.")
             if has_tensor(model, path):  # the others are constants that `forward` creates
                 weights[node.name] = path
-        elif not is_size_constraint(node):
+        elif not is_size_constraint(node) and node.target is not ASSERTION:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "placeholder":
                 copies[node].meta["bound"] = len(inputs) >= explained

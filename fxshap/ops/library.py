@@ -5,8 +5,10 @@
 - ``fxshap::select``: ``torch.where`` for a condition of 0/1 floats.
 - ``fxshap::ranks``: the element of each rank, as one-hot vectors.
 - ``fxshap::one_hot_position``: an integer, as a one-hot vector.
+- ``fxshap::grouped_mm``: groups of rows, each times a matrix of its own.
 
-Floats take the place of booleans and integers because autograd gives those no gradient.
+Floats take the place of booleans and integers because autograd gives those no gradient. PyTorch's
+own product of groups can be captured only in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ LIBRARY.define("step(Tensor difference, str relation) -> Tensor")
 LIBRARY.define("select(Tensor condition, Tensor a, Tensor b) -> Tensor")
 LIBRARY.define("ranks(Tensor scores, str order, int lowest, int count) -> Tensor")
 LIBRARY.define("one_hot_position(Tensor position, int size) -> Tensor")
+LIBRARY.define("grouped_mm(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
 
 RELATIONS = {
     "gt": torch.gt,
@@ -84,9 +87,20 @@ def one_hot_position(position: Tensor, size: int) -> Tensor:
     return one_hot(position.round().long() % size, size, position.dtype)
 
 
-for _function in (batch_norm, step, select, ranks, one_hot_position):
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Multiply group k of the rows, which ends before row ``ends[k]``, by ``weights[k]``."""
+    out = rows.new_zeros(rows.shape[0], weights.shape[2])
+    start = 0
+    for end, weight in zip(ends.tolist(), weights, strict=True):
+        out[start:end] = rows[start:end] @ weight
+        start = end
+    return out
+
+
+for _function in (batch_norm, step, select, ranks, one_hot_position, grouped_mm):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")
 LIBRARY.impl("batch_norm", lambda x, *rest: torch.empty_like(x), "Meta")
+LIBRARY.impl("grouped_mm", lambda rows, w, _: rows.new_empty(rows.shape[0], w.shape[2]), "Meta")
 
 #: Batch norm in evaluation mode, as one operation; :mod:`fxshap.ops.frozen` runs it.
 BATCH_NORM = torch.ops.fxshap.batch_norm.default

@@ -34,6 +34,7 @@ aten = torch.ops.aten
 
 READS = (aten.index, aten._unsafe_index)
 WRITES = (aten.index_put, aten._unsafe_index_put, aten.index_copy, aten.index_add)
+SCATTERED_SUMS = (aten.scatter_add, aten.scatter_reduce)
 #: Return the indices of a mask's True elements as one tensor for each dimension of the mask.
 INDEX_TUPLES = (aten.where.default, aten.nonzero_numpy.default)
 #: Returns these indices in one tensor, with one column for each dimension of the mask.
@@ -75,7 +76,7 @@ def densify_masked_ops(graph: fx.Graph, context: Context) -> fx.Graph:
             with graph.inserting_before(node):
                 densifier.densify(node)
     graph.eliminate_dead_code()
-    context.densified = bool(densifier.dense)
+    context.densified |= bool(densifier.dense)
     return graph
 
 
@@ -113,8 +114,10 @@ class MaskDensifier:
             write = parse_write(node)
             if positions := self.positions(write.indices):
                 self.write_by_where(node, write, positions)
-            elif write.adds:
-                self.add_by_where(node, write)
+            elif (addition := as_addition(write)) is not None:
+                self.add_by_where(node, addition)
+        elif op_packet(node) in SCATTERED_SUMS:
+            self.scatter_zeros_elsewhere(node)
         else:
             self.apply_to_dense(node)
 
@@ -260,6 +263,21 @@ class MaskDensifier:
         result = self.insert(node, added, write.base, mask, write.values, *indices)
         self.replace_write(node, write.base, result)
 
+    def scatter_zeros_elsewhere(self, node: fx.Node) -> None:
+        """Replace a sum of masked values at masked positions: add 0 where the mask is False."""
+        base, dim, index, values, *reduce = call_args(node)
+        mask = self.mask_of.get(values)
+        is_sum = [*reduce, *node.kwargs.values()] in ([], ["sum"], ["sum", True])
+        if dim != 0 or mask is None or self.mask_of.get(index) is not mask or not is_sum:
+            return
+
+        def added(base: Tensor, mask: Tensor, values: Tensor, index: Tensor) -> Tensor:
+            new = torch.where(as_first_dim(mask, values.dim()), values, 0.0)
+            return base.scatter_add(0, index, new)
+
+        result = self.insert(node, added, base, mask, values, index)
+        self.replace_write(node, base, result)
+
     def replace_write(self, node: fx.Node, base: fx.Node, result: Any) -> None:
         """Replace a write by its result, which is a dense form if `base` is masked."""
         if base in self.dense:
@@ -277,6 +295,32 @@ def parse_write(node: fx.Node) -> Write:
         return Write(base, indices, values, op_packet(node) is aten.index_add, factor)
     base, indices, values, *adds = call_args(node)
     return Write(base, indices, values, any(adds))
+
+
+def as_addition(write: Write) -> Write | None:
+    """Return a write that adds, if ``base[indices] = base[indices] + values`` is one.
+
+    It is if no index occurs twice: of two values for one position, one would stay. An expert finds
+    each of its tokens once.
+    """
+    if write.adds:
+        return write
+    if op_packet(write.values) not in (aten.add, aten.sub) or write.values.kwargs:
+        return None
+    old, new = call_args(write.values)[:2]
+    if is_read(new, write) and op_packet(write.values) is aten.add:
+        old, new = new, old
+    if not is_read(old, write) or not isinstance(new, fx.Node):
+        return None
+    factor = 1.0 if op_packet(write.values) is aten.add else -1.0
+    return write._replace(values=new, adds=True, factor=factor)
+
+
+def is_read(node: Any, write: Write) -> bool:
+    """Return True if a node reads what a write replaces."""
+    if not isinstance(node, fx.Node) or op_packet(node) not in READS:
+        return False
+    return call_args(node) == (write.base, write.indices)
 
 
 def as_first_dim(mask: Tensor, dims: int) -> Tensor:

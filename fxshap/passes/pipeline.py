@@ -30,11 +30,13 @@ from fxshap.passes.propagate_variances import (
     remove_variances,
 )
 from fxshap.passes.relax_booleans import relax_booleans
+from fxshap.passes.unsort_rows import unsort_rows
 from fxshap.passes.validate import check_deterministic, check_static
 
 #: The passes, in the order in which they run.
 PASSES: tuple[Pass, ...] = (
     drop_identities,
+    unsort_rows,
     record_compute_dtype,  # before promotion: it is the model's own
     promote_to_float64,
     densify_masked_ops,  # before `check_static`, which rejects what is still masked

@@ -212,6 +212,8 @@ def look_up_elements(ones: Tensor, table: Tensor, dim: int) -> Tensor:
 def relax_indexing(relaxation: Relaxation, node: fx.Node) -> fx.Node | None:
     """table[:, index] and table[rows, index] with one index that depends on the input."""
     source, indices = call_args(node)
+    if not any(index in relaxation.floats for index in nodes_in(indices)):
+        return reshape_index(relaxation, node)
     table = relaxation.as_float(source, node)
     dims = [dim for dim, index in enumerate(indices) if index is not None]
     relaxed_dims = [dim for dim in dims if indices[dim] in relaxation.floats]
@@ -336,4 +338,7 @@ def uses_index(relaxation: Relaxation, node: fx.Node) -> bool:
     if packet not in INDEX_POSITIONS:
         return False
     indices = nodes_in(call_args(node)[INDEX_POSITIONS[packet]])
+    constant = not any(index.meta["varying"] for index in indices)
+    if packet is aten.index and constant:
+        return node.args[0] in relaxation.one_hot
     return any(index in relaxation.floats for index in indices)

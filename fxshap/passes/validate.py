@@ -8,18 +8,15 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from fxshap._compat import existing_packets
 from fxshap.errors import CaptureError
 from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
 from fxshap.passes.context import Context
 from fxshap.passes.densify_masks import READS
+from fxshap.passes.unsort_rows import is_grouped_product
 from fxshap.rules.core.registry import find_rule
 
 aten = torch.ops.aten
-
-#: Products of every group of rows with a matrix of its own.
-GROUPED_PRODUCTS = existing_packets("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 
 
 def check_static(graph: fx.Graph, context: Context) -> fx.Graph:
@@ -56,20 +53,13 @@ def dynamic_part(node: fx.Node, constant: set[Any]) -> tuple[str, str] | None:
         return reason, stay_static
     if is_grouped_product(node):
         return (
-            "it sorts what is in the rows of the batch into groups, by values (`grouped_mm`)",
-            "multiply row by row; a mixture of experts of transformers does after "
+            "it multiplies sorted rows in groups (`grouped_mm`), and does not put them back as it "
+            "sorted them",
+            "put them back by `out[order] = rows` or `rows[order.argsort()]`, or multiply row by "
+            "row; a mixture of experts of transformers does after "
             'model.set_experts_implementation("batched_mm")',
         )
     return None
-
-
-def is_grouped_product(node: fx.Node) -> bool:
-    """Return True if a node multiplies groups of rows by matrices of their own."""
-    if getattr(node.target, "namespace", "") == "transformers":
-        # transformers registers it when it is imported, for types and devices without a kernel.
-        fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
-        return op_packet(node) is fallback
-    return op_packet(node) in GROUPED_PRODUCTS
 
 
 def constant_sizes(graph: fx.Graph) -> set[Any]:

@@ -210,9 +210,25 @@ def check_densified(
         tapped_graph(*inputs)[0], masked_graph(*inputs), DENSIFIED_TOLERANCE
     ):
         raise CaptureError(
-            "what the model computes where a mask is True (as in `h[mask] = f(h[mask])`) depends "
-            "on how many elements the mask selects, or on the other elements; compute it for each "
-            "element separately, or for all and select with torch.where"
+            "what the model computes where a mask is True (as in `h[mask] = f(h[mask])`), or in "
+            "sorted rows, depends on how many elements the mask selects, or on the other elements; "
+            "compute it for each element separately, or for all and select with torch.where"
+        )
+
+
+def check_assumed(output: Tensor, plain: Tensor) -> None:
+    """Raise if a graph of inputs that leave no group empty does not compute what the model does.
+
+    Parameters
+    ----------
+    output, plain : Tensor
+        The output of the graph, and the model's own.
+    """
+    if not allclose_to_largest(output, plain.detach(), DENSIFIED_TOLERANCE):
+        raise CaptureError(
+            "the model computes something else where no element is selected, as after "
+            "`if not mask.any():` or `if len(tokens) == 0:`, and for these inputs none is, so no "
+            "single graph describes it; choose with torch.where"
         )
 
 

@@ -14,8 +14,9 @@ from fxshap.errors import CaptureError
 from fxshap.frontend.arguments import Arguments
 from fxshap.frontend.hook_point import HookPoint
 from fxshap.frontend.inputs import check_compatible
+from fxshap.frontend.outputs import select_output
 from fxshap.passes.split_at_layer import split_at_hook_point
-from fxshap.runtime.batching import check_prefix_rows
+from fxshap.runtime.batching import check_assumed, check_prefix_rows
 from fxshap.runtime.engine import Engine
 from fxshap.runtime.locks import capture_lock
 from fxshap.runtime.options import Options
@@ -109,10 +110,17 @@ def capture_engine(
         # Fake tensors accept other dtypes: export would capture a model that cannot run.
         check_compatible(inputs, model, lambda: call(model, inputs))
         captured = capture(model, inputs, options.output, arguments.explained, call, hook_point)
+
+    def plain(tensors: Sequence[Tensor]) -> Tensor:
+        return select_output(call(model, tensors), options.output)
+
     prefix = None
     if hook_point is not None:
+        if captured.assumed:
+            check_assumed(captured.module(*inputs)[0], plain(inputs))
         prefix, suffix = split_at_hook_point(captured, hook_point)
         check_prefix_rows(prefix, model, inputs, suffix, arguments.explained)
         captured = suffix
-    program = Program(model, captured, options.rule == "variance", options.compile)
+    compared = plain if captured.assumed and prefix is None else None
+    program = Program(model, captured, options.rule == "variance", options.compile, compared)
     return Engine(program, options, prefix)

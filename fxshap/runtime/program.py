@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from fxshap.frontend.inputs import check_finite_weights
 from fxshap.graph.nodes import tensor_at
 from fxshap.passes.pipeline import RewrittenModel, rewrite
 from fxshap.rules.smoothed_activations import no_variance
+from fxshap.runtime.batching import check_assumed
 
 
 class Program:
@@ -32,6 +33,8 @@ class Program:
         Whether activations receive the variances of the sums before them.
     compile : bool
         Whether to compile the backward passes.
+    plain : callable, optional
+        ``plain(inputs)`` is the model's own output. If it is given, that of the graph is compared.
 
     Attributes
     ----------
@@ -39,9 +42,15 @@ class Program:
     """
 
     def __init__(
-        self, model: nn.Module, captured: Captured, variances: bool = False, compile: bool = False
+        self,
+        model: nn.Module,
+        captured: Captured,
+        variances: bool = False,
+        compile: bool = False,
+        plain: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ) -> None:
         self.model = model
+        self.plain = plain
         self.captured = captured
         self.rewritten: RewrittenModel = rewrite(captured, variances)
         graph = self.rewritten.rescaled_graph
@@ -64,7 +73,14 @@ class Program:
     def tapped(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Taps]:
         """Run the captured graph; return the output and the taps by name."""
         output, taps = self.rewritten.tapped_graph(*inputs)
+        self.check_output(inputs, output)
         return output, dict(zip(self.rewritten.tap_names, taps, strict=True))
+
+    @torch.no_grad()
+    def check_output(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """Raise if the output of a graph that is not that of all inputs is not the model's."""
+        if self.plain is not None:
+            check_assumed(output, self.plain(inputs))
 
     @torch.no_grad()
     def with_variances(

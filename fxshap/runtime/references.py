@@ -52,6 +52,7 @@ class References:
         self.max_batched = max_batched
         self.cached_tape: Tape | None = None
         self.output = torch.cat([self.tape(part).output.detach() for part in self.parts()])
+        program.check_output(self.inputs, self.output)
 
     def tape(self, part: slice) -> Tape:
         """Return the tape of a part of the references; drop it before requesting the next."""
