@@ -90,6 +90,7 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.speed: $(VENV)/.%: $(VENV)/.t
 
 # The vision zoos come without their dependencies, which would replace torch.
 $(VENV)/.zoo: $(VENV)/.speed
+	$(INSTALL) -e '.[zoo]'
 	$(INSTALL) --no-deps torchvision timm
 	touch $@
 
