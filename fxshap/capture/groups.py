@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -156,14 +157,15 @@ def as_array(tensor: Tensor, node: fx.Node, *options: Any, **named: Any) -> Any:
 def sizes_of(counts: Tensor, node: fx.Node) -> list[Any]:
     """Return how many rows every group has, as numbers that torch does not know.
 
-    Running totals are larger from one to the next.
+    Running totals are sums of such numbers, so that torch knows which is larger.
     """
-    with torch._C.DisableTorchFunction():
-        numbers: list[Any] = counts.tolist()
     running = op_packet(without_reshapes(node)) is aten.cumsum
-    for before, number in zip([0, *numbers], numbers, strict=False):
-        assume_positive(number - before if running else number)
-    return numbers
+    sizes = counts.diff(prepend=counts.new_zeros(1)) if running else counts
+    with torch._C.DisableTorchFunction():
+        numbers: list[Any] = sizes.tolist()
+    for number in numbers:
+        assume_positive(number)
+    return list(accumulate(numbers)) if running else numbers
 
 
 def assume_positive(number: Any) -> None:

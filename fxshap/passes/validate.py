@@ -13,7 +13,7 @@ from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
 from fxshap.passes.context import Context
 from fxshap.passes.densify_masks import READS
-from fxshap.passes.unsort_rows import is_grouped_product
+from fxshap.passes.sorted_rows import is_grouped_product
 from fxshap.rules.core.registry import find_rule
 
 aten = torch.ops.aten
