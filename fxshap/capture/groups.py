@@ -53,6 +53,9 @@ SELECTIONS = (
     Tensor.argwhere, Tensor.masked_select, Tensor.__getitem__,
 )  # fmt: skip
 
+#: Where the node of a running total keeps it as a number.
+TOTAL = "running_total"
+
 #: The number of rows that a group is said to have, where Python needs a number that is known.
 SOME = 2
 
@@ -130,7 +133,15 @@ def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> 
 
 
 def each_number(found: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...] | None:
-    """Iterate over the groups that have rows: over all."""
+    """Iterate over the groups that have rows: over all. ``tolist`` does that too."""
+    if dim == 0 and is_running(node) and found.dim() == 1:
+        with torch._C.DisableTorchFunction():
+            parts: tuple[Tensor, ...] = found.unbind(0)
+        for part, number in zip(parts, sizes_of(found, node), strict=True):
+            part_node = node_of(part)
+            assert part_node is not None
+            part_node.meta[TOTAL] = number
+        return parts
     size = enumerated(node)
     if size is None or dim != 0:
         return None
@@ -139,7 +150,7 @@ def each_number(found: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...
 
 
 def as_list(tensor: Tensor, node: fx.Node) -> list[Any] | None:
-    """``tolist``: the numbers of all groups, or how many rows each has."""
+    """Return the numbers of all groups, or how many rows each has."""
     size = enumerated(node)
     if size is not None:
         return [[k] if tensor.dim() == 2 else k for k in range(size)]
@@ -149,7 +160,7 @@ def as_list(tensor: Tensor, node: fx.Node) -> list[Any] | None:
 
 
 def as_array(tensor: Tensor, node: fx.Node, *options: Any, **named: Any) -> Any:
-    """``numpy``: an array of what ``tolist`` returns."""
+    """``numpy``: an array of the numbers of all groups, or of how many rows each has."""
     numbers = as_list(tensor, node)
     return None if numbers is None else np.array(numbers, dtype=object)
 
@@ -159,7 +170,7 @@ def sizes_of(counts: Tensor, node: fx.Node) -> list[Any]:
 
     Running totals are sums of such numbers, so that torch knows which is larger.
     """
-    running = op_packet(without_reshapes(node)) is aten.cumsum
+    running = is_running(node)
     sizes = counts.diff(prepend=counts.new_zeros(1)) if running else counts
     with torch._C.DisableTorchFunction():
         numbers: list[Any] = sizes.tolist()
@@ -176,6 +187,8 @@ def assume_positive(number: Any) -> None:
 
 def one_size(count: Tensor, node: fx.Node) -> Any:
     """``item``: how many rows a group has; or whether it has any."""
+    if TOTAL in node.meta:
+        return node.meta[TOTAL]
     truth = occupied(node)
     if truth is not None and count.dtype is torch.bool:
         return truth
@@ -205,7 +218,6 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.unique: all_numbers,
     Tensor.unbind: each_number,
     torch.unbind: each_number,
-    Tensor.tolist: as_list,
     Tensor.numpy: as_array,
     Tensor.item: one_size,
     Tensor.__bool__: occupied_or_none,
@@ -270,6 +282,11 @@ def is_count(node: fx.Node) -> bool:
     if packet in TOTALS:
         return is_indicator(first_input(node)) or is_count(first_input(node))
     return packet is aten.cumsum and is_count(first_input(node))
+
+
+def is_running(node: fx.Node) -> bool:
+    """Return True if a node is the running totals of counts, or some of them."""
+    return op_packet(without_reshapes(node)) is aten.cumsum and is_count(node)
 
 
 #: Operations that return indices, and the position of the dimension among their arguments.
