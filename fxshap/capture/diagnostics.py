@@ -48,7 +48,7 @@ def is_data_dependent(error: BaseException) -> bool:
 
 
 def takes_values(error: BaseException) -> bool:
-    """Return True if Python asking for the values of a tensor caused an error."""
+    """Return True if Python reading the values of a tensor caused an error."""
     leaves = any(LEAVES_FOR_NUMPY in str(cause) for cause in exception_chain(error))
     return leaves or is_data_dependent(error)
 

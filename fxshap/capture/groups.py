@@ -119,8 +119,8 @@ def static_counts(
     size = max(minlength, candidates(node) or 0)
     if not size:
         return None
-    found = numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)
-    return found.sum(0) if weights is None else (found * weights.reshape(-1, 1)).sum(0)
+    equal = numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)
+    return equal.sum(0) if weights is None else (equal * weights.reshape(-1, 1)).sum(0)
 
 
 def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> Tensor | None:
@@ -128,16 +128,16 @@ def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> 
     size = candidates(node)
     if size is None or any(options) or any({**named, "sorted": False}.values()):
         return None
-    found = numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)
-    return found.sum(0).nonzero().squeeze(1)
+    equal = numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)
+    return equal.sum(0).nonzero().squeeze(1)
 
 
-def each_number(found: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...] | None:
+def each_number(numbers: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...] | None:
     """Iterate over the groups that have rows: over all. ``tolist`` does that too."""
-    if dim == 0 and is_running(node) and found.dim() == 1:
+    if dim == 0 and is_running(node) and numbers.dim() == 1:
         with torch._C.DisableTorchFunction():
-            parts: tuple[Tensor, ...] = found.unbind(0)
-        for part, number in zip(parts, sizes_of(found, node), strict=True):
+            parts: tuple[Tensor, ...] = numbers.unbind(0)
+        for part, number in zip(parts, sizes_of(numbers, node), strict=True):
             part_node = node_of(part)
             assert part_node is not None
             part_node.meta[TOTAL] = number
@@ -145,8 +145,8 @@ def each_number(found: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...
     size = enumerated(node)
     if size is None or dim != 0:
         return None
-    shape = [1] * (found.dim() - 1)
-    return tuple(torch.tensor(k, device=found.device).reshape(shape) for k in range(size))
+    shape = [1] * (numbers.dim() - 1)
+    return tuple(torch.tensor(k, device=numbers.device).reshape(shape) for k in range(size))
 
 
 def as_list(tensor: Tensor, node: fx.Node) -> list[Any] | None:
@@ -166,9 +166,9 @@ def as_array(tensor: Tensor, node: fx.Node, *options: Any, **named: Any) -> Any:
 
 
 def sizes_of(counts: Tensor, node: fx.Node) -> list[Any]:
-    """Return how many rows every group has, as numbers that torch does not know.
+    """Return how many rows every group has, as numbers unknown to torch.
 
-    Running totals are sums of such numbers, so that torch knows which is larger.
+    Running totals are sums of such numbers, so that torch can tell which is larger.
     """
     running = is_running(node)
     sizes = counts.diff(prepend=counts.new_zeros(1)) if running else counts
@@ -180,7 +180,7 @@ def sizes_of(counts: Tensor, node: fx.Node) -> list[Any]:
 
 
 def assume_positive(number: Any) -> None:
-    """Have torch know that a number is positive, in the forms in which Python may ask."""
+    """Tell torch that a number is positive, in the forms in which Python may ask."""
     for known in (number >= 1, number > 0, number != 0):
         torch._check(known)
 

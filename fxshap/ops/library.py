@@ -28,7 +28,7 @@ LIBRARY.define("step(Tensor difference, str relation) -> Tensor")
 LIBRARY.define("select(Tensor condition, Tensor a, Tensor b) -> Tensor")
 LIBRARY.define("ranks(Tensor scores, str order, int lowest, int count) -> Tensor")
 LIBRARY.define("one_hot_position(Tensor position, int size) -> Tensor")
-LIBRARY.define("grouped_mm(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
+LIBRARY.define("grouped_mm(Tensor rows, Tensor weights, Tensor offsets) -> Tensor")
 
 RELATIONS = {
     "gt": torch.gt,
@@ -87,11 +87,11 @@ def one_hot_position(position: Tensor, size: int) -> Tensor:
     return one_hot(position.round().long() % size, size, position.dtype)
 
 
-def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Multiply group k of the rows, which ends before row ``ends[k]``, by ``weights[k]``."""
+def grouped_mm(rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    """Multiply the rows before ``offsets[k]``, and after those of group k - 1, by ``weights[k]``."""
     out = rows.new_zeros(rows.shape[0], weights.shape[2])
     start = 0
-    for end, weight in zip(ends.tolist(), weights, strict=True):
+    for end, weight in zip(offsets.tolist(), weights, strict=True):
         out[start:end] = rows[start:end] @ weight
         start = end
     return out

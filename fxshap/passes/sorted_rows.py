@@ -106,12 +106,12 @@ def position_of_size(start: Any) -> int | None:
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:
     """Return a node that computes a number, and all the numbers that it depends on."""
-    found, remaining = [], [node]
+    inputs, remaining = [], [node]
     while remaining:
         node = remaining.pop()
-        found.append(node)
+        inputs.append(node)
         remaining += [source for source in node.all_input_nodes if not output_tensors(source)]
-    return found
+    return inputs
 
 
 def written_rows(node: fx.Node) -> fx.Node:

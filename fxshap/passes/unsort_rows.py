@@ -3,7 +3,7 @@
 A mixture of experts may sort its tokens by expert, multiply every group of rows by the matrix of
 its expert, and put the rows back:
 
-    order = experts.argsort();  out[order] = grouped_mm(h[order], weights, ends)
+    order = experts.argsort();  out[order] = grouped_mm(h[order], weights, offsets)
 
 A row meets the weights of its expert in any order, so the same is
 
@@ -11,7 +11,7 @@ A row meets the weights of its expert in any order, so the same is
 
 It may as well split the sorted rows into groups by their number, and call a module on each. Such a
 group is written as what a mask selects, ``h[experts == k]``, and the groups put together as rows
-that are added at their places; :mod:`fxshap.passes.densify_masks` computes both at all rows.
+that are added at their positions; :mod:`fxshap.passes.densify_masks` computes both at all rows.
 
 A node is *sorted* if it has its rows in the order that a sort over all rows gives. Its *unsorted*
 form has them in their own order. Whether a model puts back what it sorts, and works on each row by
@@ -129,7 +129,7 @@ class RowUnsorter:
     written : dict of Node to frozenset of int
         For each node of sorted rows in which groups are written, which of them.
     replaced : set of Node
-        The nodes that took the place of others.
+        The nodes that replaced others.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -300,8 +300,10 @@ class RowUnsorter:
         if (sort, number) not in self._selected:
             size = node.meta["val"].shape[0]
             mask = insert_call(self.graph, node, aten.eq.Scalar, (sort.key, number))
-            found = [sort.key.meta["val"].new_empty(size, dtype=torch.long)]
-            where = insert_call(self.graph, node, aten.where.default, (mask,), meta={"val": found})
+            selected = [sort.key.meta["val"].new_empty(size, dtype=torch.long)]
+            where = insert_call(
+                self.graph, node, aten.where.default, (mask,), meta={"val": selected}
+            )
             self._selected[sort, number] = insert_call(
                 self.graph, node, operator.getitem, (where, 0)
             )
