@@ -32,7 +32,7 @@ from fxshap.capture.diagnostics import (
     takes_values,
 )
 from fxshap.capture.functionalize import functionalize
-from fxshap.capture.groups import EnumerateGroups
+from fxshap.capture.groups import EnumerateGroups, GroupChoice
 from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
 from fxshap.capture.row_number import check_any_number, check_fixed_number
 from fxshap.capture.tracing import RecordOwnOperators, trace_scripted_modules
@@ -102,7 +102,7 @@ def capture(
         fewer, captured = captured, unlift(export(selected, own, own), model, count)
         check_fixed_number(captured, fewer)
     check_any_number(captured)
-    captured = replace(captured, assumed=selected.assumed)
+    captured = replace(captured, assumed=selected.groups.assumed)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
     rows = "any number of" if captured.rows is None else captured.rows
     logger.debug(
@@ -134,10 +134,8 @@ class SelectedOutput(nn.Module):
 
     Attributes
     ----------
-    enumerates_groups : bool
+    groups : GroupChoice
         Whether to take every group that rows are routed to as one with rows.
-    assumed : bool
-        Whether any group was, in the latest run.
     """
 
     def __init__(
@@ -154,8 +152,7 @@ class SelectedOutput(nn.Module):
         self.call = call
         self.hook_point = hook_point
         self.explained = explained
-        self.enumerates_groups = False
-        self.assumed = False
+        self.groups = GroupChoice()
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Return the tensor to explain, and if there is a hook point the tensors there."""
@@ -168,12 +165,10 @@ class SelectedOutput(nn.Module):
             without_packed_checks(self.model),
             convert_data_dependent_errors(),
         ):
-            if not self.enumerates_groups:
+            if not self.groups.enumerates:
                 return self.select(inputs)
-            with EnumerateGroups(inputs[: self.explained]) as groups:
-                result = self.select(inputs)
-            self.assumed = groups.assumed
-            return result
+            with EnumerateGroups(inputs[: self.explained], self.groups):
+                return self.select(inputs)
 
     @torch.no_grad()
     def check(self, inputs: Sequence[Tensor]) -> None:
@@ -279,12 +274,12 @@ def export(
 
 def export_groups(model: SelectedOutput, examples: tuple[Tensor, ...]) -> ExportedProgram | None:
     """Export the graph of inputs that leave no group empty; return ``None`` if that fails too."""
-    model.enumerates_groups = True
+    model.groups.enumerates = True
     try:
         return export_with_strategy(model, examples, EXPORT_STRATEGIES[0])
     except Exception as error:  # the first failure names the line
         logger.debug("not captured with all groups: %s", first_line(error))
-        model.enumerates_groups, model.assumed = False, False
+        model.groups.enumerates = model.groups.assumed = False
         return None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -60,24 +61,37 @@ TOTAL = "running_total"
 SOME = 2
 
 
+@dataclass
+class GroupChoice:
+    """Whether a capture enumerates groups. Export restores attributes of a module, but not these.
+
+    Attributes
+    ----------
+    enumerates : bool
+        Whether to take every group that rows are routed to as one with rows.
+    assumed : bool
+        Whether any group was.
+    """
+
+    enumerates: bool = False
+    assumed: bool = False
+
+
 class EnumerateGroups(TorchFunctionMode):
     """Takes every group that rows are routed to as one with rows.
 
     Parameters
     ----------
     inputs : sequence of Tensor
-        The explained inputs. Python may ask what it likes of all that does not depend on them.
-
-    Attributes
-    ----------
-    assumed : bool
-        Whether any group was taken to have rows.
+        The explained inputs. Python may read all that does not depend on them.
+    choice : GroupChoice
+        Whether a group was taken so is written there.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], choice: GroupChoice) -> None:
         super().__init__()
+        self.choice = choice
         self.inputs = {node_of(x) for x in inputs} - {None}
-        self.assumed = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -87,7 +101,7 @@ class EnumerateGroups(TorchFunctionMode):
         if answer is not None and (node := self.varying_node(args[0])) is not None:
             answered = answer(args[0], node, *args[1:], **kwargs)
             if answered is not None:
-                self.assumed = True
+                self.choice.assumed = True
                 return answered
         output = func(*args, **kwargs)
         if func in SELECTIONS:
@@ -106,7 +120,7 @@ class EnumerateGroups(TorchFunctionMode):
                 continue
             if free_unbacked_symbols(tensor.shape[0]) and self.varying_node(tensor) is not None:
                 assume_positive(tensor.shape[0])
-                self.assumed = True
+                self.choice.assumed = True
 
 
 # --- what is asked --------------------------------------------------------------------------------

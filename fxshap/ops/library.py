@@ -88,7 +88,7 @@ def one_hot_position(position: Tensor, size: int) -> Tensor:
 
 
 def grouped_mm(rows: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
-    """Multiply the rows before ``offsets[k]``, and after those of group k - 1, by ``weights[k]``."""
+    """Multiply the rows from ``offsets[k - 1]`` to ``offsets[k]`` by ``weights[k]``."""
     out = rows.new_zeros(rows.shape[0], weights.shape[2])
     start = 0
     for end, weight in zip(offsets.tolist(), weights, strict=True):
