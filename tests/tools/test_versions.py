@@ -42,6 +42,15 @@ def test_the_readme_has_the_releases_of_every_file(path):
     )
 
 
+def test_every_result_is_of_releases_that_a_file_pins():
+    pinned = [releases(path) for path in CONSTRAINTS.glob("*.txt")]
+    columns = [versions.HEADER.index(name) for name in versions.PACKAGES]
+    rows = read_rows(read_section(ROOT / "docs" / "versions.md", "results"))
+    assert rows
+    for row in rows:
+        assert {name: row[k] for name, k in zip(versions.PACKAGES, columns, strict=True)} in pinned
+
+
 def test_a_row_replaces_that_of_the_same_release(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results -->\n<!-- end -->\nafter\n")
