@@ -72,7 +72,7 @@ def rescale(
     endpoints: Endpoints,
     name: str,
     taps: dict[int, str],
-    rows: tuple[int, ...],
+    rows: tuple[int | None, ...],
     target: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
@@ -87,8 +87,8 @@ def rescale(
         Name of the rescaled node.
     taps : dict of int to str
         For each varying argument, its position among the flattened arguments and its tap.
-    rows : tuple of int
-        Batch dimension of each varying argument and of each output.
+    rows : tuple of int or None
+        Batch dimension of each varying argument and of each output; ``None`` if it has none.
     target : operator
         The ATen operator.
     """
@@ -101,7 +101,7 @@ def rescale(
 
 
 def rescale_variance(
-    endpoints: Endpoints, name: str, taps: dict[int, str], rows: tuple[int, ...], x: Tensor
+    endpoints: Endpoints, name: str, taps: dict[int, str], rows: tuple[int | None, ...], x: Tensor
 ) -> Output:
     """Rescale :func:`fxshap.rules.smoothed_activations.variance`, which is no operator."""
     return rescale(endpoints, name, taps, rows, variance, x)
@@ -111,7 +111,7 @@ def rescale_activation(
     endpoints: Endpoints,
     name: str,
     taps: dict[int, str],
-    rows: tuple[int, ...],
+    rows: tuple[int | None, ...],
     z: Tensor,
     v: Tensor,
     target: Callable[..., Any],

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 #: Operations that read only the shapes of their arguments.
 SHAPE_ONLY = frozenset((
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.zero, aten.new_zeros,
     aten.new_ones, aten.new_full, aten.new_empty, aten.sym_size, aten.sym_numel, aten.size,
 ))  # fmt: skip
 

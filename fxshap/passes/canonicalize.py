@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.dataflow import IDENTITIES
+from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import call_args, call_nodes, op_packet
 from fxshap.passes.context import Context
 
@@ -23,19 +24,61 @@ ASSERTIONS = (
 VIEWS = (aten.view, aten._unsafe_view)
 
 
+#: Operations that read the memory of their argument, whatever its shape.
+BY_MEMORY = (aten.as_strided, aten.as_strided_copy, aten.as_strided_scatter)
+
+
+def copy_strided_reads(graph: fx.Graph, context: Context) -> fx.Graph:
+    """Make ``as_strided`` read a contiguous copy where the model gave it a contiguous tensor.
+
+    The rewritten graphs may hold the same values in another layout.
+    """
+    for node in call_nodes(graph):
+        if op_packet(node) in BY_MEMORY:
+            x, *geometry = call_args(node)
+            value: Tensor = x.meta["val"]
+            if value.is_contiguous() and value.storage_offset() == 0:
+                kwargs = {"memory_format": torch.contiguous_format}
+                with graph.inserting_before(node):
+                    copied = insert_call(graph, node, aten.clone.default, (x,), kwargs)
+                node.args = (copied, *geometry)
+    return graph
+
+
 def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
     """Remove copies, detachments and assertions, which change nothing in a functional graph."""
     for node in call_nodes(graph):
-        if op_packet(node) is aten.copy:  # copy(old, new) is `new` with the shape and type of `old`
-            old, new, *_ = node.args
-            node.target, node.args = aten.expand_as.default, (new, old)
-        if op_packet(node) in IDENTITIES:
+        unfold_copy(node)
+        if op_packet(node) in IDENTITIES and not is_read_by_memory(node):
             node.replace_all_uses_with(call_args(node)[0])
             graph.erase_node(node)
         elif op_packet(node) in ASSERTIONS and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def is_read_by_memory(node: fx.Node) -> bool:
+    """Return True if an operation reads the memory of a node."""
+    return any(op_packet(user) in BY_MEMORY for user in node.users)
+
+
+def unfold_copy(node: fx.Node) -> None:
+    """Turn what overwrites all of a tensor into what it writes: ``copy``, ``fill`` and ``zero``."""
+    graph = node.graph
+    if op_packet(node) is aten.zero:
+        node.target = aten.zeros_like.default
+    elif node.target is aten.fill.Scalar:
+        node.target = aten.full_like.default
+    elif op_packet(node) is aten.copy or node.target is aten.fill.Tensor:
+        old, new, *_ = node.args
+        if isinstance(old, fx.Node) and isinstance(new, fx.Node):
+            dtype = old.meta["val"].dtype
+            if new.meta["val"].dtype != dtype:
+                with graph.inserting_before(node):
+                    cast = {"dtype": dtype}
+                    new = insert_call(graph, node, aten._to_copy.default, (new,), cast)
+            node.target, node.args = aten.expand_as.default, (new, old)
 
 
 def fix_squeezed_dims(graph: fx.Graph, context: Context) -> fx.Graph:
@@ -65,8 +108,23 @@ def sort_topk(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def reshape_views(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Turn ``view`` into ``reshape``, which copies where the strides do not match."""
+    """Turn views into operations that serve any strides, of values and of gradients.
+
+    ``view`` becomes ``reshape``. ``view_as_complex`` joins the real and the imaginary parts, and
+    ``view_as_real`` stacks them.
+    """
     for node in call_nodes(graph):
-        if op_packet(node) in VIEWS and node.target is not aten.view.dtype:
-            node.target = aten.reshape.default
+        with graph.inserting_before(node):
+            if op_packet(node) in VIEWS and node.target is not aten.view.dtype:
+                node.target = aten.reshape.default
+            elif op_packet(node) is aten.view_as_complex:
+                (pairs,) = call_args(node)
+                parts = [insert_call(graph, node, aten.select.int, (pairs, -1, k)) for k in (0, 1)]
+                node.target, node.args = aten.complex.default, tuple(parts)
+            elif op_packet(node) is aten.view_as_real:
+                (z,) = call_args(node)
+                parts = [
+                    insert_call(graph, node, part.default, (z,)) for part in (aten.real, aten.imag)
+                ]
+                node.target, node.args = aten.stack.default, (parts, -1)
     return graph

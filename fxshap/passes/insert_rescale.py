@@ -18,6 +18,8 @@ from fxshap.graph.nodes import (
     batch_dims,
     call_nodes,
     has_floating_output,
+    is_floating_node,
+    output_tensors,
     varying_arguments,
     varying_slots,
 )
@@ -81,8 +83,6 @@ def rescaled_node(
     node: fx.Node, graph: fx.Graph, endpoints: fx.Node, copies: dict[fx.Node, fx.Node]
 ) -> fx.Node:
     """Add the call of `rescale` for a nonlinear node of another graph, with the node's name."""
-    sources = [source for _, source in varying_arguments(node)]
-    rows = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
     args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
     target: Any = node.target
     operator_argument = () if target in RESCALES else (target,)
@@ -90,7 +90,14 @@ def rescaled_node(
         graph,
         node,
         RESCALES.get(target, rescale),
-        (endpoints, describe_location(node), varying_slots(node), rows, *operator_argument, *args),
+        (
+            endpoints,
+            describe_location(node),
+            varying_slots(node),
+            row_dims(node),
+            *operator_argument,
+            *args,
+        ),
         kwargs,
         name=node.name,
         meta={**node.meta, "op": original_operator(node)},
@@ -103,11 +110,36 @@ def use_frozen_kernels(graph: fx.Graph) -> fx.Graph:
         if node.target is BATCH_NORM:
             node.meta["op"] = aten.batch_norm.default
             node.target = frozen_batch_norm
-        elif node.target in CONVOLUTIONS and [p for p, _ in varying_arguments(node)] == [0]:
+        elif has_frozen_kernel(node):
             node.meta["op"] = node.target
-            node.args = (CONVOLUTIONS[node.target], *node.args)
+            target: Any = node.target
+            node.args = (CONVOLUTIONS[target], *node.args)
             node.target = frozen_convolution
     return graph
+
+
+def row_dims(node: fx.Node) -> tuple[int | None, ...]:
+    """Return the batch dimension of every varying argument and of each output of a node.
+
+    In a graph for a fixed number of rows no dimension tells that it is the batch. There a node has
+    rows if all its tensors have as many entries in their first dimension, and otherwise none: a
+    loop over the rows may have computed it from one of them.
+    """
+    sources = [source for _, source in varying_arguments(node)]
+    dims = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
+    rows = next(n for n in node.graph.nodes if n.op == "placeholder").meta["val"].shape[:1]
+    if any(isinstance(size, torch.SymInt) for size in rows):
+        return dims
+    values = [value for each in (*sources, node) for value in output_tensors(each)[:1]]
+    return dims if all(value.shape[:1] == rows for value in values) else (None,) * len(dims)
+
+
+def has_frozen_kernel(node: fx.Node) -> bool:
+    """Return True for a convolution of real numbers with constant weights."""
+    target: Any = node.target
+    if target not in CONVOLUTIONS or not is_floating_node(node):
+        return False
+    return [position for position, _ in varying_arguments(node)] == [0]
 
 
 def return_taps(graph: fx.Graph, tap_names: tuple[str, ...]) -> fx.Graph:

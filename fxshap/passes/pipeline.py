@@ -17,7 +17,14 @@ from torch import Tensor, fx
 from fxshap.capture.captured import Captured
 from fxshap.graph.dataflow import mark_varying
 from fxshap.passes.batch_norm import unify_batch_norms
-from fxshap.passes.canonicalize import drop_identities, fix_squeezed_dims, reshape_views, sort_topk
+from fxshap.passes.canonicalize import (
+    copy_strided_reads,
+    drop_identities,
+    fix_squeezed_dims,
+    reshape_views,
+    sort_topk,
+)
+from fxshap.passes.complex_writes import split_complex_writes
 from fxshap.passes.context import Context, Pass
 from fxshap.passes.densify_masks import densify_masked_ops
 from fxshap.passes.duplicate_writes import resolve_duplicate_writes
@@ -35,6 +42,7 @@ from fxshap.passes.validate import check_deterministic, check_static
 
 #: The passes, in the order in which they run.
 PASSES: tuple[Pass, ...] = (
+    copy_strided_reads,  # before copies are dropped
     drop_identities,
     unsort_rows,
     record_compute_dtype,  # before promotion: it is the model's own
@@ -44,6 +52,7 @@ PASSES: tuple[Pass, ...] = (
     fix_squeezed_dims,
     sort_topk,
     check_static,
+    split_complex_writes,
     resolve_duplicate_writes,
     relax_booleans,
     reshape_views,  # after all passes that may add views

@@ -55,6 +55,7 @@ from fxshap.rules import (  # noqa: F401
     decompositions,
     gelu,
     logic,
+    matrices,
     maximum,
     multilinear,
     multivariate,

@@ -116,6 +116,12 @@ def angle(self: Tensor) -> Tensor:
     return of_real
 
 
+@decomposition(aten.polar.default)
+def polar(abs: Tensor, angle: Tensor) -> Tensor:
+    """abs e^(i angle), by its real and its imaginary part."""  # noqa: D403
+    return torch.complex(abs * torch.cos(angle), abs * torch.sin(angle))
+
+
 @decomposition(aten.linalg_norm.default)
 def linalg_norm(
     self: Tensor,

@@ -13,14 +13,19 @@ from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Target, Tensors, rule
-from fxshap.rules.core.secants import multiply_unbounded, smooth_secant
+from fxshap.rules.core.secants import multiply_unbounded, scale, smooth_secant
 from fxshap.rules.core.tracing import any_unless_tracing
 
 #: A formula of (r, x) and, by their names, of the operator's constant arguments.
 SecantFn = Callable[..., Tensor]
 
 
-def elementwise(*targets: Target, secant: SecantFn = smooth_secant, bounded: bool = False) -> None:
+def elementwise(
+    *targets: Target,
+    secant: SecantFn = smooth_secant,
+    bounded: bool = False,
+    holomorphic: bool = False,
+) -> None:
     """Declare operators that apply a function f to every element of their first argument.
 
     Parameters
@@ -35,6 +40,9 @@ def elementwise(*targets: Target, secant: SecantFn = smooth_secant, bounded: boo
         (an operator of your own has one after ``torch.library.register_autograd``).
     bounded : bool
         Whether the secant is finite at every pair of finite points.
+    holomorphic : bool
+        Whether f is a holomorphic function of complex numbers, whose secant is the quotient in
+        complex arithmetic. Otherwise complex numbers get the generic rule.
 
     Raises
     ------
@@ -71,12 +79,16 @@ def elementwise(*targets: Target, secant: SecantFn = smooth_secant, bounded: boo
     def secant_rule(
         operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
+        (r, *_), (x, *_) = reference, sample
         arguments = (*reference, *operation.arguments)
         batch = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
-        if operation.slots != (0,) or reference[0].is_complex():
+        is_complex = grad.is_complex() or r.is_complex()
+        if operation.slots != (0,) or (is_complex and not (holomorphic and r.is_complex())):
             apply = partial(for_each_cotangent, generic) if batch else generic
             return apply(operation, reference, sample, grad)
-        (r,), (x,) = reference, sample
+        if is_complex:
+            slope = cached_between(operation, r, x, lambda: smooth_secant(r, x, operation).conj())
+            return (scale(grad, slope).sum_to_size(batch + r.shape),)
         multiplier = cached_between(operation, r, x, lambda: compute(operation, r, x))
         if not bounded and any_unless_tracing(~multiplier.isfinite()):
             product = multiply_unbounded(operation, r, x, grad, multiplier)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from fxshap.rules.core.cancellation import MAX_MIXED_RATIO, abs_aminmax, intermediate_limit
 from fxshap.rules.core.correction import correct
-from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.tracing import any_unless_tracing
@@ -148,18 +147,79 @@ def attributions_to_multipliers(
     return multipliers, any_unless_tracing(torch.stack(lacking))
 
 
+#: How many times its rounding error a coordinate may be and still count as 0.
+NEGLIGIBLE = 16.0
+
+
+def ill_conditioned(
+    r: Sequence[Tensor], x: Sequence[Tensor], attributions: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return for each coordinate of a point where its part of an angle cannot be its own.
+
+    That is where, compared with the other coordinate, it is rounding noise at both endpoints; and
+    where the angle jumps by 2 pi although it hardly moves, so that rounding errors would count
+    more than 1e-5 (in float64 1e-12) of the angle.
+    """
+    eps = torch.finfo(r[0].dtype).eps
+    sizes = [torch.maximum(a.abs(), b.abs()) for a, b in zip(r, x, strict=True)]
+    least = [torch.minimum(a.abs(), b.abs()) for a, b in zip(r, x, strict=True)]
+    return [
+        (size <= NEGLIGIBLE * eps * other)
+        | ((attribution.abs() > 1) & (size <= eps**0.2 * smallest_other))
+        for size, other, smallest_other, attribution in zip(
+            sizes, sizes[::-1], least[::-1], attributions, strict=True
+        )
+    ]
+
+
+@rule(aten.atan2, aten.arctan2)
+def atan2(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The rule of :func:`multivariate`, except at the branch cut.
+
+    The imaginary part of a spectrum is 0 at some frequencies, up to rounding. Where the real part
+    is negative, the sign of that noise decides between the angles pi and -pi. What such a
+    coordinate changes is attributed to the other one, because its multiplier would be 1/noise.
+    """
+    if len(reference) < 2:
+        return multivariate(operation, reference, sample, grad)
+    return shapley_multipliers(operation, reference, sample, grad, ill_conditioned)
+
+
 @rule(
-    aten.atan2, aten.arctan2, aten.hypot, aten.copysign, aten.xlogy.Tensor,
+    aten.hypot, aten.copysign, aten.xlogy.Tensor,
     aten.special_xlogy, aten.special_xlog1py, aten.pow.Tensor_Tensor, aten.fmod, aten.remainder,
     aten.clamp.Tensor, aten.clip.Tensor,
     aten.div.Tensor_mode, aten.div.Scalar_mode, aten.divide.Tensor_mode, aten.divide.Scalar_mode,
+    real_only=True,
 )  # fmt: skip
 def multivariate(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Exact Shapley values of the two or three arguments of each element, with broadcasting."""
-    if grad.is_complex() or any(r.is_complex() for r in reference):
-        return generic(operation, reference, sample, grad)
+    return shapley_multipliers(operation, reference, sample, grad)
+
+
+#: Returns where each of two arguments leaves its attribution to the other one, as booleans, given
+#: both endpoints and the attributions.
+LeavesFn = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+
+
+def shapley_multipliers(
+    operation: Operation,
+    reference: Tensors,
+    sample: Tensors,
+    grad: Tensor,
+    leaves: LeavesFn | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Return the cotangents of :func:`multivariate`.
+
+    Parameters
+    ----------
+    leaves : callable, optional
+        Chooses arguments whose attribution goes to the other one.
+    """
     r = [value.expand(grad.shape) for value in reference]
     x = [value.expand(grad.shape) for value in sample]
 
@@ -171,6 +231,16 @@ def multivariate(
     attributions, rounding = shapley_attributions(value, r, x)
     midpoint = [torch.lerp(a, b, 0.5) for a, b in zip(r, x, strict=True)]
     slopes = vjp(operation, midpoint, torch.ones_like(grad))
+    if leaves is not None:
+        left = leaves(r, x, attributions)
+        first, second = (
+            torch.where(at, phi, 0.0) for at, phi in zip(left, attributions, strict=True)
+        )
+        attributions = [attributions[0] - first + second, attributions[1] - second + first]
+        slopes = tuple(
+            None if s is None else torch.where(at, 0.0, s)
+            for at, s in zip(left, slopes, strict=True)
+        )
     multipliers, lacking = attributions_to_multipliers(attributions, slopes, r, x, rounding)
     grads: list[Tensor | None] = [
         torch.where(grad == 0, 0.0, grad * m).sum_to_size(value.shape)

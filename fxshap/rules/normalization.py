@@ -145,7 +145,7 @@ def variance_backward(
     """Return the cotangent of a for v = sum(c^2) / (n - correction), or for its square root.
 
     With c = a - mean(a) and a bar for the mean of both endpoints, dv = sum(2 c_bar dc) / (n -
-    correction). The square root has its secant as a factor.
+    correction). The square root has its secant as a factor. Of complex numbers c^2 is |c|^2.
     """
     dims = reduced_dims(operation, r)
     grad = restore_dims(operation, grad, dims)
@@ -153,9 +153,15 @@ def variance_backward(
     count = math.prod(r.shape[dim] for dim in dims) - (1 if correction is None else correction)
     c_r, c_x = (value - value.mean(dims, keepdim=True) for value in (r, x))
     if root:
-        grad = grad * sqrt_secant(*(c.square().sum(dims, keepdim=True) / count for c in (c_r, c_x)))
+        v_r, v_x = (squared_size(c).sum(dims, keepdim=True) / count for c in (c_r, c_x))
+        grad = grad * sqrt_secant(v_r, v_x)
     grad_c = grad * (c_x + c_r) / count
     return grad_c - grad_c.mean(dims, keepdim=True)
+
+
+def squared_size(value: Tensor) -> Tensor:
+    """Return |z|^2 of real or complex numbers."""
+    return torch.view_as_real(value).square().sum(-1) if value.is_complex() else value.square()
 
 
 def variance_rules(name: str, variance: Target, variance_and_mean: Target, *, root: bool) -> None:
@@ -206,7 +212,7 @@ def vector_norm(
     dims = reduced_dims(operation, r)
     grad = restore_dims(operation, grad, dims)
     if order == 2:
-        s_r, s_x = (value.square().sum(dims, keepdim=True) for value in (r, x))
+        s_r, s_x = (squared_size(value).sum(dims, keepdim=True) for value in (r, x))
         return (grad * sqrt_secant(s_r, s_x) * (x + r),)
     a_r, a_x = r.abs(), x.abs()
     if math.isinf(order):

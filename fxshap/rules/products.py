@@ -20,7 +20,6 @@ from fxshap.rules.core.cancellation import (
     mixed_product_may_exceed,
     sequential_factors,
 )
-from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import RuleFn, Target, Tensors, rule
 from fxshap.rules.core.secants import midpoint, scale
@@ -146,6 +145,7 @@ bilinear(
 bilinear(aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm, aten.addr, aten.addcmul,
          factors=(1, 2), others=(0,))  # fmt: skip
 bilinear(aten.bilinear, others=(3,))
+bilinear(aten.stft, factors=(0, 4))  # the signal and the window
 
 
 @rule(aten.lerp, linear_in=((0, 1), (2,)))
@@ -181,7 +181,7 @@ def div(
     network never computes a_x / b_r then.
     """
     if grad.is_complex():
-        return generic(operation, reference, sample, grad)
+        return complex_div(operation, reference, sample, grad)
     b_r, b_x = reference[-1], sample[-1]
     minus_secant = b_r.reciprocal() * b_x.reciprocal()  # of 1/b
     if operation.slots[0] != 0:
@@ -196,3 +196,35 @@ def div(
         m_a = torch.where(is_length, b_bar.reciprocal(), m_a)
         m_b = torch.where(is_length, minus_y_bar / b_bar, m_b)
     return scale(grad, m_a).sum_to_size(a_r.shape), scale(grad, m_b).sum_to_size(b_r.shape)
+
+
+def complex_div(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The formulas of :func:`div` for complex numbers; a and b may each be real.
+
+    A real b is the length of a, as in z / |z|, whenever its sign stays the same.
+    A gradient in PyTorch has the conjugate of the multiplier as a factor, and a real argument takes
+    the real part.
+    """
+    b_r, b_x = reference[-1], sample[-1]
+    v_r, v_x = b_r.reciprocal(), b_x.reciprocal()
+    if operation.slots[0] != 0:
+        return (conjugate_product(grad, -operation["self"] * v_r * v_x, b_r),)
+    a_r, a_x = reference[0], sample[0]
+    m_a, m_b = (v_r + v_x) / 2, -(a_r + a_x) / 2 * v_r * v_x
+    is_length = (b_r * b_x.conj()).real > 0
+    if b_r.is_complex():
+        smaller, larger = torch.minimum(b_r.abs(), b_x.abs()), torch.maximum(b_r.abs(), b_x.abs())
+        is_length &= larger > MAX_DIVISOR_RATIO * smaller
+    if any_or_tracing(is_length):
+        b_bar = b_r / 2 + b_x / 2
+        m_a = torch.where(is_length, b_bar.reciprocal(), m_a)
+        m_b = torch.where(is_length, -(a_r * v_r + a_x * v_x) / 2 / b_bar, m_b)
+    return conjugate_product(grad, m_a, a_r), conjugate_product(grad, m_b, b_r)
+
+
+def conjugate_product(grad: Tensor, multiplier: Tensor, like: Tensor) -> Tensor:
+    """Return the cotangent of an argument, of its shape and real if it is real."""
+    product = scale(grad, multiplier.conj())
+    return (product if like.is_complex() else product.real).sum_to_size(like.shape)

@@ -114,7 +114,7 @@ def cached_terms(operation: Operation, value: Tensor, dtype: torch.dtype) -> Sof
     )
 
 
-@rule(aten.logsumexp, aten.special_logsumexp)
+@rule(aten.logsumexp, aten.special_logsumexp, real_only=True)
 def logsumexp(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
+from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.secants import (
@@ -306,28 +307,29 @@ def cos_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
 
 # --- the rules --------------------------------------------------------------------------------
 
-elementwise(aten.exp, aten.expm1, secant=exp_secant)
-elementwise(aten.exp2, aten.special_exp2, secant=exp2_secant)
-elementwise(aten.log, secant=log_secant)
-elementwise(aten.log2, secant=log2_secant)
-elementwise(aten.log10, secant=log10_secant)
-elementwise(aten.log1p, secant=log1p_secant)
-elementwise(aten.sigmoid, aten.special_expit, secant=sigmoid_secant, bounded=True)
-elementwise(aten.tanh, secant=tanh_secant, bounded=True)
-elementwise(aten.silu, secant=silu_secant, bounded=True)
+elementwise(aten.exp, aten.expm1, secant=exp_secant, holomorphic=True)
+elementwise(aten.exp2, aten.special_exp2, secant=exp2_secant, holomorphic=True)
+elementwise(aten.log, secant=log_secant, holomorphic=True)
+elementwise(aten.log2, secant=log2_secant, holomorphic=True)
+elementwise(aten.log10, secant=log10_secant, holomorphic=True)
+elementwise(aten.log1p, secant=log1p_secant, holomorphic=True)
+elementwise(aten.sigmoid, aten.special_expit, secant=sigmoid_secant, bounded=True, holomorphic=True)
+elementwise(aten.tanh, secant=tanh_secant, bounded=True, holomorphic=True)
+elementwise(aten.silu, secant=silu_secant, bounded=True, holomorphic=True)
 elementwise(aten.mish, secant=mish_secant, bounded=True)
 elementwise(aten.softplus, secant=softplus_with_threshold_secant)
 elementwise(aten.log_sigmoid, secant=log_sigmoid_secant, bounded=True)
 elementwise(aten.elu, secant=elu_secant)
 elementwise(aten.selu, secant=selu_secant)
 elementwise(aten.celu, secant=celu_secant)
-elementwise(aten.sqrt, secant=sqrt_secant)
-elementwise(aten.rsqrt, secant=rsqrt_secant)
-elementwise(aten.reciprocal, secant=reciprocal_secant)
-elementwise(aten.square, secant=square_secant)
-elementwise(aten.pow.Tensor_Scalar, secant=power_secant)
-elementwise(aten.sin, secant=sin_secant, bounded=True)
-elementwise(aten.cos, secant=cos_secant, bounded=True)
+elementwise(aten.sqrt, secant=sqrt_secant, holomorphic=True)
+elementwise(aten.rsqrt, secant=rsqrt_secant, holomorphic=True)
+elementwise(aten.reciprocal, secant=reciprocal_secant, holomorphic=True)
+elementwise(aten.square, secant=square_secant, holomorphic=True)
+elementwise(aten.pow.Tensor_Scalar, secant=power_secant, holomorphic=True)
+elementwise(aten.sin, secant=sin_secant, bounded=True, holomorphic=True)
+elementwise(aten.cos, secant=cos_secant, bounded=True, holomorphic=True)
+
 
 elementwise(
     aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max,
@@ -335,7 +337,7 @@ elementwise(
     secant=piecewise_secant,
 )  # fmt: skip
 elementwise(
-    aten.sign, aten.sgn, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
+    aten.sign, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
     secant=step_secant,
 )  # fmt: skip
 elementwise(
@@ -343,13 +345,16 @@ elementwise(
 )
 
 elementwise(
-    aten.hardswish, aten.hardsigmoid, aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh,
-    aten.cosh, aten.asinh, aten.acosh, aten.atanh, aten.erfinv, aten.lgamma,
-    aten.digamma, aten.special_digamma, aten.special_gammaln, aten.logit, aten.special_logit,
-    aten.special_log1p, aten.special_expm1, aten.sinc, aten.special_sinc,
-    aten.special_entr, aten.special_i0, aten.i0, aten.special_i0e, aten.special_i1,
-    aten.special_i1e, aten.special_ndtri, aten.special_log_ndtr, aten.special_erfcx,
-    aten.deg2rad, aten.rad2deg,
+    aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.asinh, aten.acosh,
+    aten.atanh, aten.sinc, aten.special_sinc, aten.special_log1p, aten.special_expm1,
+    holomorphic=True,
+)  # fmt: skip
+
+elementwise(
+    aten.hardswish, aten.hardsigmoid, aten.erfinv, aten.lgamma, aten.digamma,
+    aten.special_digamma, aten.special_gammaln, aten.logit, aten.special_logit, aten.special_entr,
+    aten.special_i0, aten.i0, aten.special_i0e, aten.special_i1, aten.special_i1e,
+    aten.special_ndtri, aten.special_log_ndtr, aten.special_erfcx, aten.deg2rad, aten.rad2deg,
 )  # fmt: skip
 
 
@@ -376,6 +381,23 @@ def absolute(
     return (grad * abs_secant(r, x),)
 
 
+@rule(aten.sgn)
+def sgn(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """y = z / |z|: the midpoint rule for y |z| = z; of a real number a step.
+
+    With a bar for the mean of both endpoints, dy = (dz - y_bar d|z|) / |z|_bar, and d|z| has the
+    multiplier of :func:`abs_secant`.
+    """
+    (r,), (x,) = reference, sample
+    if not r.is_complex():
+        return (scale(grad, step_secant(r, x, operation)),)
+    twice_y, twice_length = r.sgn() + x.sgn(), r.abs() + x.abs()
+    of_length = (grad.conj() * twice_y).real * abs_secant(r, x) / 2
+    return (torch.where(twice_length == 0, 0.0, 2 * (grad - of_length) / twice_length),)
+
+
 @rule(aten.pow.Scalar)
 def power_of_constant(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
@@ -383,6 +405,10 @@ def power_of_constant(
     """c^x for a number c; a c that is not positive has no logarithm and takes the smooth secant."""
     (r,), (x,) = reference, sample
     base = operation["self"]
+    if r.is_complex():
+        return (scale(grad, smooth_secant(r, x, operation).conj()),)
+    if grad.is_complex():
+        return generic(operation, reference, sample, grad)
     if base <= 0:
         return (scale(grad, smooth_secant(r, x, operation)),)
     return (scale(grad, exponential_secant(r, x, base)),)

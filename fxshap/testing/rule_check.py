@@ -50,6 +50,8 @@ class Varying:
         Whether it is -inf in one column at both endpoints.
     indices : int
         If not 0, the argument holds integers below this number, or booleans if it is 2.
+    is_complex : bool
+        Whether it holds complex numbers, whose parts are drawn like real numbers.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +60,7 @@ class Varying:
     row: int | None = 0
     masked: bool = False
     indices: int = 0
+    is_complex: bool = False
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return both endpoints: x - r of size 1e-12 to 1e2, of both signs, and sometimes 0.
@@ -65,6 +68,10 @@ class Varying:
         In one row all differences are 0. Some values of either endpoint are multiples of 1/2, where
         the kinks are. Some close pairs lie on either side of a multiple, most often of 0.
         """
+        if self.is_complex:
+            parts = replace(self, is_complex=False, shape=(*self.shape, 2))
+            r, x = parts.draw(generator)
+            return torch.view_as_complex(r), torch.view_as_complex(x)
         shape = list(self.shape)
         if self.row is not None:
             shape.insert(self.row, ROWS)
@@ -96,7 +103,9 @@ def halves(value: Tensor) -> Tensor:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast a floating-point tensor; return anything else unchanged."""
+    """Cast a floating-point or complex tensor; return anything else unchanged."""
+    if isinstance(value, Tensor) and value.is_complex():
+        return value.to(dtype.to_complex())
     return value.to(dtype) if is_floating(value) else value
 
 

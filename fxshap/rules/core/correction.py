@@ -1,4 +1,4 @@
-"""The smallest correction of multipliers that restores a finite difference."""
+"""Corrections of multipliers that restore a finite difference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors
 from fxshap.rules.core.shapes import common_batch_size, flatten_rows, unflatten_rows
-from fxshap.rules.core.tracing import any_unless_tracing
+from fxshap.rules.core.tracing import any_or_tracing, any_unless_tracing
 
 #: Every round gains the digits of the dtype; very long steps lose them again.
 ROUNDS = 3
@@ -24,7 +24,7 @@ def correct(
     grad: Any,
     multipliers: list[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Add the smallest correction that makes `multipliers` restore the finite difference."""
+    """Correct `multipliers` in each row until they restore the finite difference."""
     rows, output_row = operation.rows[: len(reference)], operation.rows[len(reference)]
     before, after = operation(*reference), operation(*sample)
     count = common_batch_size(reference, rows, before, output_row)
@@ -93,9 +93,14 @@ def drop_overflowing(multipliers: Tensor, steps: Tensor) -> Tensor:
 
 
 def restore(multipliers: Tensor, steps: Tensor, required: Tensor) -> Tensor:
-    """Add to each row the smallest correction for which its attributions sum to `required`.
+    """Share what the attributions of each row lack of `required` in proportion to their sizes.
 
-    The attributions are the multipliers times the steps.
+    With the attributions a_j = m_j d_j, what is lacking changes a_j by the share |a_j| / sum |a_i|,
+    so that features without an attribution get none:
+
+        m_j += (required - sum_i a_i) sign(d_j) |m_j| / sum_i |a_i|
+
+    Rows whose attributions are all 0 get :func:`smallest_correction`.
 
     Parameters
     ----------
@@ -104,20 +109,36 @@ def restore(multipliers: Tensor, steps: Tensor, required: Tensor) -> Tensor:
     required : Tensor
         Of shape (rows, 1).
     """
+    for _ in range(ROUNDS):
+        attributions = multipliers * steps
+        missing = required - attributions.sum(1, keepdim=True)
+        largest = attributions.abs().amax(1, keepdim=True)
+        shares = (attributions / largest).abs().sum(1, keepdim=True)
+        shared = missing / shares / largest * multipliers.abs() * steps.sign()
+        usable = shared.isfinite().all(1, keepdim=True)
+        if any_or_tracing(~usable & (missing != 0)):
+            smallest = smallest_correction(steps, missing)
+            shared = torch.where(usable, shared, smallest)
+        multipliers = multipliers + torch.where(missing == 0, 0.0, shared)
+    return multipliers
+
+
+def smallest_correction(steps: Tensor, missing: Tensor) -> Tensor:
+    """Return the shortest vector per row whose product with the steps is `missing` (Broyden 1965).
+
+    It is 0 in rows without a step.
+    """
     longest = steps.abs().amax(1, keepdim=True)
     no_step = longest == 0
     unit = steps / longest.masked_fill(no_step, 1.0)  # the square of a step could overflow
     length = unit.square().sum(1, keepdim=True).clamp_min(1)
-    for _ in range(ROUNDS):
-        missing = required - (multipliers * steps).sum(1, keepdim=True)
-        multipliers = multipliers + unit * (missing / length / longest).masked_fill(no_step, 0.0)
-    return multipliers
+    return unit * (missing / length / longest).masked_fill(no_step, 0.0)
 
 
 def restore_along(
     dims: list[int], multipliers: Tensor, grad: Tensor, r: Tensor, x: Tensor, change: Tensor
 ) -> Tensor:
-    """Make `multipliers` between r and x restore a change of outputs, along `dims`.
+    """Add the smallest correction that makes `multipliers` restore a change, along `dims`.
 
     This is for closed forms that lose digits where the two endpoints differ much in size.
     """
@@ -126,8 +147,11 @@ def restore_along(
     def flatten(value: Tensor) -> Tensor:
         return value.movedim(dims, last).flatten(last[0]).flatten(0, -2)
 
-    steps = torch.where(x == r, 0.0, x - r)  # also where both are -inf
-    required = (grad * change).sum(dims, keepdim=True)
-    restored = restore(flatten(multipliers), flatten(steps), flatten(required))
+    steps = flatten(torch.where(x == r, 0.0, x - r))  # also where both are -inf
+    required = flatten((grad * change).sum(dims, keepdim=True))
+    restored = flatten(multipliers)
+    for _ in range(ROUNDS):
+        missing = required - (restored * steps).sum(1, keepdim=True)
+        restored = restored + smallest_correction(steps, missing)
     moved = multipliers.movedim(dims, last)
     return restored.reshape(moved.shape).movedim(last, dims)

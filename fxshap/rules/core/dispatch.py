@@ -20,11 +20,15 @@ from fxshap.rules.core.registry import Rule, RuleFn, Tensors, find_rule
 
 
 def choose_rule(operation: Operation, values: Tensors) -> Rule:
-    """Return the rule of an operation; varying booleans and indices need the generic one."""
+    """Return the rule of an operation.
+
+    Varying booleans and indices need the generic rule, and so do complex numbers if the formula
+    holds for real ones only.
+    """
     rule = find_rule(operation.target)
     if rule is None or rule.backward is None or not all(map(differentiable, values)):
         return GENERIC
-    return rule
+    return GENERIC if rule.real_only and any(v.is_complex() for v in values) else rule
 
 
 def apply_rule(

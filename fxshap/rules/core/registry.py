@@ -71,6 +71,8 @@ class Rule:
     grads_batched : bool
         Whether `backward` takes several cotangents at once, stacked in a dimension before all
         others, and returns as many of each argument. Any other rule is called for each cotangent.
+    real_only : bool
+        Whether `backward` takes real numbers only. Complex ones then get the generic rule.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Rule:
     linear_in: tuple[frozenset[int], ...] = ()
     closed_form: bool = True
     grads_batched: bool = False
+    real_only: bool = False
 
     def is_linear(self, positions: Iterable[int]) -> bool:
         """Return True if the operation is linear in the arguments at `positions`."""
@@ -134,6 +137,7 @@ def rule(
     linear_in: Iterable[Iterable[int]] = (),
     closed_form: bool = True,
     grads_batched: bool = False,
+    real_only: bool = False,
     name: str = "",
 ) -> Callable[[RuleFn], RuleFn]:
     """Declare the decorated function as the rule of `targets`.
@@ -159,6 +163,8 @@ def rule(
     grads_batched : bool
         Whether the function takes several cotangents at once: `grad`, or each of its entries, then
         has one more dimension, before all others, and so has what it returns.
+    real_only : bool
+        Whether the formula holds for real numbers only. Complex ones then get the generic rule.
     name : str
         Name for reports; by default that of the function.
 
@@ -192,6 +198,7 @@ def rule(
                 groups,
                 closed_form,
                 grads_batched,
+                real_only,
             )
         return backward
 

@@ -39,14 +39,19 @@ def values_at(operation: Operation, r: Tensor, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def derivative(operation: Operation, point: Tensor) -> Tensor:
-    """f'(point) of a univariate operation, by autograd."""
+    """f'(point) of a univariate operation, real or holomorphic, by autograd.
+
+    The gradient of a holomorphic function in PyTorch is the conjugate of f'.
+    """
     (result,) = vjp(operation, (point,), torch.ones_like(point))
     assert result is not None
-    return result
+    return result.conj()
 
 
 def smooth_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
     """Secant of any function, smooth or with kinks, without the rounding noise of the quotient.
+
+    That of a holomorphic function is a complex number.
 
     The 3-point Gauss-Legendre mean of f' replaces the quotient wherever the two differ by less
     than the quotient's own rounding error, so it never costs more than that error. Where the mean

@@ -102,7 +102,8 @@ def unflatten_rows(value: Tensor, like: Tensor, row: int | None) -> Tensor:
     """Undo :func:`flatten_rows` for a value of the shape and dtype of `like`."""
     first = batch_first(like, row)
     if like.is_complex():
-        value = torch.view_as_complex(value.reshape(*first.shape, 2))
+        pairs = value.reshape(*first.shape, 2)
+        value = torch.complex(pairs[..., 0], pairs[..., 1])  # of any strides
     value = value.reshape(first.shape)
     return value if row is None or not like.dim() else value.movedim(0, row)
 
