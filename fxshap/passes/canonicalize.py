@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.dataflow import IDENTITIES
@@ -24,43 +24,17 @@ ASSERTIONS = (
 VIEWS = (aten.view, aten._unsafe_view)
 
 
-#: Operations that read the memory of their argument, whatever its shape.
-BY_MEMORY = (aten.as_strided, aten.as_strided_copy, aten.as_strided_scatter)
-
-
-def copy_strided_reads(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Make ``as_strided`` read a contiguous copy where the model gave it a contiguous tensor.
-
-    The rewritten graphs may hold the same values in another layout.
-    """
-    for node in call_nodes(graph):
-        if op_packet(node) in BY_MEMORY:
-            x, *geometry = call_args(node)
-            value: Tensor = x.meta["val"]
-            if value.is_contiguous() and value.storage_offset() == 0:
-                kwargs = {"memory_format": torch.contiguous_format}
-                with graph.inserting_before(node):
-                    copied = insert_call(graph, node, aten.clone.default, (x,), kwargs)
-                node.args = (copied, *geometry)
-    return graph
-
-
 def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
     """Remove copies, detachments and assertions, which change nothing in a functional graph."""
     for node in call_nodes(graph):
         unfold_copy(node)
-        if op_packet(node) in IDENTITIES and not is_read_by_memory(node):
+        if op_packet(node) in IDENTITIES and "keep" not in node.meta:
             node.replace_all_uses_with(call_args(node)[0])
             graph.erase_node(node)
         elif op_packet(node) in ASSERTIONS and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
-
-
-def is_read_by_memory(node: fx.Node) -> bool:
-    """Return True if an operation reads the memory of a node."""
-    return any(op_packet(user) in BY_MEMORY for user in node.users)
 
 
 def unfold_copy(node: fx.Node) -> None:

@@ -18,7 +18,6 @@ from fxshap.capture.captured import Captured
 from fxshap.graph.dataflow import mark_varying
 from fxshap.passes.batch_norm import unify_batch_norms
 from fxshap.passes.canonicalize import (
-    copy_strided_reads,
     drop_identities,
     fix_squeezed_dims,
     reshape_views,
@@ -26,6 +25,7 @@ from fxshap.passes.canonicalize import (
 )
 from fxshap.passes.complex_writes import split_complex_writes
 from fxshap.passes.context import Context, Pass
+from fxshap.passes.copy_strided import copy_strided
 from fxshap.passes.densify_masks import densify_masked_ops
 from fxshap.passes.duplicate_writes import resolve_duplicate_writes
 from fxshap.passes.fold_constants import fold_constants
@@ -42,7 +42,7 @@ from fxshap.passes.validate import check_deterministic, check_static
 
 #: The passes, in the order in which they run.
 PASSES: tuple[Pass, ...] = (
-    copy_strided_reads,  # before copies are dropped
+    copy_strided,  # before copies are dropped
     drop_identities,
     unsort_rows,
     record_compute_dtype,  # before promotion: it is the model's own

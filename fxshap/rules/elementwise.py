@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import signature
 
+import torch
 from torch import Tensor
 
 from fxshap.rules.core.caching import cached_between, multiply_in_place
@@ -88,6 +89,7 @@ def elementwise(
             return apply(operation, reference, sample, grad)
         if is_complex:
             slope = cached_between(operation, r, x, lambda: smooth_secant(r, x, operation).conj())
+            slope = torch.where((r == x) & ~slope.isfinite(), 0.0, slope)  # sqrt has none at 0
             return (scale(grad, slope).sum_to_size(batch + r.shape),)
         multiplier = cached_between(operation, r, x, lambda: compute(operation, r, x))
         if not bounded and any_unless_tracing(~multiplier.isfinite()):

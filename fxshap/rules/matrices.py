@@ -46,7 +46,6 @@ TRIANGLES: dict[Any, Triangle] = {
     aten.linalg_eigvalsh: Triangle("self", "UPLO", hermitian=True),
     aten.cholesky_inverse: Triangle("self"),
     aten.cholesky_solve: Triangle("input2"),
-    aten._cholesky_solve_helper: Triangle("A"),
 }
 
 

@@ -146,6 +146,17 @@ def det(
     return multilinear(operation, reference, sample, grad, max(reference[0].shape[-1], 1))
 
 
+@rule(aten.bilinear, linear_in=((0, 3), (1, 3), (2, 3)), name="product")
+def bilinear_form(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """y_k = a^T W_k b: the midpoint where two of the three vary, :func:`multilinear` for all."""
+    factors = [index for index, slot in enumerate(operation.slots) if slot < 3]
+    if len(factors) > 2 or grad.is_complex():
+        return multilinear(operation, reference, sample, grad, len(factors))
+    return midpoint_or_sequential(operation, reference, sample, grad, (factors[0], factors[1]))
+
+
 @rule(aten.einsum, linear_in=(), name="product")
 def einsum(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor

@@ -144,7 +144,6 @@ bilinear(
 )  # fmt: skip
 bilinear(aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm, aten.addr, aten.addcmul,
          factors=(1, 2), others=(0,))  # fmt: skip
-bilinear(aten.bilinear, others=(3,))
 bilinear(aten.stft, factors=(0, 4))  # the signal and the window
 
 

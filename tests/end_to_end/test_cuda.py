@@ -28,7 +28,7 @@ from fxshap.verification.verify import shap_values
 from tests.helpers import assert_same_values
 from tests.networks import NETWORKS
 from tests.networks.low_precision import DTYPES, LIMIT, HalfPrecision
-from tests.rules.rule_cases import ALL
+from tests.rules.cases import ALL
 
 DEVICE = torch.device(os.environ.get("FXSHAP_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"

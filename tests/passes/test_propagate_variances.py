@@ -19,7 +19,7 @@ from fxshap.verification.metrics import additivity_error
 from fxshap.verification.shapley import shapley_values
 from tests.helpers import assert_exact, assert_same_state, assert_same_values, explain, state_of
 from tests.networks import NETWORKS
-from tests.rules.rule_cases import CURVES
+from tests.rules.cases import CURVES
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -35,7 +35,7 @@ from tests.property.exactness import MAX_CONDITION, TOLERANCE, check_exact
 from tests.property.extremes import check_draws, max_rows
 from tests.property.networks import Data, Network
 from tests.property.strategies import datasets, networks
-from tests.rules.rule_cases import ALL
+from tests.rules.cases import ALL
 from tests.tools.pages import replace_section
 
 PAGE = Path("docs/reliability.md")

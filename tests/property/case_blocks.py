@@ -20,7 +20,7 @@ from tests.property.block import (
     add,
     elementwise,
 )
-from tests.rules.rule_cases import ALL, RECURRENT
+from tests.rules.cases import ALL, RECURRENT
 
 # --- every case of a rule -------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from fxshap.ops.dtypes import differentiable
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
-from tests.rules.rule_cases import GENERIC, INDICES, NORMS, RECURRENT
+from tests.rules.cases import GENERIC, INDICES, NORMS, RECURRENT
 
 aten = torch.ops.aten
 

@@ -17,8 +17,8 @@ from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import Case
 from tests.property.extremes import check_draws, draw_values, max_rows
+from tests.rules.cases import ALL
 from tests.rules.helpers import FLOATS, bind_unary
-from tests.rules.rule_cases import ALL
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.registry import RULES
 from fxshap.rules.smoothed_activations import activation, variance
 from fxshap.testing.rule_check import Case, check, cotangents
-from tests.rules.rule_cases import ALL
+from tests.rules.cases import ALL
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 CASES = pytest.mark.parametrize("case", ALL, ids=str)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fxshap.rules.core.registry import DECOMPOSITIONS
 from fxshap.testing.rule_check import ROWS, Case
-from tests.rules.rule_cases import ALL, constant, v
+from tests.rules.cases import ALL
+from tests.rules.cases.base import constant, v
 
 aten = torch.ops.aten
 

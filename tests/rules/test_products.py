@@ -15,6 +15,7 @@ from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE, Case, additivity_errors
 from tests.helpers import assert_exact
+from tests.rules.cases.base import v
 from tests.rules.helpers import (
     FLOATS,
     assert_shapley_values_of_two,
@@ -22,7 +23,6 @@ from tests.rules.helpers import (
     endpoints,
     total_error,
 )
-from tests.rules.rule_cases import v
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE, Case, Varying, additivity_errors, cotangents
 from fxshap.verification.shapley import shapley_values
+from tests.rules.cases.base import v
 from tests.rules.helpers import FLOATS, bind_unary, row_error
-from tests.rules.rule_cases import v
 
 aten = torch.ops.aten
 inf = math.inf

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxshap.ops.dtypes import differentiable
 from fxshap.rules.core.correction import correct
@@ -36,7 +37,10 @@ def generic(
     An operation that maps every element by itself, as an activation that is one operator, has the
     secant of each element instead: see :func:`elementwise_secant`.
     """
-    sample = [x.expand_as(r) for r, x in zip(reference, sample, strict=True)]
+    # Contiguous, as not every operator serves other strides, nor does every derivative.
+    reference = [r.contiguous() for r in reference]
+    sample = [x.expand_as(r).contiguous() for r, x in zip(reference, sample, strict=True)]
+    grad = pytree.tree_map_only(Tensor, Tensor.contiguous, grad)
     if len(reference) == 1 and isinstance(grad, Tensor):
         multiplier = elementwise_secant(operation, reference[0], sample[0], grad)
         if multiplier is not None:

@@ -3,13 +3,29 @@
 One file a kind. ``REPORTS`` maps the name of every model to its :class:`Report`.
 """
 
-from tests.networks.reports import calling, derivatives, graphs, published, sequences, squeezing
+from tests.networks.reports import (
+    calling,
+    complex_numbers,
+    derivatives,
+    generic_rule,
+    graphs,
+    published,
+    sequences,
+    squeezing,
+)
 from tests.networks.reports.report import Report
 
-REPORTS: dict[str, Report] = {
-    report.name: report
-    for kind in (calling, derivatives, graphs, published, sequences, squeezing)
-    for report in kind.REPORTS
-}
+KINDS = (
+    calling,
+    complex_numbers,
+    derivatives,
+    generic_rule,
+    graphs,
+    published,
+    sequences,
+    squeezing,
+)
+
+REPORTS: dict[str, Report] = {report.name: report for kind in KINDS for report in kind.REPORTS}
 
 __all__ = ["REPORTS", "Report"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxshap.rules.core.correction import restore
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from tests.rules.helpers import total_error
@@ -28,3 +29,16 @@ def test_tensors_without_a_batch_dimension_are_one_row():
     x[0] += 100.0
     quantiles = torch.tensor([0.1, 0.5, 0.9])
     assert total_error(aten.quantile.default, [r], [x], torch.ones(3), quantiles) < 1e-6
+
+
+def test_what_is_lacking_is_shared_in_proportion():
+    multipliers = torch.tensor([[1.0, -2.0, 0.0, 3.0]])
+    steps = torch.tensor([[2.0, 1.0, 5.0, 0.0]])
+    restored = restore(multipliers, steps, torch.tensor([[4.0]])) * steps
+    torch.testing.assert_close(restored, torch.tensor([[4.0, 0.0, 0.0, 0.0]]))
+
+
+def test_without_attributions_the_correction_is_the_smallest():
+    steps = torch.tensor([[3.0, 4.0]])
+    restored = restore(torch.zeros(1, 2), steps, torch.tensor([[50.0]]))
+    torch.testing.assert_close(restored, torch.tensor([[6.0, 8.0]]))

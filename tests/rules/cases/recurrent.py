@@ -1,0 +1,67 @@
+"""Recurrent networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxshap.testing.rule_check import ROWS, Case
+from tests.rules.cases.base import constant, v
+
+aten = torch.ops.aten
+
+
+def recurrent(
+    target: Any,
+    gates: int,
+    *,
+    layers: int = 1,
+    directions: int = 1,
+    projection: int = 0,
+    biases: bool = True,
+    batch_first: bool = False,
+    state: bool = False,
+    note: str = "",
+) -> Case:
+    """Return a case of recurrent layers over 5 steps of 3 features, with 4 hidden units."""
+    features, hidden = 3, 4
+    output = projection or hidden
+    sizes = [features] + [output * directions] * (layers - 1)
+    weights: list[Tensor] = []
+    for size in (size for size in sizes for _ in range(directions)):
+        shapes = [(gates * hidden, size), (gates * hidden, output)]
+        shapes += [(gates * hidden,)] * 2 if biases else []
+        shapes += [(projection, hidden)] if projection else []
+        weights += [constant(*shape) for shape in shapes]
+    count = layers * directions
+    widths = (output, hidden) if target is aten.lstm.input else (output,)
+    states = [v(count, w, row=1) if state else torch.zeros(count, ROWS, w) for w in widths]
+    sequence = v(5, features, row=0 if batch_first else 1)
+    initial = states if target is aten.lstm.input else states[0]
+    options = (biases, layers, 0.0, False, directions == 2, batch_first)
+    args = (sequence, initial, weights, *options)
+    return Case(target, args, output_row=0 if batch_first else 1, state_row=1, note=note)
+
+
+CELLS = [
+    (aten.lstm.input, 4), (aten.gru.input, 3), (aten.rnn_tanh.input, 1), (aten.rnn_relu.input, 1),
+]  # fmt: skip
+
+RECURRENT = [
+    *(
+        recurrent(target, gates, note=note, **options)
+        for target, gates in CELLS
+        for note, options in {
+            "": {},
+            "batch first": {"batch_first": True},
+            "without biases": {"biases": False},
+            "bidirectional, stacked": {"layers": 2, "directions": 2},
+            "of a computed state": {"layers": 2, "directions": 2, "state": True},
+        }.items()
+    ),
+    recurrent(aten.lstm.input, 4, projection=2, note="projected"),
+    recurrent(aten.lstm.input, 4, projection=2, layers=2, directions=2, biases=False, state=True,
+              batch_first=True, note="with everything"),
+]  # fmt: skip
