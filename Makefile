@@ -1,7 +1,7 @@
 # Releases of PyTorch and the others, besides those of constraints.txt: files in tests/constraints/.
 RELEASES := oldest torch-2.9 torch-2.11 newest
 
-.PHONY: demo test docs ecosystem fidelity refinement speed datasets gpu coverage zoo fuzz capture low-precision narrow \
+.PHONY: demo test docs ecosystem fidelity refinement speed datasets gpu coverage operators zoo fuzz capture low-precision narrow \
 	soak clean $(RELEASES:%=test-%)
 
 PYTHON ?= python3
@@ -51,6 +51,9 @@ coverage: $(VENV)/.zoo
 	$(BIN)/python -m benchmarks.coverage
 
 zoo: coverage
+
+operators: $(VENV)/.test
+	$(BIN)/python -m benchmarks.coverage.operators
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.property networks --page docs/reliability.md

@@ -28,11 +28,13 @@ def copy_strided(graph: fx.Graph, context: Context) -> fx.Graph:
     for node in call_nodes(graph):
         if not may_depend_on_strides(node):
             continue
+        # What reads memory counts from its start, where a contiguous slice may not be.
+        copy = aten.clone.default if op_packet(node) in BY_MEMORY else aten.contiguous.default
         for source in {source for _, source in varying_arguments(node)}:
             if is_plain(source.meta.get("val")):
                 with graph.inserting_before(node):
                     kwargs = {"memory_format": torch.contiguous_format}
-                    copied = insert_call(graph, node, aten.contiguous.default, (source,), kwargs)
+                    copied = insert_call(graph, node, copy, (source,), kwargs)
                 copied.meta["keep"] = True
                 node.replace_input_with(source, copied)
     return graph
