@@ -50,7 +50,7 @@ after another. There are one sample and at least two references. One output is a
 results, the other is a single one. The values add up if their sum differs from the change of the
 output by at most 1e-9 of the largest output; the largest error is {largest}. A feature cannot
 matter if none of several values, at any of four points, changes the single result. Its values count
-as nothing below the same bound. An operator counts once, with its worst outcome.
+as nothing below the same bound. An operator counts once, with its worst outcome.{untried}
 
 {software}: `{command}`.
 
@@ -93,8 +93,8 @@ def write(results: Path, found: Iterable[Verdict], mode: str = "w") -> None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def page(found: Sequence[Verdict]) -> str:
-    """Return the page about a list of verdicts."""
+def page(found: Sequence[Verdict], untried: int) -> str:
+    """Return the page about a list of verdicts, without those of some operators."""
     worst = {name: worst_outcome(v for v in found if v.operator == name) for name in names(found)}
     total = Counter(worst.values())
     by_dtype = Counter((v.dtype, v.outcome) for v in found)
@@ -123,6 +123,7 @@ def page(found: Sequence[Verdict]) -> str:
         software=software(),
         command=COMMAND,
         others=listed,
+        untried=f" {untried} others were not tried." if untried else "",
     )
 
 
@@ -164,8 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--again", action="store_true", help="try again what was not additive")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--no-run", action="store_true", help="write the page of the results")
     arguments = parser.parse_args()
-    PAGE.write_text(page(measure(arguments.results, arguments.again)))
+    run = not arguments.no_run
+    found = measure(arguments.results, arguments.again) if run else read(arguments.results)
+    PAGE.write_text(page(found, len(operator_database()) - len(names(found))))
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ def parse_write(node: fx.Node) -> Write:
     """Return what an operation writes, and where."""
     if op_packet(node) in (aten.index_copy, aten.index_add):
         base, dim, index, values = call_args(node)
-        indices = [None] * (dim % base.meta["val"].dim()) + [index]
+        indices = [None] * (dim % max(base.meta["val"].dim(), 1)) + [index]
         factor: Any = node.kwargs.get("alpha", 1.0)
         return Write(base, indices, values, op_packet(node) is aten.index_add, factor)
     base, indices, values, *adds = call_args(node)

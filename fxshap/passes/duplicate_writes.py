@@ -42,6 +42,8 @@ def resolve_duplicate_writes(graph: fx.Graph, context: Context) -> fx.Graph:
         formula, base, values, indices = assignment
         if not values.meta["varying"] or not all(map(is_constant_index, indices)):
             continue
+        if not base.meta["val"].dim():  # one number, which is written once
+            continue
         with graph.inserting_before(node):
             result = insert_function(graph, node, formula, base, values, *indices)
         node.replace_all_uses_with(result)
