@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxshap.graph.dataflow import IDENTITIES
 from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import call_nodes, has_floating_output, op_packet, varying_arguments
 from fxshap.passes.context import Context
@@ -45,6 +46,8 @@ def may_depend_on_strides(node: fx.Node) -> bool:
     target: Any = node.target
     if op_packet(node) in BY_MEMORY:
         return True
+    if op_packet(node) in IDENTITIES or not node.meta["varying"]:
+        return False
     is_operator = isinstance(target, torch._ops.OpOverload)
     return is_operator and find_rule(target) is None and has_floating_output(node)
 
