@@ -192,7 +192,7 @@ def test_stacked_references_stay_within_reference_batch_size(model, monkeypatch)
 
     monkeypatch.setattr(PairBatches, "explain", noted)
     fxshap.DeepExplainer(model, BACKGROUND, reference_batch_size=12).shap_values(SAMPLES)
-    assert sizes == [2, 2, 1]
+    assert sizes == [1, 2, 2, 1]  # the first one measures how large a pair is
 
 
 def test_the_users_model_keeps_its_mode(model):
@@ -244,7 +244,7 @@ def test_bad_input_is_refused_before_work_begins(model):
     with pytest.raises(InputError, match=r"rows of input 0 have the shape \(4,\)"):
         explainer.shap_values(torch.randn(2, 5))
     both = fxshap.DeepExplainer(Sum(), [BACKGROUND, BACKGROUND])
-    with pytest.raises(InputError, match="the inputs have 5, 4 rows"):
+    with pytest.raises(InputError, match=r"the inputs have the shapes \(5, 4\), \(4, 4\)"):
         both.shap_values([SAMPLES, SAMPLES[:4]])
     with pytest.raises(InputError, match="has no rows"):
         explainer.shap_values(torch.randn(0, 4))

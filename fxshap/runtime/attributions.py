@@ -21,6 +21,7 @@ from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
+from fxshap.runtime.memory import LargestTensor
 from fxshap.runtime.pairs import SampleReferencePairs
 from fxshap.runtime.references import References, rows_that_fit
 
@@ -81,27 +82,38 @@ class PairBatches:
         self._shared = None
         self.engine.clear_cache()
 
-    def batch_size(self, samples: Sequence[Tensor], outputs: int) -> int:
-        """Return how many samples to stack in one batch, by the size of a pair's values.
+    def batch_size(self, samples: Sequence[Tensor], columns: Tensor) -> int:
+        """Return how many samples to stack in one batch, by the largest tensor of a pair.
 
         Parameters
         ----------
         samples : sequence of Tensor
             Inputs of the program, with one row or more.
-        outputs : int
-            How many outputs of each sample are explained.
+        columns : Tensor
+            The outputs to explain of each sample, of shape (samples, outputs explained).
         """
         engine, first = self.engine, [x[:1] for x in samples]
-        if self.one_at_a_time:
+        if self.one_at_a_time or len(columns) == 1:
             return 1
         layout = engine.find_layout(first, self._inputs(first))
         device = samples[0].device
-        passes = min(outputs, sum(r[0].numel() for r in self.references))
-        size = batched_bytes(device) // max(layout.largest * self.count * passes, 1)
+        passes = min(columns.shape[1], sum(r[0].numel() for r in self.references))
+        if engine.largest is None:
+            engine.largest = max(layout.largest, self._largest_of_pair(first, columns[:1, :1]))
+        size = batched_bytes(device) // max(engine.largest * self.count * passes, 1)
         if isinstance(limit := engine.options.reference_batch_size, int):
             size = min(size, limit // self.count)
         fit = rows_that_fit(layout.size, device, engine.options.max_memory)
         return max(min(size, size if fit is None else fit // (self.count * passes)), 1)
+
+    def _largest_of_pair(self, sample: Sequence[Tensor], column: Tensor) -> int:
+        """Return the bytes of one pair in the largest tensor of a backward pass, as measured."""
+        if self.engine.program.compiled is not None:  # compiled code is not measured
+            return 0
+        with LargestTensor() as largest:
+            self.explain(sample, column)
+        size: int = largest.size // self.count
+        return size
 
     def explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
         """Return the attributions of a batch of samples.
@@ -274,7 +286,7 @@ def explain_in_batches(
         How many samples a batch has; by default that of :meth:`PairBatches.batch_size`.
     """
     check_finite("samples", samples[: batches.engine.program.explained])
-    size = 1 if batches.one_at_a_time else size or batches.batch_size(samples, columns.shape[1])
+    size = 1 if batches.one_at_a_time else size or batches.batch_size(samples, columns)
     logger.debug("explains %d samples at a time", size)
     start, total = 0, len(columns)
     while start < total:

@@ -49,6 +49,8 @@ class Engine:
         self.references: References | None = None
         self.references_version: tuple[Any, ...] = ()
         self.cache = EMPTY_CACHE
+        #: Bytes of one pair in the largest tensor of a backward pass; ``None`` until measured.
+        self.largest: int | None = None
         #: Whether every rule is linear in the cotangent; ``None`` until it was tried.
         self.is_linear: bool | None = None
 

@@ -114,3 +114,11 @@ def test_rules_that_cannot_be_differentiated_go_backward(passes, monkeypatch):
     explainer, samples = explainer_of("gelu_functional", batch_size=3)
     explainer.shap_values(samples)
     assert passes == ["_by_input", "_by_output", "_by_output"]
+
+
+def test_the_largest_tensor_of_a_recurrent_layer_counts():
+    """Its gates are larger than what it receives, so fewer samples are stacked."""
+    explainer, samples = explainer_of("lstm_time_first_stacked")
+    explainer.shap_values(samples)
+    engine = explainer._calls.captures.latest
+    assert engine.largest > engine.layout.largest > 0
