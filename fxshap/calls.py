@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxshap.autograd.tape import with_multipliers
-from fxshap.errors import ModelError
+from fxshap.errors import InputError, ModelError
 from fxshap.frontend.arguments import Arguments, Call, arguments_key
 from fxshap.frontend.bound import check_single_row, find_shared, unwrap_shared
 from fxshap.frontend.entry import EntryPoint, nest_arguments, record_layer
@@ -50,6 +50,17 @@ def may_differ(value: Any) -> bool:
         return True
     pairs = has_rows(value) and len(value) % 2 == 0
     return pairs and not value[: len(value) // 2].equal(value[len(value) // 2 :])
+
+
+def check_repeated_arguments(call: Call, explained: Sequence[int]) -> None:
+    """Raise an InputError if Captum has repeated an argument that has no rows."""
+    for index, value in enumerate(call.leaves):
+        if index not in explained and has_rows(value) and len(value) != call.rows:
+            raise InputError(
+                f"Captum repeats the tensors in additional_forward_args for the baselines, and one "
+                f"of shape {(len(value) // 2, *value.shape[1:])} has not the rows of the inputs; "
+                "bind an argument that all rows share by its name: explainable.bind(name=value)"
+            )
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,8 @@ class ModelCalls:
         """
         layer = request.layer
         indices = call.where(may_differ if layer else needs_gradient)
+        if calling_library() == "captum":
+            check_repeated_arguments(call, indices)
         arguments = self._arguments(call, indices, pairs=True)
         explained = arguments.tensors[: arguments.explained]
         if layer is None:

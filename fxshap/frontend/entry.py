@@ -7,7 +7,7 @@ model are bound: they are the same for samples and references.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -64,8 +64,7 @@ class EntryPoint:
             with substitute_tensors(model, self.hook_point, inputs):
                 return model(**bound)
         if self.unbatched:
-            one = partial(self.call_model, model, **bound)
-            return pytree.tree_map(flatten_single, torch.vmap(one, randomness="different")(*inputs))
+            return call_for_rows(model, partial(self.call_model, model, **bound), inputs)
         return self.call_model(model, *inputs, **bound)
 
     def call_model(self, model: nn.Module, *inputs: Any, **bound: Any) -> Any:
@@ -105,6 +104,20 @@ class EntryPoint:
 def is_whole(paths: Sequence[InputPath], inputs: Sequence[Any]) -> bool:
     """Return True if the input is the whole container whose entries the paths name."""
     return bool(paths and paths[0].keys) and len(inputs) == 1 and not isinstance(inputs[0], Tensor)
+
+
+def call_for_rows(model: nn.Module, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+    """Call a function of one sample for every row, and stack its results.
+
+    ``torch.vmap`` does it for any number of rows. It has no recurrent layers: a loop calls models
+    with one, and their graph is for one number of rows.
+    """
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        rows = [function(*row) for row in zip(*inputs, strict=True)]
+        stacked = pytree.tree_map(lambda *values: torch.stack(values), *rows)
+    else:
+        stacked = torch.vmap(function, randomness="different")(*inputs)
+    return pytree.tree_map(flatten_single, stacked)
 
 
 def flatten_single(output: Any) -> Any:

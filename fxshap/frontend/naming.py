@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections.abc
 import copy
+import dataclasses
 import inspect
 import types
 import typing
@@ -158,6 +159,8 @@ def replace_entries(container: Any, entries: Mapping[str | int, Any]) -> Any:
         for key, value in entries.items():
             items[int(key)] = value
         return type(container)(items)
+    if dataclasses.is_dataclass(container) and not isinstance(container, type):
+        return dataclasses.replace(container, **{str(k): value for k, value in entries.items()})
     changed = copy.copy(container)
     if isinstance(container, collections.abc.MutableMapping):
         changed.update(entries)

@@ -89,6 +89,14 @@ def test_edges_of_two_rows_are_no_two_samples():
     assert (values.sum((1, 2)) - change).abs().max() < 1e-5
 
 
+def test_captum_names_arguments_that_it_repeats():
+    report = REPORTS["rows_of_graphs"]
+    model = fxshap.make_explainable(report.build())
+    (x,), (r,) = report.inputs(3, seed=2), report.inputs(3, seed=1)
+    with pytest.raises(InputError, match=r"shape \(2, 10\) has not the rows.*explainable.bind"):
+        ca.DeepLift(model).attribute(x, r, target=0, additional_forward_args=RING)
+
+
 def test_units_of_every_row_stay_with_their_rows():
     units, x, r = torch.tensor([1.0, 3.0, 9.0]), torch.randn(3, 3), torch.randn(3, 3)
     model = fxshap.make_explainable(Scaled()).bind(unit=units)

@@ -1,6 +1,7 @@
 """Ways to call a model: entries of containers, keywords, lists, and what is said of wrong calls."""
 
 from collections import namedtuple
+from dataclasses import dataclass
 
 import captum.attr as ca
 import numpy as np
@@ -53,6 +54,12 @@ def test_a_tensor_has_no_entries():
 Pair = namedtuple("Pair", "x y")
 
 
+@dataclass(frozen=True)
+class Batch:
+    x: int
+    y: int
+
+
 @pytest.mark.parametrize(
     "container, items, expected",
     [
@@ -62,6 +69,7 @@ Pair = namedtuple("Pair", "x y")
         ((1, 2), [((1,), 3)], (1, 3)),
         ([1], [((2,), 3)], [1, None, 3]),
         (Pair(1, 2), [(("y",), 3)], Pair(1, 3)),
+        (Batch(1, 2), [(("y",), 3)], Batch(1, 3)),
         ({"a": {"b": 1}}, [(("a", "c"), 2)], {"a": {"b": 1, "c": 2}}),
     ],
 )

@@ -106,6 +106,18 @@ class BagOfInstances(nn.Module):
         return self.head((a * h).sum(0, keepdim=True))
 
 
+class OneSeries(nn.Module):
+    """A recurrent layer on one series without a batch dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (steps, 2)."""
+        return self.head(self.recurrent(x)[1].squeeze())
+
+
 UNBATCHED = {"unbatched": True}
 
 REPORTS = [
@@ -142,5 +154,8 @@ REPORTS = [
         options=UNBATCHED,
         outputs=2,
         source="multiple-instance learning",
+    ),
+    report(
+        "one_series", architecture=OneSeries, options=UNBATCHED, source="models without batches"
     ),
 ]
