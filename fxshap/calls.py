@@ -147,8 +147,23 @@ class ModelCalls:
         kind = (self.options.entry, *keys)
         if kind not in self.sharing:
             with explanation_lock(), evaluation_mode(self.model), torch.no_grad():
-                self.sharing[kind] = find_shared(bound, partial(self._run_bound, call))
+                found = find_shared(bound, partial(self._run_bound, call))
+                self.sharing[kind] = self._shared_as_it_is(call, bound) if found is None else found
         return self.sharing[kind]
+
+    def _shared_as_it_is(self, call: Call, bound: Mapping[str, Any]) -> frozenset[int]:
+        """Return the bound tensors of several rows if the model takes them as they are, or none.
+
+        That is for models that take the rows of this call only, or are called without a batch
+        dimension.
+        """
+        args, kwargs = unwrap_shared((call.args, call.kwargs))
+        try:
+            self.options.entry(self.model, *args, **unwrap_shared(dict(bound)), **kwargs)
+        except Exception:
+            return frozenset()
+        leaves = enumerate(pytree.tree_leaves(dict(bound)))
+        return frozenset(index for index, value in leaves if has_rows(value) and len(value) > 1)
 
     def _run_bound(self, call: Call, arguments: dict[str, Any], rows: int) -> Tensor | None:
         """Return the output for bound arguments as they are; None if it has not `rows` rows."""

@@ -56,7 +56,7 @@ class Shared:
 Run = Callable[[dict[str, Any], int], Tensor | None]
 
 
-def find_shared(bound: Mapping[str, Any], run: Run) -> frozenset[int]:
+def find_shared(bound: Mapping[str, Any], run: Run) -> frozenset[int] | None:
     """Return the indices, among the flattened bound arguments, of the tensors that rows share.
 
     Every choice is tried at two numbers of rows that no tensor has, so that no tensor fits by
@@ -67,6 +67,10 @@ def find_shared(bound: Mapping[str, Any], run: Run) -> frozenset[int]:
     ----------
     bound : mapping of str to object
     run : callable
+
+    Returns
+    -------
+    frozenset of int, or None if the model fails with every choice
     """
     leaves = pytree.tree_leaves(dict(bound))
     candidates = [index for index, value in enumerate(leaves) if has_rows(value)]
@@ -76,8 +80,12 @@ def find_shared(bound: Mapping[str, Any], run: Run) -> frozenset[int]:
     likely = frozenset(candidates) - single
 
     def outputs(shared: frozenset[int], numbers: Sequence[int]) -> list[Tensor] | None:
-        results = [run(expand_first_row(bound, shared, rows), rows) for rows in numbers]
-        return None if any(y is None for y in results) else [y for y in results if y is not None]
+        results = []
+        for rows in numbers:
+            if (output := run(expand_first_row(bound, shared, rows), rows)) is None:
+                return None
+            results.append(output)
+        return results
 
     for changed in choices(candidates):
         shared = likely ^ frozenset(changed)
@@ -86,7 +94,7 @@ def find_shared(bound: Mapping[str, Any], run: Run) -> frozenset[int]:
         as_it_is = outputs(shared | single, numbers[:1]) if single - shared else None
         differs = as_it_is is not None and not same_outputs(as_it_is[0], repeated[0])
         return shared | single if differs else shared
-    return frozenset()
+    return None
 
 
 def same_outputs(a: Tensor, b: Tensor) -> bool:

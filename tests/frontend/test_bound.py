@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.errors import InputError
+from fxshap.errors import InputError, OutputError
 from fxshap.frontend.bound import find_shared
 from tests.networks.reports import REPORTS
 from tests.networks.reports.graphs import RING
@@ -95,6 +95,13 @@ def test_captum_names_arguments_that_it_repeats():
     (x,), (r,) = report.inputs(3, seed=2), report.inputs(3, seed=1)
     with pytest.raises(InputError, match=r"shape \(2, 10\) has not the rows.*explainable.bind"):
         ca.DeepLift(model).attribute(x, r, target=0, additional_forward_args=RING)
+
+
+def test_a_graph_whose_nodes_are_rows_is_told_from_rows():
+    report = REPORTS["one_graph"]
+    nodes = torch.randn(5, 2)
+    with pytest.raises(OutputError, match=r"returns 1 rows for inputs of 5.*unbatched=True"):
+        shap.DeepExplainer(fxshap.make_explainable(report.build()).bind(**report.bound), nodes)
 
 
 def test_units_of_every_row_stay_with_their_rows():
