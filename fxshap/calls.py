@@ -147,8 +147,10 @@ class ModelCalls:
         kind = (self.options.entry, *keys)
         if kind not in self.sharing:
             with explanation_lock(), evaluation_mode(self.model), torch.no_grad():
-                found = find_shared(bound, partial(self._run_bound, call))
-                self.sharing[kind] = self._shared_as_it_is(call, bound) if found is None else found
+                shared = find_shared(bound, partial(self._run_bound, call))
+                if shared is None:
+                    shared = self._shared_as_it_is(call, bound)
+                self.sharing[kind] = shared
         return self.sharing[kind]
 
     def _shared_as_it_is(self, call: Call, bound: Mapping[str, Any]) -> frozenset[int]:
