@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from fxshap.datasets.batch import BatchExplainer, Model, OnError, StoredDtype
 from fxshap.datasets.manifest import Manifest, describe_job
 from fxshap.datasets.parts import Part, divide, rows_per_part_of
-from fxshap.datasets.ray import write_with_ray
+from fxshap.datasets.ray import worker_count, write_with_ray
 from fxshap.datasets.sinks import Format, open_sink
 from fxshap.datasets.sources import open_source
 from fxshap.datasets.summary import SAMPLE_ROWS, Summary
@@ -111,8 +111,9 @@ def write_explanations(
     explainer = BatchExplainer(
         model, background, batch_size=batch_size, on_error=on_error, dtype=dtype, **options
     )
+    workers = 0 if concurrency == 0 else worker_count(concurrency, num_gpus)
     if rows_per_part == "auto":
-        rows_per_part = rows_per_part_of(source.rows, explainer.background.row_bytes)
+        rows_per_part = rows_per_part_of(source.rows, explainer.background.row_bytes, workers)
     if rows_per_part < 1:
         raise OptionError(f"rows_per_part is a number of rows or 'auto', not {rows_per_part!r}")
     out = Path(out).absolute()
@@ -135,7 +136,7 @@ def write_explanations(
     done = source.rows - sum(part.stop - part.start for part in missing)
     silent = not (progress and is_interactive(sys.stderr))
     with tqdm(total=source.rows, initial=done, unit="samples", disable=silent) as bar:
-        for record in run_parts(writer, missing, concurrency, num_gpus):
+        for record in run_parts(writer, missing, workers, num_gpus):
             bar.update(record.rows)
             digests.add(record.model)
             if len(digests) > 1:
@@ -150,11 +151,11 @@ def write_explanations(
 
 
 def run_parts(
-    writer: PartWriter, parts: Sequence[Part], concurrency: int | None, num_gpus: float
+    writer: PartWriter, parts: Sequence[Part], workers: int, num_gpus: float
 ) -> Iterator[Record]:
     """Yield the records of parts as they are written."""
     if not parts:
         return iter(())
-    if concurrency == 0:
+    if workers == 0:
         return map(writer, parts)
-    return write_with_ray(writer, parts, concurrency=concurrency, num_gpus=num_gpus)
+    return write_with_ray(writer, parts, workers=workers, num_gpus=num_gpus)

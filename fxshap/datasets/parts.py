@@ -14,8 +14,9 @@ MAX_BYTES = 256 << 20
 FOLDER = "_fxshap"
 #: Begins the names of files that are not complete. Readers leave out such names, too.
 TEMPORARY = ".unfinished-"
-#: Into how many parts a data set is divided, if they have rows enough.
-PARTS = 64
+#: Into how many parts a data set is divided at least, if they have rows enough: in all, and for
+#: each worker.
+PARTS, PARTS_OF_WORKER = 64, 8
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,20 @@ class Part:
     stop: int
 
 
-def rows_per_part_of(rows: int, row_bytes: int) -> int:
-    """Return how many rows a part has, a power of two."""
-    wanted = max(min(rows // PARTS, MAX_ROWS, MAX_BYTES // max(row_bytes, 1)), rows // MAX_PARTS)
+def rows_per_part_of(rows: int, row_bytes: int, workers: int = 1) -> int:
+    """Return how many rows a part has, a power of two.
+
+    Parameters
+    ----------
+    rows : int
+        The rows of the data set.
+    row_bytes : int
+        The bytes of the inputs of one row.
+    workers : int
+    """
+    parts = max(PARTS, PARTS_OF_WORKER * workers)
+    wanted = min(rows // parts, MAX_ROWS, MAX_BYTES // max(row_bytes, 1))
+    wanted = max(wanted, rows // max(MAX_PARTS, parts))
     return int(1 << max(wanted, MIN_ROWS).bit_length() - 1)
 
 

@@ -76,26 +76,30 @@ def explain(
     explainer = BatchExplainer(
         model, background, batch_size=batch_size, on_error=on_error, dtype=dtype, **options
     )
-    workers = worker_options(ray, concurrency, num_gpus)
+    count = worker_count(concurrency, num_gpus)
+    shares = {"num_cpus": 1, "num_gpus": num_gpus or None}
     if isinstance(data, ray.data.Dataset):
         return data.map_batches(
             BatchWorker,
             fn_constructor_args=(pickled(explainer),),
             batch_format="pyarrow",
-            **{**workers, "compute": growing(ray, workers["compute"])},
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count),  # reading takes some
+            **shares,
         )
     source = open_source(data)
-    parts = divide(source.rows, rows_per_part_of(source.rows, explainer.background.row_bytes))
+    size = rows_per_part_of(source.rows, explainer.background.row_bytes, count)
+    parts = divide(source.rows, size)
     return parts_dataset(ray, parts).map_batches(
         SourceWorker,
         fn_constructor_args=(pickled((explainer, source)),),
         batch_size=1,
-        **workers,
+        compute=ray.data.ActorPoolStrategy(size=count),
+        **shares,
     )
 
 
 def write_with_ray(
-    writer: PartWriter, parts: Sequence[Part], *, concurrency: int | None, num_gpus: float
+    writer: PartWriter, parts: Sequence[Part], *, workers: int, num_gpus: float
 ) -> Iterator[Record]:
     """Yield the records of parts as workers write them, in any order."""
     ray = start_ray()
@@ -103,7 +107,9 @@ def write_with_ray(
         WriteWorker,
         fn_constructor_args=(pickled(writer),),
         batch_size=1,
-        **worker_options(ray, concurrency, num_gpus),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+        num_gpus=num_gpus or None,
     )
     explained.context.enable_progress_bars = False  # the caller has one of its own
     with quiet(LOG_LEVELS):
@@ -175,11 +181,6 @@ def parts_dataset(ray: Any, parts: Sequence[Part]) -> Any:
     return ray.data.from_items([vars(part) for part in parts], override_num_blocks=len(parts))
 
 
-def growing(ray: Any, pool: Any) -> Any:
-    """Return a pool that begins with one worker, because reading also takes processors."""
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_size)
-
-
 @contextmanager
 def quiet(levels: Mapping[str, int]) -> Iterator[None]:
     """Log nothing below these levels."""
@@ -219,14 +220,15 @@ def start_ray() -> Any:
     return ray
 
 
-def worker_options(ray: Any, concurrency: int | None, num_gpus: float) -> dict[str, Any]:
-    """Return how many workers Ray starts, and what each of them has.
+def worker_count(concurrency: int | None, num_gpus: float) -> int:
+    """Return how many workers Ray starts.
 
     Raises
     ------
     OptionError
-        If there cannot be as many.
+        If there can be none.
     """
+    ray = start_ray()
     resource, share = ("GPU", num_gpus) if num_gpus else ("CPU", 1.0)
     there = ray.cluster_resources().get(resource, 0)
     if there < share:
@@ -234,8 +236,4 @@ def worker_options(ray: Any, concurrency: int | None, num_gpus: float) -> dict[s
     count = int(there // share) if concurrency is None else concurrency
     if count < 1:
         raise OptionError(f"concurrency is a number of workers, not {concurrency}")
-    return {
-        "compute": ray.data.ActorPoolStrategy(size=count),
-        "num_cpus": 1,
-        "num_gpus": num_gpus or None,
-    }
+    return count

@@ -281,6 +281,8 @@ def test_the_parts_cover_the_rows():
         assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
         assert len(parts) <= 8192 and size & (size - 1) == 0
     assert rows_per_part_of(10**6, 3 * 224 * 224 * 4) == 256
+    assert len(divide(10**6, rows_per_part_of(10**6, 80, workers=1000))) > 8000
+    assert len(divide(10**8, rows_per_part_of(10**8, 80, workers=1000))) > 8000
 
 
 def test_memory_is_that_of_a_chunk(data, tmp_path, monkeypatch):

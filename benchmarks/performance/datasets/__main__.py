@@ -34,6 +34,8 @@ LEAST_SPEEDUP = 1.7
 MOST_GROWTH = 1.15
 #: What is assumed of the storage that all workers share, in bytes per second.
 BANDWIDTH = 1e9
+#: The bytes of the inputs of a sample.
+ROW_BYTES = {"tabular": 30 * 4, "images": 3 * 32 * 32 * 4}
 FIGURES = Path("build/datasets.json")
 
 
@@ -140,8 +142,8 @@ def table_of_simulations(run: Run, part: float) -> str:
     )
     rows = []
     for count in (10**6, 10**8):
-        size = rows_per_part_of(count, 3 * 32 * 32 * 4 if run.network == "images" else 120)
         for workers in (10, 100, 1000):
+            size = rows_per_part_of(count, ROW_BYTES[run.network], workers)
             outcome = simulate(costs, count, workers, size)
             rows.append(
                 [
