@@ -127,6 +127,8 @@ class ParquetSink(Sink):
         finally:
             if writer is not None:
                 writer.close()
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # on disk before the part counts as done
         temporary.replace(self.file(part))
 
     def _table(self, chunk: Chunk) -> Any:

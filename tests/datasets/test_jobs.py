@@ -108,6 +108,20 @@ def test_parquet(data, tmp_path):
     assert sorted(p.name for p in out.iterdir())[1:] == [f"part-{i:06d}.parquet" for i in range(5)]
 
 
+def test_parquet_of_float16_with_some_columns(data, tmp_path):
+    summary = job(data, tmp_path / "out", dtype="float16", keep_columns=["id"], outputs=[2])
+    table = read(tmp_path / "out")
+    assert table.column_names[:2] == ["id", "shap_values"]
+    assert table.schema.field("shap_values").type == pa.list_(pa.field("element", pa.float16()), 64)
+    found = shaped_column(table, "shap_values")
+    assert found.dtype == np.float16 and found.shape == (300, 1, 8, 8, 1)
+    np.testing.assert_allclose(found, wanted()[..., 2:], rtol=0, atol=1e-3)
+    sums = found.sum((1, 2, 3), dtype=float) + shaped_column(table, "base_values")
+    error = np.abs(sums - shaped_column(table, "model_output")).max(1)
+    assert summary.largest_error == pytest.approx(np.nanmax(table["additivity_error"].to_numpy()))
+    assert 1e-4 < np.nanmax(error) < 1e-2  # that of the values as they are stored
+
+
 @pytest.mark.parametrize("format", ["numpy", "zarr"])
 @pytest.mark.parametrize("source", ["parquet", "npy", "folder", "zarr", "group"])
 def test_arrays(data, tmp_path, source, format):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fxshap
-from fxshap.datasets import explain, read_summary, write_explanations
+from fxshap.datasets import BatchExplainer, explain, read_summary, write_explanations
 from fxshap.errors import InputError, OptionError
 from tests.datasets import jobs_of_tests
 from tests.datasets.jobs_of_tests import (
@@ -61,6 +61,9 @@ def test_paths_and_data_sets_of_ray(ray, folder, wanted):
     data = ray.data.read_parquet(str(folder / "in.parquet"))
     lazy = explain(data, net(), background(), concurrency=2, batch_size=64, **OPTIONS)
     assert_explained(lazy.to_pandas(), wanted)
+    for form in ("numpy", "pandas"):
+        lazy = data.map_batches(BatchExplainer(net(), background(), **OPTIONS), batch_format=form)
+        assert_explained(lazy.to_pandas(), wanted)
 
 
 def test_a_killed_worker_costs_no_row(ray, folder, wanted):
