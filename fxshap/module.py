@@ -95,7 +95,7 @@ def make_explainable(
         compiler, or Triton on a GPU. Backgrounds that do not fit on one tape are not compiled.
     progress : bool
         Whether a capture, or the refinement of one sample, that takes more than 2 seconds shows a
-        progress line on a terminal or in a notebook.
+        progress bar on a terminal or in a notebook.
 
     Returns
     -------

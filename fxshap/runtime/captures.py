@@ -21,7 +21,7 @@ from fxshap.runtime.engine import Engine
 from fxshap.runtime.locks import capture_lock
 from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
-from fxshap.runtime.progress import progress_line
+from fxshap.runtime.progress import progress_bar
 
 logger = logging.getLogger("fxshap")
 
@@ -103,9 +103,7 @@ def capture_engine(
     name = type(model).__name__
     with (
         capture_lock(),
-        progress_line(
-            f"fxshap captures {name}, once for all inputs of this kind", options.progress
-        ),
+        progress_bar(f"fxshap captures {name}, once for all inputs of this kind", options.progress),
     ):
         # Fake tensors accept other dtypes: export would capture a model that cannot run.
         check_compatible(inputs, model, lambda: call(model, inputs))

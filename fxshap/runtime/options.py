@@ -37,7 +37,7 @@ class Options:
     compile : bool
         Whether backward passes are compiled.
     progress : bool
-        Whether slow work shows a progress line.
+        Whether slow work shows a progress bar.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from fxshap.runtime.batching import BatchLayout, repeat_samples
 from fxshap.runtime.coalitions import CoalitionChains, CoalitionPasses, refined_multipliers
 from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
-from fxshap.runtime.progress import Step, progress_line
+from fxshap.runtime.progress import Step, progress_bar
 from fxshap.runtime.references import References
 
 
@@ -89,7 +89,7 @@ class SampleReferencePairs:
         chains = refinement.draw(self.samples[:explained], self.references.inputs[:explained])
         show = self.options.progress and bool(chains.drawn)
         steps = chains.backward_passes * len(parts)
-        with progress_line("fxshap refines", show, steps) as step:
+        with progress_bar("fxshap refines", show, steps) as step:
             by_part = [
                 self._backward_on_tape(
                     self.references.tape(part),

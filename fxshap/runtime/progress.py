@@ -1,28 +1,26 @@
-"""A progress line on the terminal for slow work."""
+"""Progress bars for slow work, on a terminal or in a notebook."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TextIO
 
-#: Seconds before the line appears.
+#: Seconds before the bar appears.
 DELAY = 2.0
-#: Seconds between updates of the line.
+#: Seconds between updates of the bar.
 INTERVAL = 0.5
-
 
 #: Called when a step of the work begins.
 Step = Callable[[], None]
 
 
 @dataclass
-class ProgressLine:
-    """The text of the line: what is done, how many steps of it have begun, and the time."""
+class Progress:
+    """What is done, how many steps it has, and how many of them have begun."""
 
     what: str
     steps: int = 0
@@ -32,54 +30,50 @@ class ProgressLine:
         """Begin the next step."""
         self.taken += 1
 
-    def text(self, seconds: float) -> str:
-        """Return the line."""
-        progress = f", {self.taken} of {self.steps}" if self.steps else ""
-        return f"{self.what}{progress}: {seconds:.1f} s"
-
 
 @contextmanager
-def progress_line(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
-    """Show a progress line on a terminal or in a notebook while slow work is done.
+def progress_bar(what: str, show: bool = True, steps: int = 0) -> Iterator[Step]:
+    """Show a progress bar on a terminal or in a notebook while slow work is done.
+
+    The bar disappears when the work is done.
 
     Parameters
     ----------
     what : str
         Describes the work.
     show : bool
-        Whether to show the line.
+        Whether to show the bar.
     steps : int
-        How many steps the work has. The line of work with steps, which is repeated for every
-        sample, is erased at the end.
+        How many steps the work has. Without steps only the time is shown.
     """
-    stream, line = sys.stderr, ProgressLine(what, steps)
-    if not show or not is_interactive(stream):
-        yield line.step
+    progress = Progress(what, steps)
+    if not show or not is_interactive(sys.stderr):
+        yield progress.step
         return
     done = Event()
-    thread = Thread(target=show_progress, args=(line, stream, done), daemon=True)
+    thread = Thread(target=show_progress, args=(progress, sys.stderr, done), daemon=True)
     thread.start()
     try:
-        yield line.step
+        yield progress.step
     finally:
         done.set()
         thread.join()
 
 
-def show_progress(line: ProgressLine, stream: TextIO, done: Event) -> None:
-    """Update the line until the work is done."""
-    start = time.perf_counter()
+def show_progress(progress: Progress, stream: TextIO, done: Event) -> None:
+    """Update the bar until the work is done. The work itself cannot: a capture is one call."""
     if done.wait(DELAY):
         return
-    while True:
-        text = line.text(time.perf_counter() - start)
-        stream.write(f"\r{text}")
-        stream.flush()
-        if done.wait(INTERVAL):
-            break
-    last = line.text(time.perf_counter() - start)
-    stream.write(f"\r{' ' * len(last)}\r" if line.steps else f"\r{last}\n")
-    stream.flush()
+    from tqdm.auto import tqdm
+
+    form = None if progress.steps else "{desc}: {elapsed}"
+    total = progress.steps or None
+    with tqdm(
+        desc=progress.what, total=total, leave=False, bar_format=form, file=stream, unit="pass"
+    ) as bar:
+        while not done.wait(INTERVAL):
+            bar.n = progress.taken
+            bar.refresh()
 
 
 def is_interactive(stream: TextIO | None) -> bool:
