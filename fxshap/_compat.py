@@ -19,6 +19,7 @@ from torch._ops import OpOverloadPacket
 from torch.utils import _pytree as pytree
 
 from fxshap._requirements import release_of
+from fxshap.state import restore_attributes
 
 aten = torch.ops.aten
 
@@ -187,59 +188,6 @@ def infer_softmax_of_any_size() -> Iterator[None]:
 def empty_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """Return a tensor with the shape, strides and dtype of a softmax."""
     return torch.empty(x.shape, dtype=torch.float32 if half_to_float else x.dtype, device=x.device)
-
-
-#: The attributes of every module, which torch restores itself.
-COMMON_ATTRIBUTES = frozenset(vars(nn.Module()))
-
-
-@contextmanager
-def restore_attributes(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes that ``forward`` assigns, and the contents of lists and dicts.
-
-    Torch 2.6 and 2.9 leave them changed. Only what has changed is written, because other threads
-    may read the attributes.
-    """
-    before = [
-        (vars(module), {k: (v, contents(v)) for k, v in own_attributes(module).items()})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for attributes, known in before:
-            for name, (value, inside) in known.items():
-                if attributes.get(name, attributes) is not value:
-                    attributes[name] = value
-                restore_contents(value, inside)
-            for name in attributes.keys() - known.keys() - COMMON_ATTRIBUTES:
-                del attributes[name]
-
-
-def own_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes that a module has in addition to those of every module."""
-    return {name: value for name, value in vars(module).items() if name not in COMMON_ATTRIBUTES}
-
-
-def contents(value: Any) -> list[Any]:
-    """Return the elements of a list or the items of a dict; an empty list for other values."""
-    if type(value) is dict:
-        return list(value.items())
-    return list(value) if type(value) is list else []
-
-
-def restore_contents(value: Any, before: list[Any]) -> None:
-    """Restore the contents of a list or a dict, if they have changed."""
-    now = contents(value)
-    if len(now) != len(before) or any(not same(a, b) for a, b in zip(now, before, strict=True)):
-        value.clear()
-        (value.update if type(value) is dict else value.extend)(before)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Return True if two elements of a list, or two items of a dict, are the same objects."""
-    pairs = type(a) is tuple and type(b) is tuple and len(a) == len(b)
-    return all(x is y for x, y in zip(a, b, strict=True)) if pairs else a is b
 
 
 @contextmanager

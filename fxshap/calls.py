@@ -39,6 +39,7 @@ from fxshap.runtime.attributions import PairBatches
 from fxshap.runtime.captures import CaptureCache
 from fxshap.runtime.locks import explanation_lock
 from fxshap.runtime.options import Options
+from fxshap.state import restore_state
 
 #: Enters a context in which an error removes the hooks of the calling library.
 Guard = Callable[[], AbstractContextManager[None]]
@@ -112,7 +113,7 @@ class ModelCalls:
 
         Models treat a single row in their own way: ``squeeze()`` removes it, and a batch norm may
         be left out. References and samples are compared in one batch, so a single row is run
-        twice.
+        twice. A state that the model keeps from call to call stays as it is.
 
         Raises
         ------
@@ -122,11 +123,12 @@ class ModelCalls:
             If there is no such output, or it has other rows.
         """
         if call.rows == 1:
-            with suppress(Exception):  # of a model for a single row
+            with suppress(Exception), restore_state(self.model):  # of a model for a single row
                 twice = select_output(self.run(call.with_rows(2)), self.options.output)
                 if len(twice) == 2:
                     return twice[:1].detach()
-        with name_shapes_on_failure(self.model, call.leaves, call.missing(self.bound)):
+        failure = name_shapes_on_failure(self.model, call.leaves, call.missing(self.bound))
+        with failure, restore_state(self.model):
             result = self.run(call)
         return select_output(result, self.options.output).detach()
 
@@ -295,6 +297,6 @@ class ModelCalls:
         """
         if calling_library(directly=True):
             return False
-        with torch.no_grad():
+        with torch.no_grad(), restore_state(self.model):
             result = self.output(call)
         return isinstance(result, Tensor) and result.dim() == 1

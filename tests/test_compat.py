@@ -26,12 +26,12 @@ from fxshap._compat import (
     is_size_constraint,
     parity,
     replace_views,
-    restore_attributes,
     restore_final_states,
     run_compiled_eagerly,
     skips_contexts,
 )
 from fxshap.capture.export import capture
+from fxshap.state import restore_attributes
 
 aten = torch.ops.aten
 

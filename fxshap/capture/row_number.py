@@ -62,7 +62,12 @@ def check_fixed_number(captured: Captured, other: Captured) -> None:
 
 
 def numbers(node: fx.Node) -> Iterator[Any]:
-    """Iterate over the arguments of a node that are numbers to compute with, or tensors."""
+    """Iterate over the arguments of a node that are numbers to compute with, or tensors.
+
+    Operations that draw random numbers have none: they are rejected by name.
+    """
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return
     if is_operator(node) and (has_floating_output(node) or op_packet(node) in CONSTANTS):
         schema: Any = node.target
         arguments = schema._schema.arguments

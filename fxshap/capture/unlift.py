@@ -71,12 +71,13 @@ def returned_nodes(program: ExportedProgram, output: fx.Node) -> list[fx.Node]:
     return [node for node, kind in pairs if kind is OutputKind.USER_OUTPUT]
 
 
-def weight_of(program: ExportedProgram, spec: InputSpec) -> Tensor:
+def weight_of(program: ExportedProgram, spec: InputSpec) -> Any:
     """Return a parameter, buffer or constant of an exported program, sharing its storage."""
     name = str(spec.target)
-    tensors = program.constants if name in program.constants else program.state_dict
-    weight: Tensor = tensors[name]
-    return weight.detach()
+    tensors: Any = program.constants if name in program.constants else program.state_dict
+    weight = tensors[name]
+    # A constant may also be a generator of random numbers, which a later pass rejects by name.
+    return weight.detach() if isinstance(weight, Tensor) else weight
 
 
 def fixed_rows(nodes: Sequence[fx.Node]) -> int | None:

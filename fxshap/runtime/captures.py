@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fxshap.capture.export import capture
+from fxshap.capture.export import capture, with_two_rows
 from fxshap.errors import CaptureError
 from fxshap.frontend.arguments import Arguments
 from fxshap.frontend.hook_point import HookPoint
@@ -22,6 +23,8 @@ from fxshap.runtime.locks import capture_lock
 from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
 from fxshap.runtime.progress import progress_bar
+from fxshap.runtime.row_independence import relative_difference
+from fxshap.state import restore_state
 
 logger = logging.getLogger("fxshap")
 
@@ -121,4 +124,32 @@ def capture_engine(
         captured = suffix
     compared = plain if captured.assumed and prefix is None else None
     program = Program(model, captured, options.rule == "variance", options.compile, compared)
+    rows = inputs if captured.rows else list(map(with_two_rows, inputs))
+    check_repeatable(model, lambda: select_output(call(model, rows), options.output))
     return Engine(program, options, prefix)
+
+
+@torch.no_grad()
+def check_repeatable(model: nn.Module, run: Callable[[], Tensor]) -> None:
+    """Raise a CaptureError if a model returns another output when it runs again.
+
+    Random numbers of torch are in its graph, which a pass checks; here they are the same in both
+    runs. This is for those of NumPy and Python, and for a state outside of the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    run : callable
+        Runs the model on the same inputs.
+    """
+    with restore_state(model), torch.random.fork_rng(devices=[]):
+        first = run()
+    with restore_state(model), torch.random.fork_rng(devices=[]):
+        second = run()
+    if relative_difference(first, second) > torch.finfo(first.dtype).eps ** 0.5:
+        raise CaptureError(
+            f"{type(model).__name__} returns another output when it is called again with the same "
+            "inputs: it draws random numbers with NumPy or Python (numpy.random, random), or keeps "
+            "a state outside of the model. So it has no single output to explain; give it fixed "
+            "numbers, or an argument that is bound (explainable.bind)"
+        )
