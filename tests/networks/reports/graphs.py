@@ -44,7 +44,7 @@ class OneGraph(nn.Module):
     def convolve(self, layer: nn.Module, x: Tensor, edge_index: Tensor) -> Tensor:
         """Return the normalised sum over the neighbours."""
         source, target = edge_index
-        degree = torch.zeros(len(x)).index_add(0, target, torch.ones(target.numel()))
+        degree = x.new_zeros(len(x)).index_add(0, target, x.new_ones(target.numel()))
         norm = (degree[source] * degree[target]).rsqrt()
         h = layer(x)
         return torch.zeros_like(h).index_add(0, target, h[source] * norm[:, None])
@@ -54,7 +54,7 @@ class OneGraph(nn.Module):
         h = torch.relu(self.convolve(self.first, x, edge_index))
         h = torch.relu(self.convolve(self.second, h, edge_index))
         index = batch[:, None].expand_as(h)
-        total = torch.zeros(1, h.shape[1]).scatter_add(0, index, h)
+        total = h.new_zeros(1, h.shape[1]).scatter_add(0, index, h)
         return torch.log_softmax(self.head(total / len(x)), -1)
 
 
@@ -84,11 +84,10 @@ class GraphAttention(nn.Module):
         h = self.project(x)
         scores = nn.functional.leaky_relu(self.score(torch.cat([h[source], h[target]], 1)), 0.2)
         weights = scores.exp()
-        total = torch.zeros(len(x), 1).index_add(0, target, weights)
+        total = x.new_zeros(len(x), 1).index_add(0, target, weights)
         messages = h[source] * weights / total[target]
-        return self.head(nn.functional.elu(torch.zeros_like(h).index_add(0, target, messages))).sum(
-            0
-        )
+        received = torch.zeros_like(h).index_add(0, target, messages)
+        return self.head(nn.functional.elu(received)).sum(0)
 
 
 class BagOfInstances(nn.Module):
