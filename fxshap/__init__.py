@@ -24,7 +24,7 @@ from fxshap.frontend.bound import Shared
 from fxshap.integrations.detect import multiplier_mode
 from fxshap.module import ExplainableModule, make_explainable
 from fxshap.report.report import Report
-from fxshap.runtime.coalitions import Refinement
+from fxshap.runtime.refinement import Refinement
 from fxshap.verification.result import Verification
 from fxshap.verification.verify import verify
 

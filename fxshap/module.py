@@ -23,9 +23,9 @@ from fxshap.integrations.hooks import hook_keys, remove_stale_hooks
 from fxshap.integrations.isolation import ProbedModule
 from fxshap.report.report import Report, make_report, summarize_module
 from fxshap.runtime.captures import CaptureCache
-from fxshap.runtime.coalitions import Refinement
 from fxshap.runtime.locks import explanation_lock, model_call
 from fxshap.runtime.options import Options, ReferenceBatchSize, RuleName
+from fxshap.runtime.refinement import Coalitions, Refinement
 
 
 def make_explainable(
@@ -38,7 +38,7 @@ def make_explainable(
     layer: str | nn.Module | None = None,
     unbatched: bool = False,
     rule: RuleName = "rescale",
-    refine: int | Refinement = 0,
+    refine: Coalitions | Refinement = 0,
     reference_batch_size: ReferenceBatchSize = "auto",
     max_memory: int | None = None,
     compile: bool = False,
@@ -77,11 +77,12 @@ def make_explainable(
         ``"variance"`` uses how the sum varies over the coalitions of its inputs
         (:mod:`fxshap.rules.smoothed_activations`): as additive, much nearer to the exact Shapley
         values where activations follow linear layers, and two to three times as slow.
-    refine : int or Refinement
+    refine : int, "exact", "auto" or Refinement
         How many complementary pairs of random half-coalitions of features to use for every
         reference (:mod:`fxshap.runtime.coalitions`). 0 is one pass; more pairs are nearer to the
-        exact Shapley values, as additive, and take two to five passes each. A :class:`Refinement`
-        also has the seed, and the dimensions that index features.
+        exact Shapley values, as additive, and take two to five passes each. ``"exact"`` gives the
+        exact Shapley values, for up to 16 features or groups of features; ``"auto"`` what fits into
+        a time. A :class:`Refinement` also has the seed, the limits and what a feature is.
     reference_batch_size : int or "auto"
         How many references share one tape. All of them is fastest; fewer take less memory and more
         time. By default as many as fit into `max_memory`.

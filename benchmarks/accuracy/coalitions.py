@@ -32,13 +32,14 @@ from benchmarks.adapters import join, split
 from benchmarks.programs import bound_program, coalition_passes
 from fxshap.runtime.coalitions import (
     CoalitionChains,
-    Refinement,
     balanced_scores,
     draw_blocks,
+    draw_chains,
     refined_multipliers,
     share_together,
 )
-from fxshap.verification.shapley import coalitions, shapley_weights
+from fxshap.runtime.refinement import Refinement
+from fxshap.runtime.shapley import coalitions, shapley_weights
 from tests.networks import NETWORKS, Network
 from tests.tools.pages import replace_section
 
@@ -73,8 +74,8 @@ class Game:
         self.x, self.r = join(x).repeat_interleave(REFERENCES, 0), join(r).repeat(samples, 1)
         points = split(self.r, network.shapes)
         self.programs = {kind: bound_program(self.model, points, kind) for kind in (False, True)}
-        weights = shapley_weights(network.features)
         every = coalitions(network.features)
+        weights = shapley_weights(every)
         with torch.no_grad():
             values = [
                 weights @ self.model(*split(torch.where(every, a, b), network.shapes))
@@ -110,7 +111,7 @@ class Game:
 def library(pairs: int, features: int = 10) -> CoalitionChains:
     """Draw what ``make_explainable(model, refine=pairs)`` draws for 16 references."""
     sample, references = torch.ones(1, features), torch.zeros(REFERENCES, features)
-    return Refinement(pairs).draw([sample], [references])
+    return draw_chains(Refinement(pairs), [sample], [references])
 
 
 def independent(features: int, rng: Random) -> list[NDArray[np.float64]]:

@@ -30,7 +30,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 import fxshap
-from fxshap.verification.shapley import coalitions, shapley_values, shapley_weights
+from fxshap.runtime.shapley import coalitions, shapley_weights
+from fxshap.verification.shapley import shapley_values
 from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
@@ -188,7 +189,7 @@ def game_of_logits(r: Tensor, x: Tensor) -> Tensor:
     """Return the exact Shapley values with the logits as players."""
     players = r.shape[-1]
     points = torch.where(coalitions(players), x.unsqueeze(1), r.unsqueeze(1))
-    return ((shapley_weights(players) @ points.softmax(-1)) / (x - r).unsqueeze(-1)).mT
+    return ((shapley_weights(coalitions(players)) @ points.softmax(-1)) / (x - r).unsqueeze(-1)).mT
 
 
 SOFTMAX: dict[str, Softmax] = {

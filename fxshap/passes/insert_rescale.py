@@ -7,7 +7,7 @@ is, because autograd already gives its exact multipliers.
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -150,3 +150,11 @@ def return_taps(graph: fx.Graph, tap_names: tuple[str, ...]) -> fx.Graph:
     by_name = {node.name: copy for node, copy in copies.items()}
     tapped.output((output, tuple(by_name[name] for name in tap_names)))
     return tapped
+
+
+def without_taps(tapped: fx.Graph) -> fx.Graph:
+    """Copy a tapped graph, returning the output only."""
+    graph = fx.Graph()
+    output, _ = cast(tuple[fx.Node, Any], graph.graph_copy(tapped, {}))
+    graph.output(output)
+    return graph

@@ -2,6 +2,7 @@
 
 - ``tapped_graph(*inputs) -> (output, taps)`` is the captured graph, and also returns what every
   nonlinear node that depends on the input receives (its *taps*).
+- ``output_graph(*inputs) -> output`` returns the output only.
 - ``rescaled_graph(endpoints, *inputs) -> output`` is the captured graph in which every such node is
   a :func:`fxshap.autograd.rescale.rescale`.
 """
@@ -29,7 +30,12 @@ from fxshap.passes.copy_strided import copy_strided
 from fxshap.passes.densify_masks import densify_masked_ops
 from fxshap.passes.duplicate_writes import resolve_duplicate_writes
 from fxshap.passes.fold_constants import fold_constants
-from fxshap.passes.insert_rescale import insert_rescale, return_taps, use_frozen_kernels
+from fxshap.passes.insert_rescale import (
+    insert_rescale,
+    return_taps,
+    use_frozen_kernels,
+    without_taps,
+)
 from fxshap.passes.promote_float64 import promote_to_float64, record_compute_dtype
 from fxshap.passes.propagate_variances import (
     build_variance_graph,
@@ -69,6 +75,8 @@ class RewrittenModel:
     ----------
     tapped_graph : fx.GraphModule
         ``tapped_graph(*inputs) -> (output, taps)``.
+    output_graph : fx.GraphModule
+        ``output_graph(*inputs) -> output``, which stores no taps.
     rescaled_graph : fx.GraphModule
         ``rescaled_graph(endpoints, *inputs) -> output``.
     tap_names : tuple of str
@@ -90,6 +98,7 @@ class RewrittenModel:
     """
 
     tapped_graph: fx.GraphModule
+    output_graph: fx.GraphModule
     rescaled_graph: fx.GraphModule
     tap_names: tuple[str, ...]
     constants: fx.GraphModule
@@ -101,7 +110,12 @@ class RewrittenModel:
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants again."""
-        graphs = [self.tapped_graph, self.rescaled_graph, self.variance_graph]
+        graphs = [
+            self.tapped_graph,
+            self.output_graph,
+            self.rescaled_graph,
+            self.variance_graph,
+        ]
         with_constants = [graph for graph in graphs if graph is not None]
         others = [graph for graph in (self.constants, self.masked_graph) if graph is not None]
         for name, weight in weights.items():
@@ -160,8 +174,10 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         tapped = remove_variances(tapped)
         graph_of_variances = build_variance_graph(rescaled, variance_tap_names)
         variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
+    tapped = use_frozen_kernels(tapped)
     rewritten = RewrittenModel(
-        tapped_graph=fx.GraphModule(root, use_frozen_kernels(tapped), "Tapped"),
+        tapped_graph=fx.GraphModule(root, tapped, "Tapped"),
+        output_graph=fx.GraphModule(root, without_taps(tapped), "Output"),
         rescaled_graph=fx.GraphModule(root, rescaled, "Rescaled"),
         tap_names=tap_names,
         constants=fx.GraphModule(root, constants, "Constants"),

@@ -75,7 +75,7 @@ class PairBatches:
     def one_at_a_time(self) -> bool:
         """Whether samples cannot be stacked: in a graph of fixed rows, or between coalitions."""
         engine = self.engine
-        return engine.program.rows is not None or engine.options.refinement.pairs > 0
+        return engine.program.rows is not None or engine.options.refinement.coalitions != 0
 
     def clear(self) -> None:
         """Free the tapes."""
@@ -131,7 +131,7 @@ class PairBatches:
             self._shared, self._version = None, version
         references = self._references(samples)
         layout = self.engine.find_layout(samples, references.inputs)
-        pairs = SampleReferencePairs(program, layout, self.engine.options, samples, references)
+        pairs = self.engine.pairs(samples, references, layout)
         output = pairs.output()
         output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
         paired = references.output.unflatten(0, (-1, self.count))
@@ -187,7 +187,7 @@ class PairBatches:
         return (
             2 * elements < columns.shape[1]
             and engine.is_linear is not False
-            and not engine.options.refinement.pairs
+            and engine.options.refinement.coalitions == 0
         )
 
     def _carry(self, pairs: SampleReferencePairs, tangents: Sequence[Tangents]) -> Tensor | None:

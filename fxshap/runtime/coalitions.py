@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ from torch import Tensor
 
 from fxshap._compat import parity
 from fxshap.autograd.tape import Multipliers, Taps
-from fxshap.errors import InputError, OptionError
+from fxshap.runtime.features import differing_features, spread_features
+from fxshap.runtime.refinement import Refinement
 
-FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
 #: A number for every feature, or a mask of them: one tensor per input, which broadcasts to it.
 Features = list[Tensor]
 
@@ -78,120 +77,40 @@ class CoalitionChains:
         return bool(self.weight.any()) or not self.drawn
 
 
-@dataclass(frozen=True)
-class Refinement:
-    """How to refine: how many coalitions to draw, and of what.
+def draw_chains(
+    refinement: Refinement, samples: Sequence[Tensor], references: Sequence[Tensor]
+) -> CoalitionChains:
+    """Draw the chains of one call, the same for the same inputs.
 
-    Attributes
+    Parameters
     ----------
-    pairs : int
-        Complementary pairs of coalitions for every reference, or as many backward passes in longer
-        chains; 0 for one pass.
-    seed : int
-        Seed of the coalitions: the same call gives the same values.
-    feature_dims : sequence of int, or of one such sequence per input, optional
-        The dimensions of an input, counted with the batch as 0, that index its features. What
-        differs in other dimensions, such as the channels of a pixel or the embedding of a token, is
-        one feature. By default (2, 3) for 4-d inputs, otherwise all. For token embeddings of shape
-        (rows, tokens, width) and one-hot sequences it is (1,) or (2,).
-
-    Raises
-    ------
-    OptionError
-        If `pairs` is not a number, or `seed` is given without coalitions to draw.
-
-    Examples
-    --------
-    >>> import torch, fxshap
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU())
-    >>> explainable = fxshap.make_explainable(model, refine=fxshap.Refinement(4, seed=1))
+    refinement : Refinement
+    samples, references : sequence of Tensor
+        One tensor per input, of shapes (rows or 1, ...) and (rows, ...).
     """
-
-    pairs: int
-    seed: int = 0
-    feature_dims: FeatureDims = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.pairs, int) or isinstance(self.pairs, bool) or self.pairs < 0:
-            raise OptionError(f"refine counts pairs of coalitions, 0 or more, not {self.pairs!r}")
-        if self.seed and not self.pairs:
-            raise OptionError("seed has no effect without coalitions; give pairs of 1 or more")
-
-    def draw(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> CoalitionChains:
-        """Draw the chains of one call, the same for the same inputs.
-
-        Parameters
-        ----------
-        samples, references : sequence of Tensor
-            One tensor per input, of shapes (rows or 1, ...) and (rows, ...).
-        """
-        dims = dims_of_inputs(references, self.feature_dims)
-        if not self.pairs:
-            return CoalitionChains(1, [], torch.zeros(len(references[0])))
-        differ = [
-            any_over(x != r, [d for d in range(1, r.dim()) if d not in keep])
-            for x, r, keep in zip(samples, references, dims, strict=True)
-        ]
-        flat = torch.cat([mask.flatten(1) for mask in differ], 1).cpu()
-        blocks = blocks_of_chain(self.pairs, len(flat), int(flat.sum(1).max()))
-        chains = 2 * self.pairs // blocks
-        rows = balanced_scores(flat.shape[1], blocks, np.random.default_rng(self.seed))
-        drawn = [draw_blocks(flat, blocks, rows) for _ in range(chains)]
-        sizes = [mask[0].numel() for mask in differ]
-        together = share_together(flat.sum(1), blocks)
-        total = chains * len(flat)
-        # The variance of one chain per reference is too large: some networks were then farther.
-        trust = MAX_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
-        return CoalitionChains(
-            blocks,
+    numbers, pairs = refinement.features(references), refinement.pairs
+    if not pairs:
+        return CoalitionChains(1, [], torch.zeros(len(references[0])))
+    differ = differing_features(samples, references, numbers)
+    blocks = blocks_of_chain(pairs, len(differ), int(differ.sum(1).max()))
+    chains = 2 * pairs // blocks
+    rows = balanced_scores(differ.shape[1], blocks, np.random.default_rng(refinement.seed))
+    drawn = [draw_blocks(differ, blocks, rows) for _ in range(chains)]
+    together = share_together(differ.sum(1), blocks)
+    total = chains * len(differ)
+    # The variance of one chain per reference is too large: some networks were then farther.
+    trust = MAX_TRUST * total / (total + HALF_TRUST) if chains > 1 else 0.0
+    return CoalitionChains(
+        blocks,
+        [
             [
-                [
-                    part.reshape(mask.shape).to(mask.device)
-                    for part, mask in zip(chain.split(sizes, 1), differ, strict=True)
-                ]
-                for chain in drawn
-            ],
-            trust * together / (1 - together),
-        )
-
-
-ONE_PASS = Refinement(0)
-
-
-def default_dims(x: Tensor) -> tuple[int, ...]:
-    """Return the dimensions that index features: pixels of an image, else every element."""
-    return (2, 3) if x.dim() == 4 else tuple(range(1, x.dim()))
-
-
-def dims_of_inputs(inputs: Sequence[Tensor], feature_dims: FeatureDims) -> list[tuple[int, ...]]:
-    """Return the feature dimensions of every input, counted with the batch as dimension 0."""
-    if feature_dims is None:
-        return [default_dims(x) for x in inputs]
-    given = [feature_dims] if isinstance(feature_dims[0], int) else feature_dims
-    if len(given) != len(inputs):
-        raise InputError(
-            f"feature_dims describes {len(given)} inputs, but the model has {len(inputs)}; give "
-            "one sequence of dimensions, or None, for each"
-        )
-    return [chosen_dims(x, dims) for x, dims in zip(inputs, given, strict=True)]
-
-
-def chosen_dims(x: Tensor, dims: Any) -> tuple[int, ...]:
-    """Check the feature dimensions of one input and count them from the front."""
-    if dims is None:
-        return default_dims(x)
-    valid = tuple(d % x.dim() for d in dims if -x.dim() <= d < x.dim())
-    if len(valid) != len(dims) or 0 in valid or not valid:
-        raise InputError(
-            f"feature_dims={tuple(dims)} are not dimensions of an input of shape {tuple(x.shape)} "
-            "that index features; dimension 0 is the batch"
-        )
-    return valid
-
-
-def any_over(mask: Tensor, dims: list[int]) -> Tensor:
-    """Return the logical or over dimensions, which become 1; without any, the mask itself."""
-    return mask.any(dims, keepdim=True) if dims else mask
+                spread_features(chain, number).to(r.device)
+                for number, r in zip(numbers, references, strict=True)
+            ]
+            for chain in drawn
+        ],
+        trust * together / (1 - together),
+    )
 
 
 def blocks_of_chain(pairs: int, references: int, features: int) -> int:
@@ -206,6 +125,19 @@ def blocks_of_chain(pairs: int, references: int, features: int) -> int:
     while LONGER * (2 * blocks) ** 3 <= pairs * references and blocks < features:
         blocks *= 2
     return max(min(blocks, features, 2 * pairs), 2)
+
+
+def count_passes(pairs: int, references: int, features: int) -> tuple[int, int]:
+    """Return how many backward passes, and how many runs of hybrids, pairs of coalitions take.
+
+    Examples
+    --------
+    >>> count_passes(1, references=16, features=10), count_passes(8, references=16, features=10)
+    ((5, 2), (33, 24))
+    """
+    blocks = blocks_of_chain(pairs, references, features)
+    chains = 2 * pairs // blocks
+    return 2 * blocks * chains + 1, 2 * (blocks - 1) * chains
 
 
 def share_together(features: Tensor, blocks: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.passes.split_at_layer import ModelPrefix
 from fxshap.runtime.batching import BatchLayout, check_densified, probe_layout
+from fxshap.runtime.budget import Speed, measure_speed, refinement_within_budget
+from fxshap.runtime.exact import ExactGame
 from fxshap.runtime.options import Options
 from fxshap.runtime.pairs import SampleReferencePairs
-from fxshap.runtime.prefetch import EMPTY_CACHE, MultiplierCache
+from fxshap.runtime.prefetch import EMPTY_CACHE, MAX_BYTES, MultiplierCache, bytes_of
 from fxshap.runtime.program import Program
 from fxshap.runtime.references import References, rows_that_fit
 
@@ -53,6 +56,8 @@ class Engine:
         self.largest: int | None = None
         #: Whether every rule is linear in the cotangent; ``None`` until it was tried.
         self.is_linear: bool | None = None
+        self.games: dict[tuple[bytes, ...], ExactGame] = {}
+        self.speed: Speed | None = None
 
     def program_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs of the program for inputs of the model."""
@@ -83,7 +88,7 @@ class Engine:
         check_finite("sample", samples[: self.program.explained])
         layout = self.find_layout(samples, references)
         current = self.current_references(references, layout, version)
-        pairs = SampleReferencePairs(self.program, layout, self.options, samples, current)
+        pairs = self.pairs(samples, current, layout)
         if not pairs.single:
             return with_finite_check(pairs.backward, torch.cat([pairs.output(), current.output]))
         if self.cache.explanation != explanation or self.cache.references is not current:
@@ -119,6 +124,49 @@ class Engine:
             self.references, self.references_version = current, version
         return current
 
+    def pairs(
+        self, samples: Sequence[Tensor], references: References, layout: BatchLayout
+    ) -> SampleReferencePairs:
+        """Return samples paired with references, refined as the options ask."""
+        options = self.options
+        refinement = options.refinement
+        pairs = SampleReferencePairs(self.program, layout, options, samples, references)
+        if refinement.coalitions not in ("exact", "auto"):
+            return pairs
+        game = self.game(samples, references, layout)
+        if refinement.coalitions == "exact":
+            game.check_affordable()
+            pairs.game = game
+            return pairs
+        self.speed = self.speed or measure_speed(pairs, game)
+        chosen = refinement_within_budget(refinement, self.speed, game)
+        logger.debug("refine='auto' chose %r within %s", chosen.coalitions, self.speed)
+        if chosen.coalitions == "exact":
+            pairs.game = game
+        pairs.options = replace(options, refinement=chosen)
+        return pairs
+
+    def game(
+        self, samples: Sequence[Tensor], references: References, layout: BatchLayout
+    ) -> ExactGame:
+        """Return the coalition games of samples, cached for further outputs."""
+        explained = samples[: self.program.explained]
+        key = tuple(map(bytes_of, explained))
+        if key not in self.games:
+            self.games[key] = ExactGame(
+                self.program,
+                layout,
+                self.options.refinement,
+                explained,
+                references.inputs,
+                self.options.progress,
+            )
+        self.games[key] = self.games.pop(key)  # the latest last
+        size = references.size + references.output.nbytes
+        while len(self.games) > max(MAX_BYTES // size, 1):
+            del self.games[next(iter(self.games))]
+        return self.games[key]
+
     def record(self, inputs: Sequence[Tensor], layout: BatchLayout, rows: int) -> References:
         """Record references, with `rows` of them on one tape."""
         compiled = self.program.compiled is not None
@@ -142,8 +190,8 @@ class Engine:
         return count if fit is None else min(fit, count)
 
     def clear_cache(self) -> None:
-        """Free the tape and the multipliers that were computed ahead."""
-        self.references, self.cache = None, EMPTY_CACHE
+        """Free the tape and what was computed with it."""
+        self.references, self.cache, self.games, self.speed = None, EMPTY_CACHE, {}, None
 
 
 def with_finite_check(backward: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from fxshap.errors import OptionError
 from fxshap.frontend.entry import EntryPoint
 from fxshap.frontend.outputs import Selector
-from fxshap.runtime.coalitions import ONE_PASS, Refinement
+from fxshap.runtime.refinement import ONE_PASS, Refinement
 
 #: How activations treat the sum that they receive.
 RuleName = Literal["rescale", "variance"]
@@ -29,7 +29,7 @@ class Options:
     rule : "rescale" or "variance"
         Whether activations use the variances of the sums before them.
     refinement : Refinement
-        How many coalitions are drawn.
+        How many coalitions are evaluated.
     reference_batch_size : int or "auto"
         How many references go onto one tape.
     max_memory : int or None
@@ -57,6 +57,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.rule not in get_args(RuleName):
             raise OptionError(f"rule is 'rescale' or 'variance', not {self.rule!r}")
+        if self.refinement.coalitions == "exact":
+            if self.rule != "rescale":
+                raise OptionError("rule has no effect with refine='exact', which needs no rule")
+            if self.compile:
+                raise OptionError("compile has no effect with refine='exact', which has no rules")
         size = self.reference_batch_size
         if size != "auto" and (not isinstance(size, int) or size < 1):
             raise OptionError(f"reference_batch_size is a number of rows or 'auto', not {size!r}")

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from fxshap.autograd.tape import Multipliers, Tangents, Tape, Taps
 from fxshap.runtime.batching import BatchLayout, repeat_samples
-from fxshap.runtime.coalitions import CoalitionChains, CoalitionPasses, refined_multipliers
+from fxshap.runtime.coalitions import (
+    CoalitionChains,
+    CoalitionPasses,
+    draw_chains,
+    refined_multipliers,
+)
+from fxshap.runtime.exact import ExactGame
 from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
 from fxshap.runtime.progress import Step, progress_bar
@@ -29,6 +35,8 @@ class SampleReferencePairs:
         One tensor per input: with as many rows as there are references, with one row for all of
         them, or with one row for each of several blocks of references of equal size.
     references : References
+    game : ExactGame, optional
+        Gives the exact Shapley values in place of backward passes.
     """
 
     def __init__(
@@ -38,12 +46,14 @@ class SampleReferencePairs:
         options: Options,
         samples: Sequence[Tensor],
         references: References,
+        game: ExactGame | None = None,
     ) -> None:
         self.program = program
         self.layout = layout
         self.options = options
         self.samples = samples
         self.references = references
+        self.game = game
         self.single = len(samples[0]) == 1
         self._seen: dict[tuple[int, int], tuple[Tensor, Taps]] = {}
 
@@ -84,9 +94,12 @@ class SampleReferencePairs:
 
     def backward_many(self, grads: Sequence[Tensor]) -> Multipliers:
         """Return for every cotangent the multipliers from the references to the samples."""
+        if self.game is not None:
+            return self.game.backward_many(grads)
         explained, parts = self.references.explained, self.references.parts()
-        refinement = self.options.refinement
-        chains = refinement.draw(self.samples[:explained], self.references.inputs[:explained])
+        chains = draw_chains(
+            self.options.refinement, self.samples[:explained], self.references.inputs[:explained]
+        )
         show = self.options.progress and bool(chains.drawn)
         steps = chains.backward_passes * len(parts)
         with progress_bar("fxshap refines", show, steps) as step:

@@ -83,6 +83,19 @@ class Program:
             check_assumed(output, self.plain(inputs))
 
     @torch.no_grad()
+    def output(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Run the captured graph on any number of rows; return the output only."""
+        graph, rows, count = self.rewritten.output_graph, self.rows, len(inputs[0])
+        if rows is None:
+            output: Tensor = graph(*inputs)
+        else:
+            padded = [torch.cat([x, x[-1:].expand(-count % rows, *x.shape[1:])]) for x in inputs]
+            batches = zip(*(x.split(rows) for x in padded), strict=True)
+            output = torch.cat([graph(*batch) for batch in batches])[:count]
+        self.check_output(inputs, output)
+        return output
+
+    @torch.no_grad()
     def with_variances(
         self, reference: Taps, sample: Taps, inputs: Sequence[Tensor]
     ) -> tuple[Taps, Taps]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fxshap.errors import OptionError
 from fxshap.frontend.arguments import Call
 from fxshap.frontend.outputs import as_columns
 from fxshap.module import ExplainableModule
-from fxshap.runtime.coalitions import dims_of_inputs
-from fxshap.verification.shapley import shapley_values
+from fxshap.runtime.features import count_features, feature_numbers
+from fxshap.runtime.shapley import shapley_values_of_pairs
 
 Inputs = Tensor | Sequence[Tensor]
 Array = npt.NDArray[Any]
@@ -30,6 +28,9 @@ MAX_FEATURES = 12
 #: The most rows of the model to evaluate for exact Shapley values. The first sample gets its exact
 #: values even if they take more.
 MAX_ROWS = 2**18
+
+#: How many rows of them are evaluated together.
+BATCH_SIZE = 4096
 
 
 def as_list(inputs: Inputs) -> list[Tensor]:
@@ -118,24 +119,19 @@ def explained_output(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
 # --- exact Shapley values -----------------------------------------------------------------------
 
 
-def feature_numbers(
+def verified_features(
     model: ExplainableModule, inputs: list[Tensor], feature_mask: Inputs | None
-) -> Tensor:
-    """Return the number of the feature that each element of all inputs belongs to, from 0.
+) -> list[Tensor]:
+    """Return the number of the feature that each element belongs to, one tensor per input.
 
     Parameters
     ----------
     model : ExplainableModule
-        Its `feature_dims` define the features if there is no `feature_mask`.
+        Its own features count if there is no `feature_mask`.
     inputs : list of Tensor
         One tensor for each input, of shape (rows, ...).
     feature_mask : Tensor or sequence of Tensor, optional
         As :func:`fxshap.verify` takes it.
-
-    Returns
-    -------
-    Tensor
-        Integers of shape (elements,), over all inputs one after another.
 
     Raises
     ------
@@ -144,29 +140,8 @@ def feature_numbers(
         broadcast to the shape of a row.
     """
     if feature_mask is not None:
-        masks = as_list(feature_mask)
-    else:
-        dims = dims_of_inputs(inputs, model._calls.options.refinement.feature_dims)
-        masks = []
-        for x, feature_dims in zip(inputs, dims, strict=True):
-            shape = [x.shape[d] if d in feature_dims else 1 for d in range(1, x.dim())]
-            first = sum(mask.numel() for mask in masks)
-            masks.append(first + torch.arange(math.prod(shape)).reshape(shape))
-    if len(masks) != len(inputs):
-        raise OptionError(
-            f"feature_mask describes {len(masks)} inputs, but the model has {len(inputs)}"
-        )
-    try:
-        expanded = [mask.expand(1, *x.shape[1:]) for mask, x in zip(masks, inputs, strict=True)]
-    except RuntimeError as error:
-        shapes = [tuple(mask.shape) for mask in masks]
-        raise OptionError(
-            f"feature_mask, of shape {shapes}, does not broadcast to the shape of one row of the "
-            f"inputs, {[tuple(x.shape[1:]) for x in inputs]}"
-        ) from error
-    labels = torch.cat([mask.flatten() for mask in expanded])
-    numbers: Tensor = labels.unique(return_inverse=True)[1]
-    return numbers
+        return feature_numbers(inputs, feature_mask=feature_mask)
+    return model._calls.options.refinement.features(inputs)
 
 
 def shapley_distances(
@@ -175,7 +150,7 @@ def shapley_distances(
     samples: list[Tensor],
     values: list[Array],
     ranks: Tensor,
-    groups: Tensor,
+    numbers: list[Tensor],
 ) -> list[float | None]:
     """Return for every sample sum |phi - exact| / sum |exact|.
 
@@ -189,42 +164,33 @@ def shapley_distances(
         SHAP's values, one array for each input, of shape (samples, ..., outputs).
     ranks : Tensor
         The columns of the output that the values explain, of shape (samples, outputs).
-    groups : Tensor
-        The number of the feature of every element, as :func:`feature_numbers` returns it.
+    numbers : list of Tensor
+        The number of the feature of every element, as :func:`verified_features` returns it.
 
     Returns
     -------
     list of float or None
         ``None`` for a sample whose exact values would take too long.
     """
-    features = int(groups.max()) + 1
+    features = count_features(numbers)
     rows_per_sample = 2**features * len(references[0])
     computed = 0 if features > MAX_FEATURES else max(1, MAX_ROWS // rows_per_sample)
-    function = on_flat_points(model, [x.shape[1:] for x in samples])
-    phi = torch.from_numpy(np.concatenate([flatten_features(value) for value in values], 1))
-    by_feature = torch.zeros(len(phi), features, phi.shape[-1], dtype=torch.float64)
-    by_feature.index_add_(1, groups, phi)
-    flat_samples = torch.cat([x.flatten(1) for x in samples], 1)
-    flat_references = torch.cat([r.flatten(1) for r in references], 1)
-    distances: list[float | None] = []
-    for row, sample in enumerate(flat_samples):
-        if row >= computed:
-            distances.append(None)
-            continue
-        games = [
-            shapley_values(function, sample, reference, groups) for reference in flat_references
-        ]
-        exact = torch.stack(games).mean(0)[:, ranks[row]]
-        distances.append(float((by_feature[row] - exact).abs().sum() / exact.abs().sum()))
+    by_feature = torch.zeros(len(samples[0]), features, values[0].shape[-1], dtype=torch.float64)
+    for value, x, number in zip(values, samples, numbers, strict=True):
+        groups = number.expand(1, *x.shape[1:]).flatten()
+        by_feature.index_add_(1, groups, torch.from_numpy(flatten_features(value)))
+    everyone = torch.ones(len(references[0]), features, dtype=torch.bool)
+    distances: list[float | None] = [None] * len(samples[0])
+    for row in range(min(computed, len(samples[0]))):
+        sample = [x[row : row + 1] for x in samples]
+        games = shapley_values_of_pairs(
+            lambda points: explained_output(model, points),
+            sample,
+            references,
+            numbers,
+            everyone,
+            BATCH_SIZE,
+        )
+        exact = games.mean(0)[:, ranks[row]]
+        distances[row] = float((by_feature[row] - exact).abs().sum() / exact.abs().sum())
     return distances
-
-
-def on_flat_points(model: nn.Module, shapes: Sequence[torch.Size]) -> Callable[[Tensor], Tensor]:
-    """Return the model as a function of points of shape (rows, elements of all inputs)."""
-    sizes = [math.prod(shape) for shape in shapes]
-
-    def function(points: Tensor) -> Tensor:
-        parts = zip(points.split(sizes, 1), shapes, strict=True)
-        return explained_output(model, [part.reshape(-1, *shape) for part, shape in parts])
-
-    return function

@@ -1,56 +1,11 @@
-"""Exact Shapley values by evaluating every coalition of features."""
+"""Exact Shapley values of a function by evaluating every coalition of features."""
 
 from collections.abc import Callable
-from math import factorial
 
 import torch
 from torch import Tensor
 
-
-def coalitions(players: int) -> Tensor:
-    """Return every subset of the players.
-
-    Parameters
-    ----------
-    players : int
-        The number of players.
-
-    Returns
-    -------
-    Tensor
-        Booleans of shape (2 ** players, players). Row k contains player j if bit j of k is set.
-    """
-    numbers = torch.arange(2**players).unsqueeze(1)
-    return (numbers >> torch.arange(players)) % 2 == 1
-
-
-def shapley_weights(players: int) -> Tensor:
-    """Return the matrix that maps the values of all coalitions to the Shapley values.
-
-    A player's Shapley value is its marginal contribution to the players before it, averaged over
-    all orders. A coalition S that contains the player has the weight (|S| - 1)! (n - |S|)! / n!,
-    and one that does not contain it has the weight -|S|! (n - |S| - 1)! / n!.
-
-    Parameters
-    ----------
-    players : int
-        The number of players, n.
-
-    Returns
-    -------
-    Tensor
-        Float64 weights of shape (players, 2 ** players).
-    """
-    orders = factorial(players)
-    with_player = [0.0] + [
-        factorial(size - 1) * factorial(players - size) / orders for size in range(1, players + 1)
-    ]
-    without_player = [-weight for weight in with_player[1:]] + [0.0]
-    members = coalitions(players)
-    sizes = members.sum(dim=1)
-    weights_with = torch.tensor(with_player, dtype=torch.float64)[sizes]
-    weights_without = torch.tensor(without_player, dtype=torch.float64)[sizes]
-    return torch.where(members.T, weights_with, weights_without)
+from fxshap.runtime.shapley import shapley_values_of_pairs
 
 
 def shapley_values(
@@ -95,10 +50,14 @@ def shapley_values(
     tensor([4., 2.], dtype=torch.float64)
     """
     groups = torch.arange(sample.numel()) if groups is None else groups
-    players = int(groups.max()) + 1
+    players = torch.ones(1, int(groups.max()) + 1, dtype=torch.bool)
     with torch.no_grad():
-        values = [
-            function(torch.where(members[:, groups].to(sample.device), sample, reference)).cpu()
-            for members in coalitions(players).split(batch_size)
-        ]
-    return shapley_weights(players) @ torch.cat(values).double()
+        values = shapley_values_of_pairs(
+            lambda points: function(points[0]),
+            [sample.unsqueeze(0)],
+            [reference.unsqueeze(0)],
+            [groups.unsqueeze(0)],
+            players,
+            batch_size,
+        )
+    return values[0]

@@ -17,6 +17,7 @@ from fxshap.frontend.inputs import check_compatible, check_matching_rows
 from fxshap.frontend.outputs import Selector, check_two_dimensional
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
+from fxshap.runtime.features import count_features
 from fxshap.verification.leaks import Leak, find_leaks
 from fxshap.verification.metrics import (
     Array,
@@ -25,9 +26,9 @@ from fxshap.verification.metrics import (
     additivity_gaps,
     as_list,
     explained_output,
-    feature_numbers,
     output_differences,
     shapley_distances,
+    verified_features,
 )
 from fxshap.verification.result import SampleCheck, Verification
 
@@ -99,7 +100,7 @@ def verify(
         raise OptionError("give output= to make_explainable, which made this model explainable")
     references, rows = as_list(background), as_list(samples)
     check_matching_rows(references, rows)
-    groups = feature_numbers(model, references, feature_mask)
+    numbers = verified_features(model, references, feature_mask)
     with evaluation_mode(model):
         check_compatible(references, model.original_model, lambda: model(*references))
         f_r = explained_output(model, references)
@@ -114,7 +115,7 @@ def verify(
         measured = zip(
             map(float, gaps.max(1)),
             output_differences(recorded, f_x, f_r),
-            shapley_distances(model, references, rows, values, ranks, groups),
+            shapley_distances(model, references, rows, values, ranks, numbers),
             strict=True,
         )
         result = Verification(
@@ -122,7 +123,7 @@ def verify(
             dtype=references[0].dtype,
             compute_dtype=model.compute_dtype,
             references=len(f_r),
-            features=int(groups.max()) + 1,
+            features=count_features(numbers),
             samples=[SampleCheck(g / scale, g, d / scale, distance) for g, d, distance in measured],
             values=values,
             leaks=[],

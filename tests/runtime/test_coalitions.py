@@ -14,13 +14,14 @@ from torch import Tensor, nn
 import fxshap
 from fxshap.errors import OptionError
 from fxshap.runtime.coalitions import (
-    Refinement,
     balanced_scores,
     blocks_of_chain,
     draw_blocks,
+    draw_chains,
     share_together,
 )
 from fxshap.runtime.pairs import SampleReferencePairs
+from fxshap.runtime.refinement import Refinement
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS
 
@@ -141,11 +142,11 @@ def test_chains_that_switch_one_feature_at_a_time_in_all_orders_are_exact() -> N
 
 def test_channels_of_a_pixel_switch_together() -> None:
     r, x = torch.zeros(2, 3, 4, 4), torch.ones(1, 3, 4, 4)
-    chains = Refinement(1).draw([x], [r])
+    chains = draw_chains(Refinement(1), [x], [r])
     ((block,),) = chains.drawn
     assert block.shape == (2, 1, 4, 4)
     assert block.flatten(1).sum(1).tolist() == [8, 8]
-    ((tokens,),) = Refinement(1, feature_dims=(2,)).draw([x], [r]).drawn
+    ((tokens,),) = draw_chains(Refinement(1, feature_dims=(2,)), [x], [r]).drawn
     assert tokens.shape == (2, 1, 4, 1)
 
 
@@ -173,7 +174,8 @@ def test_coalitions_are_run_together_where_rows_lie_apart(monkeypatch) -> None:
 @pytest.mark.parametrize("dims", [(0,), (7,), ((1,), (1,))])
 def test_wrong_feature_dims_are_refused(dims: tuple[object, ...]) -> None:
     with pytest.raises(fxshap.InputError, match="feature_dims"):
-        Refinement(1, feature_dims=dims).draw([torch.ones(1, 4)], [torch.zeros(2, 4)])  # type: ignore[arg-type]
+        refinement = Refinement(1, feature_dims=dims)  # type: ignore[arg-type]
+        draw_chains(refinement, [torch.ones(1, 4)], [torch.zeros(2, 4)])
 
 
 def test_a_negative_number_of_pairs_is_refused() -> None:

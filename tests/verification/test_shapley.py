@@ -2,7 +2,8 @@
 
 import torch
 
-from fxshap.verification.shapley import coalitions, shapley_values, shapley_weights
+from fxshap.runtime.shapley import coalitions, shapley_weights
+from fxshap.verification.shapley import shapley_values
 
 ONES = torch.ones(10, dtype=torch.float64)
 ZEROS = torch.zeros(10, dtype=torch.float64)
@@ -27,7 +28,7 @@ def test_coalitions_are_all_subsets() -> None:
 
 
 def test_weights_of_every_player_average_its_marginal_contributions() -> None:
-    weights = shapley_weights(10)
+    weights = shapley_weights(coalitions(10))
     torch.testing.assert_close(weights.clamp(min=0).sum(1), ONES)
     torch.testing.assert_close(weights.clamp(max=0).sum(1), -ONES)
 
