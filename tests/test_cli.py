@@ -94,6 +94,20 @@ def test_several_inputs_an_output_and_json():
     assert printed["verification"]["samples"][0]["shapley_distance"] < 1
 
 
+@pytest.mark.parametrize("refine", ["exact", "auto"])
+def test_exact_values_are_exact(refine):
+    result = check("Tower", "--shape", "4", "--shape", "2,3", "--output", "logits",
+                   "--references", "3", "--refine", refine, "--json")  # fmt: skip
+    printed = json.loads(result.stdout.partition("\n")[2])
+    assert printed["verification"]["near_shapley"] is True
+    assert printed["verification"]["samples"][0]["shapley_distance"] < 1e-4
+
+
+def test_another_refinement_is_refused():
+    result = check("ready", "--shape", "4", "--refine", "-1")
+    assert result.exit_code == 2 and "is not a number from 0, 'exact' or 'auto'" in result.stderr
+
+
 def test_outputs_is_the_number_of_columns(monkeypatch):
     options = {}
     monkeypatch.setattr(

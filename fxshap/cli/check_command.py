@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import click
 import torch
@@ -20,6 +20,7 @@ from fxshap.cli.common import (
 )
 from fxshap.module import make_explainable
 from fxshap.runtime.options import RuleName
+from fxshap.runtime.refinement import Coalitions
 from fxshap.verification.verify import verify
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
@@ -31,6 +32,15 @@ def parse_shape(shape: str) -> tuple[int, ...]:
     if not all(size.strip().isdecimal() and int(size) for size in sizes):
         raise click.BadParameter(f"{shape!r} is not like 3,224,224")
     return tuple(map(int, sizes))
+
+
+def parse_refinement(refine: str) -> Coalitions:
+    """Return what ``--refine`` gives, an integer if it is the text of one."""
+    if refine in ("exact", "auto"):
+        return cast(Coalitions, refine)
+    if not refine.isdecimal():
+        raise click.BadParameter(f"{refine!r} is not a number from 0, 'exact' or 'auto'")
+    return int(refine)
 
 
 @click.command()
@@ -80,10 +90,12 @@ def parse_shape(shape: str) -> tuple[int, ...]:
 )
 @click.option(
     "--refine",
-    type=click.IntRange(0),
-    default=0,
+    type=parse_refinement,
+    default="0",
+    metavar="PAIRS|exact|auto",
     show_default=True,
-    help="Number of complementary pairs of random coalitions for every reference.",
+    help="Number of complementary pairs of random coalitions for every reference, 'exact' for all "
+    "coalitions, or 'auto' for what one second allows.",
 )
 @click.option(
     "--rule",
@@ -111,7 +123,7 @@ def check(
     samples: int,
     output: str | None,
     ranked_outputs: int,
-    refine: int,
+    refine: Coalitions,
     rule: RuleName,
     seed: int,
     draw: Path | None,

@@ -17,6 +17,8 @@ from fxshap.verification.metrics import MAX_FEATURES, Array
 
 #: SHAP's own check fails at this gap (``shap/explainers/_deep/deep_utils.py``).
 SHAP_TOLERANCE = 0.01
+#: Attributions farther than this from the exact Shapley values are not near them.
+MAX_DISTANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ class Verification:
         """Whether SHAP's own additivity check passes."""
         return self.shap_gap < SHAP_TOLERANCE
 
+    @property
+    def shapley_distance(self) -> float | None:
+        """The largest distance to the exact Shapley values; ``None`` if it was not measured."""
+        distances = [sample.shapley_distance for sample in self.samples]
+        measured = [distance for distance in distances if distance is not None]
+        return largest(measured) if measured else None
+
+    @property
+    def near_shapley(self) -> bool | None:
+        """Whether that distance is at most 0.5; ``None`` if it was not measured."""
+        distance = self.shapley_distance
+        return None if distance is None else not distance > MAX_DISTANCE  # NaN if all are 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the measurements as plain data, ready for JSON, without SHAP's values."""
         return {
@@ -118,6 +133,7 @@ class Verification:
             "passes_shap": self.passes_shap,
             "shap_gap": self.shap_gap,
             "shap_tolerance": SHAP_TOLERANCE,
+            "near_shapley": self.near_shapley,
             "samples": [asdict(sample) for sample in self.samples],
             "leaks": [asdict(leak) for leak in self.leaks],
         }
@@ -154,6 +170,14 @@ class Verification:
     def _verdict(self) -> list[str]:
         """Return what the numbers mean, one sentence or leak a line."""
         lines = [*self._additivity_verdict(), *self._shap_verdict()]
+        if self.near_shapley is False:
+            lines += [
+                f"WARNING: the distance to Shapley of {self.shapley_distance:.2f} is over "
+                f"{MAX_DISTANCE}: these values are",
+                "  shared among the features in another way than the exact Shapley values.",
+                f"  refine='exact' gives those of {pluralize(self.features, 'feature')}; with more "
+                "features, refine=8 is nearer.",
+            ]
         if self.features > MAX_FEATURES:
             lines.append(
                 f"No exact Shapley values: {self.features} features are more than {MAX_FEATURES} "

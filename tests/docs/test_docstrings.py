@@ -24,6 +24,9 @@ MODULES = (
     "fxshap.rules.elementwise",
     "fxshap.verification.shapley",
     "fxshap.runtime.coalitions",
+    "fxshap.runtime.exact",
+    "fxshap.runtime.features",
+    "fxshap.runtime.refinement",
     "fxshap.testing",
     "fxshap.verification.verify",
 )
