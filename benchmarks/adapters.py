@@ -8,6 +8,7 @@ after another, the mean over the references.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -138,6 +139,24 @@ def with_integrated_gradients(model: nn.Module, references: Inputs, outputs: int
     return lambda samples: torch.stack(
         [attribute(samples, target) for target in range(outputs)], dim=-1
     ).detach()
+
+
+def with_expected_gradients(
+    model: nn.Module, references: Inputs, outputs: int, *, points: int = 64
+) -> Explain:
+    """Explain with SHAP's GradientExplainer: gradients at random points to random references."""
+    one = len(references) == 1
+    model = copy.deepcopy(model).float()  # it converts what it draws to float32
+    background = [reference.float() for reference in references]
+    explainer = shap.GradientExplainer(model, background[0] if one else background)
+
+    def explain(samples: Inputs) -> Tensor:
+        rows = [sample.float() for sample in samples]
+        values = explainer.shap_values(rows[0] if one else rows, nsamples=points, rseed=0)
+        pieces = [torch.from_numpy(value).flatten(1, -2) for value in ([values] if one else values)]
+        return torch.cat(pieces, dim=1)
+
+    return explain
 
 
 def with_tangermeme(

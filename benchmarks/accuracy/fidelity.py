@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks import adapters
+from benchmarks.accuracy.dasp import with_dasp
 from benchmarks.adapters import join, split
 from fxshap.frontend.arguments import Call
 from fxshap.verification.shapley import shapley_values
@@ -126,6 +127,7 @@ def with_fxshap(
     return checked(explainable, samples, references, outputs)
 
 
+DASP = "DASP"
 FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
 COMPETITORS = ("SHAP", "Captum", "tangermeme")
 METHODS: dict[str, Method] = {
@@ -133,9 +135,12 @@ METHODS: dict[str, Method] = {
     "Captum": one_by_one(adapters.with_captum),
     "tangermeme": one_by_one(adapters.with_tangermeme),
     GRADIENTS: one_by_one(adapters.with_integrated_gradients),
+    "expected gradients": one_by_one(adapters.with_expected_gradients),
+    DASP: one_by_one(with_dasp),
     FXSHAP: with_fxshap,
     VARIANCES: partial(with_fxshap, rule="variance"),
     "fxshap, refine=4": partial(with_fxshap, refine=4),
+    "fxshap, exact": partial(with_fxshap, refine="exact"),
 }
 
 
