@@ -166,6 +166,10 @@ STRUCTURAL = {
 }
 
 
+#: Operations whose result depends on the shape only.
+OF_SHAPES = {aten.sym_size, aten.new_zeros, aten.zeros_like, aten.new_full, aten.ones_like}
+
+
 class Propagation(fx.Interpreter):
     """Runs a captured graph on moments, where values depend on the input."""
 
@@ -191,6 +195,8 @@ def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """Return the moments of the result of one operation."""
     op = getattr(target, "overloadpacket", target)
     x, *rest = args
+    if op in OF_SHAPES:
+        return target(x.mean, *rest, **kwargs)
     if op in STRUCTURAL:
         return rearrange(lambda t: target(t, *rest, **kwargs), x)
     if op is aten.cat:
@@ -203,13 +209,8 @@ def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return averaged(lambda t: target(t, *rest, **kwargs), x)
     if op in MAX_POOLS:
         return max_pool(MAX_POOLS[op], x, *rest)
-    if op is aten.amax and len(rest) and len(np.atleast_1d(rest[0])) == 1:
-        largest = maximum_over(x, int(np.atleast_1d(rest[0])[0]))
-        return (
-            map_moments(largest, lambda t: t.unsqueeze(int(rest[0][0])))
-            if any(rest[1:])
-            else largest
-        )
+    if op is aten.amax and rest and len(rest[0]) == 1 and rest[1:] in ([], [False]):
+        return maximum_over(x, rest[0][0])
     if op in (aten.add, aten.sub) and not kwargs:
         return added(1.0 if op is aten.add else -1.0, *args)
     if op is aten.mul or (op is aten.div and not isinstance(rest[0], Moments)):

@@ -180,7 +180,8 @@ class Engine:
         count, size = len(inputs[0]), self.options.reference_batch_size
         if self.program.rows is not None:  # nothing else runs
             return count
-        row = layout.size * (2 if self.options.refinement.pairs else 1)  # a complementary pair
+        hybrids = self.options.refinement.coalitions not in (0, "exact")
+        row = layout.size * (2 if hybrids else 1)  # a complementary pair
         row *= 2 if self.program.rewritten.variance_graph else 1  # as many variances as taps
         fit = (
             rows_that_fit(row, inputs[0].device, self.options.max_memory)

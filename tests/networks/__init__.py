@@ -18,6 +18,7 @@ from tests.networks import (
     generic,
     genomics,
     images,
+    interacting,
     layouts,
     logic,
     normalisation,
@@ -49,6 +50,7 @@ NETWORKS: dict[str, Network] = {
         series,
         tables,
         genomics,
+        interacting,
     )
     for network in family.NETWORKS
 }

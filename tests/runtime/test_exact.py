@@ -104,6 +104,14 @@ def test_all_libraries_and_the_batched_explainer_agree() -> None:
     assert np.abs(one - brute_force(model, [x], [r[:1]])[..., 1]).max() < 1e-12
 
 
+def test_the_batched_explainer_is_exact_for_more_outputs_than_inputs() -> None:
+    model, x, r = multilayer(3, 10), points(2, 3), points(3, 3, seed=1)
+    exact = brute_force(model, [x], [r])
+    for refine in ("exact", "auto"):
+        values = fxshap.DeepExplainer(model, r, refine=refine).shap_values(x)
+        assert np.abs(values - exact).max() < 1e-12
+
+
 def test_positions_of_a_sequence_are_exact_in_tangermeme() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 1))
