@@ -160,7 +160,8 @@ STRUCTURAL = {
     for name in (
         "view reshape permute transpose unsqueeze squeeze expand slice select flatten t"
         " clone contiguous _to_copy alias detach unflatten sum movedim split chunk split_with_sizes"
-        " unbind constant_pad_nd repeat flip roll"
+        " unbind constant_pad_nd repeat flip roll index"
+        " index_select"
     ).split()
     if hasattr(aten, name)
 }
@@ -211,6 +212,8 @@ def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return max_pool(MAX_POOLS[op], x, *rest)
     if op is aten.amax and rest and len(rest[0]) == 1 and rest[1:] in ([], [False]):
         return maximum_over(x, rest[0][0])
+    if target is aten.max.dim:
+        return maximum_over(x, rest[0]), None
     if op in (aten.add, aten.sub) and not kwargs:
         return added(1.0 if op is aten.add else -1.0, *args)
     if op is aten.mul or (op is aten.div and not isinstance(rest[0], Moments)):
