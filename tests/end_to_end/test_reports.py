@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from captum.attr import DeepLiftShap
@@ -9,6 +11,7 @@ from tangermeme.deep_lift_shap import deep_lift_shap
 from torch import Tensor
 
 import fxshap
+from fxshap.verification.metrics import MAX_FEATURES
 from tests.helpers import assert_exact
 from tests.networks.reports import REPORTS, Report
 
@@ -21,8 +24,8 @@ def of(tool: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("report", [REPORTS[name] for name in names], ids=names)
 
 
-def explainable(report: Report) -> fxshap.ExplainableModule:
-    made = fxshap.make_explainable(report.build(), **report.options)
+def explainable(report: Report, **options: Any) -> fxshap.ExplainableModule:
+    made = fxshap.make_explainable(report.build(), **{**report.options, **options})
     return made.bind(**report.bound) if report.bound else made
 
 
@@ -47,6 +50,15 @@ def test_shap_adds_up(report):
     references, samples = report.inputs(5, seed=1), report.inputs(2, seed=2)
     model = explainable(report)
     assert_exact(model, model, references, samples, LIMIT)
+
+
+@of("shap")
+def test_exact_values_are_exact(report):
+    if report.features > MAX_FEATURES:
+        pytest.skip("too many features for brute force")
+    references, samples = report.inputs(3, seed=1), report.inputs(1, seed=2)
+    exact = fxshap.verify(explainable(report, refine="exact"), references, samples)
+    assert exact.additive and exact.shapley_distance < 1e-3
 
 
 @of("captum")

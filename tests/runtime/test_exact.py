@@ -17,7 +17,6 @@ from fxshap.errors import OptionError
 from fxshap.runtime.shapley import batches_of_coalitions, count_batches
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS
-from tests.networks.reports import REPORTS
 
 SOME = (
     "gelu_functional",
@@ -76,17 +75,6 @@ def test_every_network_has_its_exact_values(name: str) -> None:
     values = with_shap(fxshap.make_explainable(model, refine="exact"), x, r)
     exact = brute_force(model, x, r)
     assert np.abs(values - exact).max() < 1e-12 * max(1.0, np.abs(exact).max())
-
-
-@pytest.mark.parametrize("name", REPORTS)
-def test_reported_networks_have_their_exact_values(name: str) -> None:
-    report = REPORTS[name]
-    if report.options or report.bound or report.draw or report.features > 12:
-        return  # those are called in ways of their own, which `test_reports` tries
-    model = report.build().double()
-    x, r = (report.inputs(n, seed=n, dtype=torch.float64) for n in (2, 3))
-    values = with_shap(fxshap.make_explainable(model, refine="exact"), x, r)
-    assert np.abs(values - brute_force(model, x, r)).max() < 1e-9
 
 
 def test_all_libraries_and_the_batched_explainer_agree() -> None:

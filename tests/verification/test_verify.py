@@ -194,18 +194,16 @@ def test_ranked_outputs_are_the_largest_of_every_sample():
 
 
 def test_values_far_from_shapley_are_warned_of():
-    class Siren(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sin(9 * x).prod(1, keepdim=True)
-
-    generator = torch.Generator().manual_seed(0)
-    background, samples = torch.randn(5, 4, generator=generator).split([3, 2])
-    result = fxshap.verify(Siren(), background, samples)
+    siren = NETWORKS["siren"]
+    background, samples = siren.inputs(3, seed=1), siren.inputs(1, seed=2)
+    result = fxshap.verify(siren.build(), background, samples)
     assert result.additive and result.near_shapley is False
     assert f"WARNING: the distance to Shapley of {result.shapley_distance:.2f} is over 0.5" in str(
         result
     )
-    exact = fxshap.verify(fxshap.make_explainable(Siren(), refine="exact"), background, samples)
+    exact = fxshap.verify(
+        fxshap.make_explainable(siren.build(), refine="exact"), background, samples
+    )
     assert exact.near_shapley is True and exact.shapley_distance < 1e-5
     assert "WARNING" not in str(exact)
     many = fxshap.verify(nn.Linear(13, 1), torch.randn(2, 13), torch.randn(1, 13))
