@@ -21,7 +21,7 @@ from fxshap.errors import OptionError
 from fxshap.runtime.batching import BatchLayout, batched_bytes
 from fxshap.runtime.features import differing_features, spread_features
 from fxshap.runtime.program import Program
-from fxshap.runtime.progress import progress_line
+from fxshap.runtime.progress import progress_bar
 from fxshap.runtime.refinement import MAX_GROUPS, Refinement
 from fxshap.runtime.shapley import count_batches, shapley_values_of_pairs
 
@@ -40,7 +40,7 @@ class ExactGame:
     references : sequence of Tensor
         One tensor per input of the program, of shape (pairs, ...).
     progress : bool
-        Whether slow work shows a progress line.
+        Whether slow work shows a progress bar.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class ExactGame:
     def values(self) -> Tensor:
         """The Shapley values, float64 of shape (pairs, features, outputs)."""
         steps = count_batches(self.players, self.batch_size)
-        with progress_line("fxshap evaluates coalitions", self.progress, steps) as step:
+        with progress_bar("fxshap evaluates coalitions", self.progress, steps) as step:
             return shapley_values_of_pairs(
                 self.program.output,
                 self.samples,
