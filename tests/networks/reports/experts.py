@@ -1,0 +1,75 @@
+"""Mixtures of experts that loop over experts with tokens, and that sort and split their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tests.networks.reports.report import Report
+
+report = partial(Report, family="experts", shapes=((2, 4),))
+
+#: ``route(experts, tokens, weights, chosen)`` returns what the chosen experts make of the tokens.
+Route = Callable[[nn.ModuleList, Tensor, Tensor, Tensor], Tensor]
+
+
+class Experts(nn.Module):
+    """Two of three experts for each of two tokens."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__()
+        self.route = route
+        self.gate = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 4)) for _ in range(3)
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take tokens of shape (batch, 2, 4)."""
+        tokens = x.reshape(-1, 4)
+        weights, chosen = self.gate(tokens).softmax(-1).topk(2)
+        weights = weights / weights.sum(-1, keepdim=True)
+        return self.head(self.route(self.experts, tokens, weights, chosen).reshape(-1, 8))
+
+
+def with_tokens(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Call every expert that has tokens."""
+    y = torch.zeros_like(x)
+    for number, expert in enumerate(experts):
+        at, slot = torch.where(chosen == number)
+        if at.numel() == 0:
+            continue
+        y[at] += weights[at, slot, None] * expert(x[at])
+    return y
+
+
+def hit(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Loop over the numbers of the experts that have tokens."""
+    y = torch.zeros_like(x)
+    mask = nn.functional.one_hot(chosen, len(experts)).permute(2, 1, 0)
+    for number in (mask.sum(dim=(-1, -2)) > 0).nonzero():
+        slot, at = torch.where(mask[number].squeeze(0))
+        y.index_add_(0, at, experts[number](x[at]) * weights[at, slot, None])
+    return y
+
+
+def split(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Sort the tokens, split them by the counts of the experts, and put them back."""
+    order = chosen.view(-1).argsort()
+    counts = torch.bincount(chosen.view(-1), minlength=len(experts)).tolist()
+    parts = x[order // 2].split(counts)
+    rows = torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
+    y = torch.empty_like(rows)
+    y[order] = rows
+    return (y.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
+
+
+REPORTS = [
+    report("experts_with_tokens", architecture=partial(Experts, with_tokens), source="Mixtral"),
+    report("experts_hit", architecture=partial(Experts, hit), source="Mixtral in transformers"),
+    report("experts_split", architecture=partial(Experts, split), source="DeepSeek-V3"),
+]
