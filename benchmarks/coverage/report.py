@@ -177,9 +177,9 @@ begin training with, every block of a deep network magnifies the differences bet
 rounding with them. `python -m benchmarks.coverage --initial-batch-norms --names resnet152` shows
 what that comes to. The gains of other norms, vectors of ones, are drawn from (0, 1) as well.
 
-All options are the defaults of the libraries. Mixtures of experts of transformers multiply tokens in
-groups (`grouped_mm`), which PyTorch does in float32 and less precise types only: in float64 these
-networks cannot run so, and are set to `batched_mm`.
+All options are the defaults of the libraries. Mixtures of experts of transformers multiply tokens
+in groups (`grouped_mm`), which PyTorch does in float32 and less precise types only: in float64
+these networks cannot run so, and are set to `batched_mm`.
 
 Three networks at random magnify rounding a hundred to ten thousand times where this is not so, and
 paired and plain output then differ by as much:
