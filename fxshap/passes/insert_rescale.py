@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from fxshap.autograd.rescale import RESCALES, rescale
+from fxshap.capture.unlift import is_fixed
 from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import (
     batch_dims,
@@ -128,10 +129,14 @@ def row_dims(node: fx.Node) -> tuple[int | None, ...]:
     sources = [source for _, source in varying_arguments(node)]
     dims = (*(batch_dims(source)[0] for source in sources), *batch_dims(node))
     rows = next(n for n in node.graph.nodes if n.op == "placeholder").meta["val"].shape[:1]
-    if any(isinstance(size, torch.SymInt) for size in rows):
+    if not all(map(is_fixed, rows)):
         return dims
-    values = [value for each in (*sources, node) for value in output_tensors(each)[:1]]
-    return dims if all(value.shape[:1] == rows for value in values) else (None,) * len(dims)
+    values = [value for each in (*sources, node) for value in output_tensors(each)]
+    have_rows = all(
+        value.dim() and is_fixed(value.shape[0]) and [int(value.shape[0])] == [*map(int, rows)]
+        for value in values
+    )
+    return dims if have_rows else (None,) * len(dims)
 
 
 def has_frozen_kernel(node: fx.Node) -> bool:

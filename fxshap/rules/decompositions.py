@@ -106,6 +106,12 @@ def argsort_stable(
     return self.sort(dim=dim, descending=descending, stable=stable).indices
 
 
+@decomposition(aten.msort.default)
+def msort(self: Tensor) -> Tensor:
+    """The sorted values along the first dimension."""
+    return self.sort(0).values if self.dim() else self
+
+
 @decomposition(aten.angle.default)
 def angle(self: Tensor) -> Tensor:
     """atan2(imag, real) of a complex number; pi for a negative real number and 0 for others."""

@@ -58,7 +58,11 @@ def of_triangle(target: Any, triangle: Triangle) -> Callable[..., Any]:
         upper = arguments[triangle.upper] in (True, "U")
         half = matrix.triu() if upper else matrix.tril()
         if triangle.hermitian:
-            half = half + (half.triu(1) if upper else half.tril(-1)).mH
+            strict = half.triu(1) if upper else half.tril(-1)
+            diagonal = half.diagonal(dim1=-2, dim2=-1)
+            if half.is_complex():  # the diagonal of a Hermitian matrix is real
+                diagonal = torch.complex(diagonal.real, torch.zeros_like(diagonal.real))
+            half = strict + strict.mH + torch.diag_embed(diagonal)
         return target(**{**arguments, triangle.matrix: half})
 
     return function

@@ -121,6 +121,8 @@ def reduction_rule(name: str, sign: int, *targets: Target) -> None:
         operation: Operation, reference: Tensors, sample: Tensors, grad: Any
     ) -> tuple[Tensor]:
         (r,), (x,) = reference, sample
+        if not r.dim():  # a single number is its own maximum
+            return (values_grad(grad),)
         dims = reduced_dims(operation, r)
         grad = restore_dims(operation, values_grad(grad), dims)
         return (max_backward(sign * r, sign * x, grad, dims),)

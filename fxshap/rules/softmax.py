@@ -119,6 +119,8 @@ def logsumexp(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor]:
     """y = log(sum(exp(a))) over one or more dimensions: m_j = (dL / dS) (de_j / da_j)."""
+    if not reference[0].dim():  # of a single number that number
+        return (grad,)
     (m,) = cached_secants(operation, reference, sample, grad.dtype, logsumexp_secant)
     return (multiply_in_place(m, restore_dims(operation, grad, reduced_dims(operation, m))),)
 

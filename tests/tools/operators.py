@@ -258,7 +258,8 @@ def dummy_features(model: OperatorModel, sample: Tensor, references: Tensor) -> 
     dummies = []
     for j in torch.randperm(len(x), generator=generator)[:MAX_TRIED].tolist():
         for base, value in values:
-            changes = (references[0, j], references[1, j], x[j], x[j] + 10, x[j] - 10, -x[j])
+            far = (x[j] + 10, x[j] - 10, -x[j], 0 * x[j])
+            changes = (references[0, j], references[1, j], x[j], *far)
             if any(single_result(model, with_value(base, j, v)) != value for v in changes):
                 break
         else:

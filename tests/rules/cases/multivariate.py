@@ -35,6 +35,7 @@ MULTIVARIATE = [
     Case(aten.grid_sampler_3d.default, (v(2, 3, 3, 3), v(2, 2, 2, 3), 1, 1, True), note="nearest"),
     *(Case(t, (v(3, 3, low=-0.4, high=0.4),)) for t in (aten.linalg_det.default, aten.det.default)),
     Case(aten.angle.default, (v(5),)),
+    Case(aten.msort.default, (v(5, row=None),), output_row=None),
     *(Case(aten.linalg_norm.default, (v(4, 3), order, dim, keep), note=f"{order} {dim} {keep}")
       for order, dim, keep in ((None, [1, 2], True), (3, [1], False),
                                (1, [1, 2], False), (-inf, [2, 1], True), (2, [1, 2], True))),
