@@ -7,8 +7,11 @@ references are training rows.
 
 from __future__ import annotations
 
+import argparse
 import copy
+import fnmatch
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from sklearn import datasets
 from torch import Tensor, nn
 
+from benchmarks.accuracy.fidelity import METHODS, measure, network_table, summary_table
 from tests.networks.network import Network
 from tests.networks.tables import FeatureTokenTransformer
 
@@ -288,3 +292,25 @@ def trained_networks() -> dict[str, TrainedNetwork]:
         ),
     )
     return {network.name: network for network in networks}
+
+
+def main() -> int:
+    """Measure every method on every network, and print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy.trained", description=__doc__
+    )
+    parser.add_argument("--samples", type=int, default=16, help="pairs for each network")
+    parser.add_argument("--networks", default="*", metavar="PATTERN", help="names, as in a shell")
+    options = parser.parse_args()
+    networks = trained_networks()
+    methods, results = list(METHODS), {}
+    for name in fnmatch.filter(networks, options.networks):
+        print(f"{name}: {networks[name].score():.3f} on rows that were not trained on", flush=True)
+        results[name] = measure(networks[name], methods, options.samples)
+    print(summary_table(results, methods, "github"), network_table(results, methods, "github"),
+          sep="\n\n")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
