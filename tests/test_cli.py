@@ -31,6 +31,17 @@ class Tower(nn.Module):
     def forward(self, x, y):
         return {"logits": torch.tanh(self.a(x)) * self.b(y.flatten(1)), "rest": x}
 
+class Words(nn.Module):
+    """Embeds token ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, ids, mask=None):
+        h = torch.tanh(self.embed(ids))
+        return self.head((h if mask is None else h * mask[..., None]).sum(1))
+
 class Branch(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x  # the branch
@@ -108,6 +119,20 @@ def test_another_refinement_is_refused():
     assert result.exit_code == 2 and "is not a number from 0, 'exact' or 'auto'" in result.stderr
 
 
+def test_a_layer_that_embeds_integers():
+    inputs = ["--input", "ids=int64:3", "--input", "mask=bool:3"]
+    result = check("Words", *inputs, "--layer", "embed", "--integers-below", "9")
+    assert result.exit_code == 0, result.stderr
+    assert "PASS: additivity error" in result.stdout
+
+
+def test_a_named_input_and_a_file(folder):
+    arguments = ["--input", "x=4", "--input", "y=2,3", "--output", "logits", "--dtype", "float64"]
+    result = run("check", f"{folder / 'cli_models.py'}:Tower", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "float64" in result.stdout and "PASS" in result.stdout
+
+
 def test_outputs_is_the_number_of_columns(monkeypatch):
     options = {}
     monkeypatch.setattr(
@@ -133,7 +158,7 @@ def test_a_leaking_model_exits_with_1(monkeypatch):
     monkeypatch.setitem(RULES, torch.ops.aten.tanh, Rule("half", half))
     result = check("ready", "--shape", "4")
     assert result.exit_code == 1
-    assert "DOES NOT ADD UP" in result.stdout
+    assert "DOES NOT ADD UP" in result.stdout and "FAIL: additivity error" in result.stdout
     assert "1.tanh: error" in result.stdout
     result = check("ready", "--shape", "4", "--json")
     assert result.exit_code == 1
@@ -152,7 +177,13 @@ ERRORS = {
     "no factory": (["cli_models:nothing", "--shape", "4"], "cli_models has no nothing"),
     "no model": (["cli_models:Nothing", "--shape", "4"], "of type Nothing, not a torch.nn"),
     "no colon": (["cli_models", "--shape", "4"], "is not like package.module:factory"),
-    "no shape": (["cli_models:ready"], "Missing option '--shape'"),
+    "no shape": (["cli_models:ready"], "Give the shape of every input, with --shape or --input"),
+    "no such file": (["other/models.py:ready", "--shape", "4"], "there is no file other/models.py"),
+    "no input": (["cli_models:ready", "--input", "x=int8:4"], "is not like name=3,224,224"),
+    "samples of a layer": (
+        ["cli_models:Words", "--input", "ids=int64:3", "--layer", "embed", "--samples", "2"],
+        "--layer explains one sample",
+    ),
     "no sizes": (["cli_models:ready", "--shape", "4,-1"], "'4,-1' is not like 3,224,224"),
     "no dtype": (["cli_models:ready", "--shape", "4", "--dtype", "int8"], "'int8' is not one of"),
     "no format": (["cli_models:ready", "--shape", "4", "--draw", "x.y"], "cannot draw to x.y"),
@@ -199,7 +230,7 @@ def test_a_picture_is_drawn(folder):
 
 
 def test_the_demo_command_runs_the_demo(monkeypatch):
-    from fxshap import demo
+    from fxshap.demo import run as demo
 
     paths = []
     monkeypatch.setattr(demo, "run_demo", lambda path: paths.append(path) or 0)

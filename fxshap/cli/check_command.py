@@ -18,20 +18,10 @@ from fxshap.cli.common import (
     exit_on_error,
     parse_output,
 )
-from fxshap.module import make_explainable
+from fxshap.cli.inputs import FLOATING, InputSpec, explainable_with_inputs, parse_input, parse_shape
 from fxshap.runtime.options import RuleName
 from fxshap.runtime.refinement import Coalitions
 from fxshap.verification.verify import verify
-
-DTYPES = {name: getattr(torch, name) for name in ("float16", "float32", "float64")}
-
-
-def parse_shape(shape: str) -> tuple[int, ...]:
-    """Return the shape of one row of an input, given as ``3,224,224``."""
-    sizes = shape.split(",")
-    if not all(size.strip().isdecimal() and int(size) for size in sizes):
-        raise click.BadParameter(f"{shape!r} is not like 3,224,224")
-    return tuple(map(int, sizes))
 
 
 def parse_refinement(refine: str) -> Coalitions:
@@ -51,12 +41,30 @@ def parse_refinement(refine: str) -> Coalitions:
     type=parse_shape,
     metavar="SIZES",
     multiple=True,
-    required=True,
-    help="Shape of one row of an input, as in 3,224,224. Repeat it for every input.",
+    help="Shape of one row of a floating-point input, as in 3,224,224. Repeat it for every input.",
+)
+@click.option(
+    "--input",
+    "named",
+    type=parse_input,
+    metavar="NAME=[DTYPE:]SIZES",
+    multiple=True,
+    help="An input by the name of its parameter, as in pixels=3,224,224 or ids=int64:16. Integers "
+    "are not explained; explain a layer that embeds them.",
+)
+@click.option(
+    "--integers-below",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Limit of the random integers, such as the size of a vocabulary.",
+)
+@click.option(
+    "--layer", help="Explain what this layer returns, as in bert.embeddings, for one sample."
 )
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice(list(FLOATING)),
     default="float32",
     show_default=True,
     help="Dtype of the weights and the inputs.",
@@ -77,8 +85,8 @@ def parse_refinement(refine: str) -> Coalitions:
 )
 @click.option(
     "--output",
-    help="Output to explain if the model returns several: a key, an attribute or an index, as in "
-    "logits or 0.",
+    help="Which output to explain if the model returns several: a key, an attribute or an index, "
+    "as in logits or 0. --outputs limits its columns.",
 )
 @click.option(
     "--outputs",
@@ -86,7 +94,8 @@ def parse_refinement(refine: str) -> Coalitions:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Number of columns of that output to explain, the largest of every sample.",
+    help="How many columns of the output to explain, such as classes: the largest of every "
+    "sample. --output chooses the output.",
 )
 @click.option(
     "--refine",
@@ -118,6 +127,9 @@ def parse_refinement(refine: str) -> Coalitions:
 def check(
     factory: str,
     shapes: tuple[tuple[int, ...], ...],
+    named: tuple[InputSpec, ...],
+    integers_below: int,
+    layer: str | None,
     dtype: str,
     references: int,
     samples: int,
@@ -133,7 +145,8 @@ def check(
     """Check that SHAP's attributions of a model add up, on random inputs.
 
     Imports PACKAGE.MODULE, which runs its code, and calls FACTORY without arguments. FACTORY may
-    also be a model itself. The current folder comes first on the import path.
+    also be a model itself, and PACKAGE.MODULE the path of a file. The current folder comes first on
+    the import path.
 
     Exits with 0 if the attributions add up, 1 if they do not, and 2 with the reason if the model
     cannot be built, captured or explained, or an argument is wrong.
@@ -141,16 +154,31 @@ def check(
     \b
     Examples:
       fxshap check torchvision.models:resnet18 --shape 3,224,224
+      fxshap check path/to/model.py:Net --shape 10 --dtype float64
       fxshap check my_project.models:two_towers --shape 10 --shape 16,384
-      fxshap check my_project.models:bert --shape 16,384 --output logits --json
+      fxshap check my_project.models:bert --input input_ids=int64:16 \\
+          --layer bert.embeddings --output logits
     """  # noqa: D301, click reads \b
+    specs = [*map(InputSpec, shapes), *named]
+    if not specs:
+        raise click.UsageError("Give the shape of every input, with --shape or --input.")
+    if layer is not None and samples > 1:
+        raise click.UsageError("--layer explains one sample; leave out --samples.")
     configure_logging(verbose)
     with exit_on_error(as_json, verbose):
         torch.manual_seed(seed)
-        model = build_model(factory).to(DTYPES[dtype])
-        inputs = [torch.randn(references + samples, *shape).to(DTYPES[dtype]) for shape in shapes]
-        background, rows = [x[:references] for x in inputs], [x[references:] for x in inputs]
-        explainable = make_explainable(model, output=parse_output(output), rule=rule, refine=refine)
+        model = build_model(factory).to(FLOATING[dtype])
+        explainable, background, rows = explainable_with_inputs(
+            model,
+            specs,
+            (references, samples),
+            FLOATING[dtype],
+            integers_below,
+            layer,
+            output=parse_output(output),
+            rule=rule,
+            refine=refine,
+        )
         report = explainable.capture(*background).report()
         if draw:
             report.draw(draw)
@@ -167,5 +195,9 @@ def check(
         measured = {"report": report.to_dict(), "verification": result.to_dict()}
         click.echo(json.dumps({"explainable": result.additive, **measured}, indent=2))
     else:
-        click.echo(result)
+        verdict = "PASS" if result.additive else "FAIL"
+        figures = (
+            f"additivity error {result.additivity_error:.1e}, tolerance {result.tolerance:.0e}"
+        )
+        click.echo(f"{result}\n\n{verdict}: {figures}")
     sys.exit(ADDITIVE if result.additive else NOT_ADDITIVE)

@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -33,14 +35,14 @@ def configure_logging(verbose: bool) -> None:
 
 
 def build_model(factory: str) -> nn.Module:
-    """Import ``package.module:factory`` and return the model that it is or returns.
+    """Import ``package.module:factory``, or ``file.py:factory``, and return the model.
 
     Raises
     ------
     click.BadParameter
         If there is no such module or factory, or it returns no ``nn.Module``.
     """
-    name, colon, attributes = factory.partition(":")
+    name, colon, attributes = factory.rpartition(":")
     if not (name and colon and attributes):
         raise click.BadParameter(
             f"{factory!r} is not like package.module:factory", param_hint="FACTORY"
@@ -48,7 +50,9 @@ def build_model(factory: str) -> nn.Module:
     if os.getcwd() not in sys.path:  # as for `python -m`
         sys.path.insert(0, os.getcwd())
     try:
-        value: Any = importlib.import_module(name)
+        value: Any = (
+            import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        )
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             raise click.BadParameter(str(error), param_hint="FACTORY") from error
@@ -64,6 +68,14 @@ def build_model(factory: str) -> nn.Module:
             param_hint="FACTORY",
         )
     return model
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file; its folder comes first on the import path."""
+    if not path.is_file():
+        raise click.BadParameter(f"there is no file {path}", param_hint="FACTORY")
+    sys.path.insert(0, str(path.resolve().parent))
+    return importlib.import_module(path.stem)
 
 
 def parse_output(output: str | None) -> str | int | None:
