@@ -231,7 +231,7 @@ def test_values_are_as_near_to_the_exact_ones_as_those_of_the_batched_form():
         model = Experts(way).double()
         (values,) = explain(fxshap.make_explainable(model), [background], [samples])
         exact = torch.stack([shapley_values(model, x, background) for x in samples.split(1)])
-        distances.append((torch.from_numpy(values) - exact).abs().sum())
+        distances.append(float((torch.from_numpy(values) - exact).abs().sum()))
     assert distances[0] == pytest.approx(distances[1], rel=1e-9)
 
 
