@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.capture.export import logger
+from fxshap.capture.export import capture, logger
 
 BACKGROUND, SAMPLES = torch.randn(4, 3), torch.randn(2, 3)
 
@@ -130,7 +130,7 @@ def test_what_torch_logs_in_a_capture_is_not_printed(capfd, name):
     # torch's handlers hold the standard error of the time when they were made
     torch._logging._internal._init_logs()
     model = Logging(name)
-    fxshap.make_explainable(model, SAMPLES)
+    capture(model, [SAMPLES])  # make_explainable also runs the model as it is
     assert capfd.readouterr() == ("", "")
     model(SAMPLES)
     assert "always_classified" in capfd.readouterr().err
