@@ -222,8 +222,12 @@ class ModelCalls:
         rows = len(background[0])
         bound = [x[:1].expand(rows, *x.shape[1:]) for x in arguments.tensors[count:]]
         references = replace(arguments, tensors=[*background, *bound])
-        engine = self.captures.get(references, self.options)
-        return PairBatches(engine, background, object()), arguments.tensors
+        engine, explanation = self.captures.get(references, self.options), object()
+        if not engine.holds(arguments.tensors):  # a decision depends on what only some samples bind
+            engine = self.captures.get(arguments, self.options)
+        for part in zip(*(x.split(rows) for x in arguments.tensors), strict=True):
+            engine.check_decisions(part, references.tensors, explanation)
+        return PairBatches(engine, background, explanation), arguments.tensors
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""
@@ -273,6 +277,7 @@ class ModelCalls:
             sample, reference = map(engine.program_inputs, (samples.tensors, references.tensors))
             # The libraries register new hooks for every explanation.
             explanation = hook_keys(probe) or object()
+            engine.check_decisions(samples.tensors, references.tensors, explanation)
             backward, output = engine.explain(sample, reference, explanation)
             single = output.shape[1:] == (1,) and self._returns_numbers(call)
         check_rows(output, arguments.tensors)

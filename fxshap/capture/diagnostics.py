@@ -9,19 +9,28 @@ from types import TracebackType
 
 from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
 
-#: The error of torch.export for control flow that depends on values. No export strategy avoids it.
-DATA_DEPENDENT = "GuardOnDataDependentSymNode"
+#: The errors of torch.export for control flow that depends on values. No strategy avoids them.
+DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
+
+#: What to do about a decision by the values of the explained inputs.
+DECIDES = (
+    "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
+    "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
+    "time, or explain the part after the decision"
+)
+
+#: What to do about a number that depends on the explained inputs and enters the computation.
+TAKES_NUMBER = (
+    "it takes a number out of a tensor (`float()`, `int()`, `.item()` or a loop), so no single "
+    "graph describes it; choose with torch.where, or compute with the tensor itself"
+)
 
 #: The error of torch for tensors that leave it for NumPy.
 LEAVES_FOR_NUMPY = ".numpy() is not supported"
 
 #: What to do, by a part of the error's text or of the text of one of its causes.
 REMEDIES = {
-    DATA_DEPENDENT: (
-        "it decides by the value of a tensor (an `if`, a loop or `.item()`), so no single graph "
-        "describes it; choose with torch.where, leave out an `if mask.any():` that only saves "
-        "time, or explain the part after the decision"
-    ),
+    **dict.fromkeys(DATA_DEPENDENT, DECIDES),
     LEAVES_FOR_NUMPY: (
         "it leaves PyTorch for NumPy, where no operation is recorded; do the same with torch"
     ),
@@ -32,7 +41,12 @@ def explain_failure(error: BaseException) -> str:
     """Return a message that names the user's line that cannot be captured, why, and what to do."""
     line = innermost_user_line(error.__traceback__)
     remedy = find_remedy(error) or f"torch.export reports: {first_line(error)}"
-    return f"the model cannot be captured as one graph: at {line}, {remedy}"
+    return not_one_graph(line, remedy)
+
+
+def not_one_graph(line: str, reason: str) -> str:
+    """Return the message that a line of the user's cannot be captured."""
+    return f"the model cannot be captured as one graph: at {line}, {reason}"
 
 
 def find_remedy(error: BaseException) -> str | None:
@@ -44,7 +58,7 @@ def find_remedy(error: BaseException) -> str | None:
 
 def is_data_dependent(error: BaseException) -> bool:
     """Return True if control flow that depends on values caused an error."""
-    return any(type(cause).__name__ == DATA_DEPENDENT for cause in exception_chain(error))
+    return any(type(cause).__name__ in DATA_DEPENDENT for cause in exception_chain(error))
 
 
 def takes_values(error: BaseException) -> bool:

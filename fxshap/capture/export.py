@@ -12,45 +12,38 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.export import Dim, ExportedProgram, _trace
 
-from fxshap._compat import export_workarounds, skips_contexts
+from fxshap._compat import export_workarounds
 from fxshap.capture.captured import Captured
+from fxshap.capture.decisions import check_decisions
 from fxshap.capture.diagnostics import (
-    convert_data_dependent_errors,
+    DataDependentError,
     explain_failure,
     first_line,
     is_data_dependent,
     takes_values,
 )
 from fxshap.capture.functionalize import functionalize
-from fxshap.capture.groups import EnumerateGroups, GroupChoice
-from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
+from fxshap.capture.readings import Answers, Trace
+from fxshap.capture.real_values import named_tensors
 from fxshap.capture.row_number import check_any_number, check_fixed_number
-from fxshap.capture.tracing import RecordOwnOperators, trace_scripted_modules
+from fxshap.capture.selected_output import ModelCall, SelectedOutput, call_positionally
+from fxshap.capture.sparse import dense_constants
 from fxshap.capture.unlift import unlift
-from fxshap.errors import CaptureError, FxshapError, InputError
-from fxshap.frontend.hook_point import HookPoint, record_tensors, single_call
-from fxshap.frontend.inputs import name_shapes_on_failure
-from fxshap.frontend.outputs import Selector, select_output
+from fxshap.errors import CaptureError, FxshapError
+from fxshap.frontend.hook_point import HookPoint
+from fxshap.frontend.outputs import Selector
 
 logger = logging.getLogger("fxshap")
-
-#: How a model is called with tensors: ``call(model, tensors)``.
-ModelCall = Callable[[nn.Module, Sequence[Tensor]], Any]
-
-
-def call_positionally(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """Call a model with tensors as its positional arguments, and no others."""
-    return model(*inputs)
 
 
 def capture(
@@ -97,10 +90,13 @@ def capture(
     count = len(inputs) if explained is None else explained
     selected = SelectedOutput(model, output, call, hook_point, count)
     own = [x.detach() for x in inputs]
-    captured = unlift(export(selected, own, [with_two_rows(x) for x in own]), model, count)
-    if captured.rows not in (None, len(own[0])):
-        fewer, captured = captured, unlift(export(selected, own, own), model, count)
-        check_fixed_number(captured, fewer)
+    # Decisions by bound arguments may depend on all their rows.
+    few = own if any(map(rows_differ, own[count:])) else [with_two_rows(x) for x in own]
+    with dense_constants(model):
+        captured = capture_decisions(selected, own, few, count)
+        if captured.rows not in (None, len(own[0])):
+            fewer, captured = captured, capture_decisions(selected, own, own, count)
+            check_fixed_number(captured, fewer)
     check_any_number(captured)
     captured = replace(captured, assumed=selected.groups.assumed)
     seconds, nodes = time.perf_counter() - start, len(captured.module.graph.nodes)
@@ -127,74 +123,37 @@ def with_two_rows(x: Tensor) -> Tensor:
     return x[:2] if len(x) > 1 else torch.cat([x, x])
 
 
-class SelectedOutput(nn.Module):
-    """The module that is exported: calls the user's model and selects the tensor to explain.
+def rows_differ(x: Tensor) -> bool:
+    """Return True if the rows of a tensor are not all the same."""
+    return bool((x != x[:1]).any())
 
-    The name of its attribute `model` begins every qualified name in the exported graph.
 
-    Attributes
+def capture_decisions(
+    selected: SelectedOutput, inputs: Sequence[Tensor], few: Sequence[Tensor], explained: int
+) -> Captured:
+    """Export a model, and check what its decisions by the explained inputs change.
+
+    Parameters
     ----------
-    groups : GroupChoice
-        Whether to take every group that rows are routed to as one with rows.
+    selected : SelectedOutput
+    inputs, few : sequence of Tensor
+        As in :func:`export`.
+    explained : int
+        How many of the inputs are explained.
     """
+    exported = export(selected, inputs, few, explained)
+    trace = exported.trace
 
-    def __init__(
-        self,
-        model: nn.Module,
-        output: Selector,
-        call: ModelCall,
-        hook_point: HookPoint | None,
-        explained: int,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.output = output
-        self.call = call
-        self.hook_point = hook_point
-        self.explained = explained
-        self.groups = GroupChoice()
+    def retrace(answers: Answers) -> Captured:
+        other = replace(trace, answers=answers)
+        program = export_with_strategy(selected, exported.strategy, other)
+        return unlift(program, selected.model, explained, other.readings)
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the tensor to explain, and if there is a hook point the tensors there."""
-        if skips_contexts():
-            return self.select(inputs)
-        with (
-            RecordOwnOperators(),
-            RecordRecurrent(),
-            trace_scripted_modules(self.model),
-            without_packed_checks(self.model),
-            convert_data_dependent_errors(),
-        ):
-            if not self.groups.enumerates:
-                return self.select(inputs)
-            with EnumerateGroups(inputs[: self.explained], self.groups):
-                return self.select(inputs)
-
-    @torch.no_grad()
-    def check(self, inputs: Sequence[Tensor]) -> None:
-        """Raise the model's own error, or that of the output, with the shapes of these inputs."""
-        with name_shapes_on_failure(self.model, inputs):
-            self.select(inputs)
-
-    def accepts(self, inputs: Sequence[Tensor]) -> bool:
-        """Return True if the model runs on these inputs."""
-        try:
-            self.check(inputs)
-        except InputError:
-            return False
-        return True
-
-    def select(self, inputs: Sequence[Tensor]) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """Call the model, and return what `forward` returns.
-
-        A model that differentiates inside returns tensors that require a gradient. torch.export
-        takes none, so they are detached.
-        """
-        if self.hook_point is None:
-            return select_output(self.call(self.model, inputs), self.output).detach()
-        with record_tensors(self.model, self.hook_point) as calls:
-            result = select_output(self.call(self.model, inputs), self.output).detach()
-        return result, tuple(x.detach() for x in single_call(self.hook_point, calls))
+    captured = unlift(exported.program, selected.model, explained, trace.readings)
+    if captured.readings:
+        captured = check_decisions(captured, trace, retrace)
+    expected = captured.guards.read(selected.model, trace.inputs)
+    return replace(captured, guards=replace(captured.guards, expected=expected))
 
 
 # --- torch.export -------------------------------------------------------------------------------
@@ -214,29 +173,54 @@ class ExportStrategy:
     cast : bool
         Whether the casts that autocast inserts are recorded as operations. Otherwise the region
         under autocast is recorded, in which torch cannot decompose some operations.
+    reads : bool
+        Whether what Python reads from tensors is answered and recorded.
     """
 
     strict: bool = False
     symbolic: bool = True
     cast: bool = False
+    reads: bool = True
 
 
 #: Tried in this order. The first is the quickest and captures the most models.
 EXPORT_STRATEGIES = (
     ExportStrategy(),
+    ExportStrategy(reads=False),
     ExportStrategy(cast=True),
-    ExportStrategy(strict=True),
+    ExportStrategy(strict=True, reads=False),
     ExportStrategy(symbolic=False),
 )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export returns.
+
+    Attributes
+    ----------
+    program : ExportedProgram
+    strategy : ExportStrategy
+        The one that worked.
+    trace : Trace
+        What was exported with, and what Python has read.
+    """
+
+    program: ExportedProgram
+    strategy: ExportStrategy
+    trace: Trace
+
 
 #: torch.export below the level at which autocast acts. It has no public name.
 export_after_autocast = partial(_trace._export, pre_dispatch=False)
 
 
 def export(
-    model: SelectedOutput, inputs: Sequence[Tensor], few: Sequence[Tensor]
-) -> ExportedProgram:
+    model: SelectedOutput, inputs: Sequence[Tensor], few: Sequence[Tensor], explained: int
+) -> Exported:
     """Export with the first strategy that works, and decompose composite operations.
+
+    Python gets no number that depends on the explained inputs, unless nothing works without.
 
     Parameters
     ----------
@@ -245,38 +229,47 @@ def export(
         The inputs of the call. Errors name their shapes.
     few : sequence of Tensor
         What to export with: fewer rows of them, or the inputs themselves.
+    explained : int
+        How many of the inputs are explained.
     """
-    # Contiguous clones, because export specialises on other strides.
-    examples = tuple(x.contiguous().clone() for x in few)
+    trace = Trace(few, explained, named_tensors(model.model))
     failures: list[Exception] = []
+    left_out = 0
     for strategy in EXPORT_STRATEGIES:
         try:
-            return export_with_strategy(model, examples, strategy)
+            return Exported(export_with_strategy(model, strategy, trace), strategy, trace)
         except FxshapError:
             model.check(inputs)
             raise
         except Exception as error:
             failures.append(error)
+        left_out += trace.left_out
         logger.debug("not captured (%s): %s", strategy, first_line(failures[-1]))
         if len(failures) == 1:
             # If the model itself fails on these inputs, its own error is more helpful than ours.
             model.check(inputs)
             if few is not inputs and not model.accepts(few):  # it takes these rows only
-                return export(model, inputs, inputs)
+                return export(model, inputs, inputs, explained)
         if takes_values(failures[-1]):
-            program = export_groups(model, examples)
+            program = export_groups(model, trace)
             if program is not None:
-                return program
+                return Exported(program, EXPORT_STRATEGIES[0], trace)
         if is_data_dependent(failures[-1]):
             break
+    trace.answers = Answers(varying=True)
+    for strategy in (s for s in EXPORT_STRATEGIES if s.reads and s.symbolic and left_out):
+        try:
+            return Exported(export_with_strategy(model, strategy, trace), strategy, trace)
+        except Exception as error:
+            logger.debug("not captured with all readings (%s): %s", strategy, first_line(error))
     raise CaptureError(explain_failure(failures[0])) from failures[0]
 
 
-def export_groups(model: SelectedOutput, examples: tuple[Tensor, ...]) -> ExportedProgram | None:
+def export_groups(model: SelectedOutput, trace: Trace) -> ExportedProgram | None:
     """Export the graph of inputs that leave no group empty; return ``None`` if that fails too."""
     model.groups.enumerates = True
     try:
-        return export_with_strategy(model, examples, EXPORT_STRATEGIES[0])
+        return export_with_strategy(model, EXPORT_STRATEGIES[0], trace)
     except Exception as error:  # the first failure names the line
         logger.debug("not captured with all groups: %s", first_line(error))
         model.groups.enumerates = model.groups.assumed = False
@@ -284,22 +277,32 @@ def export_groups(model: SelectedOutput, examples: tuple[Tensor, ...]) -> Export
 
 
 def export_with_strategy(
-    model: SelectedOutput, examples: tuple[Tensor, ...], strategy: ExportStrategy
+    model: SelectedOutput, strategy: ExportStrategy, trace: Trace
 ) -> ExportedProgram:
     """Export with one strategy, and decompose composite operations."""
+    # Contiguous clones, because export specialises on other strides.
+    examples = tuple(x.contiguous().clone() for x in trace.inputs)
     # The batch dimension of a single row cannot be symbolic.
     dims = tuple({0: Dim.AUTO} if strategy.symbolic and len(x) > 1 else None for x in examples)
     export_function = export_after_autocast if strategy.cast else torch.export.export
+    model.trace, trace.recorder = trace if strategy.reads else None, None
     with warnings.catch_warnings(), silence_torch(), torch.no_grad():
         warnings.simplefilter("ignore")
         with export_workarounds(model, strategy.strict):
             program = export_function(
                 model, examples, dynamic_shapes=(dims,), strict=strategy.strict
             )
+            check_constants(program)
             program = functionalize(program)
     # Export leaves reference cycles, which keep the model and the tensors of our callers alive.
     gc.collect()
     return program
+
+
+def check_constants(program: ExportedProgram) -> None:
+    """Raise if a constant has no values, because NumPy was called with a tensor of the trace."""
+    if any(map(is_fake, program.constants.values())):
+        raise DataDependentError(".numpy() is not supported")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fxshap._compat import replace_views
 from fxshap.graph.insertion import inline_graph, trace_function
+from fxshap.graph.nodes import output_tensors
 from fxshap.rules.core.registry import DECOMPOSITIONS, find_rule
 
 aten = torch.ops.aten
@@ -37,6 +38,14 @@ DROPOUTS = (
 #: The position of their argument ``train``.
 TRAIN = 2
 
+#: Operations that return a number, and whose answer the trace has taken.
+NUMBERS = (
+    aten.item.default,
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.allclose.default,
+)
+
 #: Composite operations that torch does not decompose, because a symbolic size has no parts.
 SIZES = (aten.sym_size.int,)
 
@@ -49,6 +58,7 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     program : ExportedProgram
         As ``torch.export.export`` returns it. It may be changed.
     """
+    remove_unused(program.graph)
     replace_views(program.graph)
     forms = functional_forms(program.graph)
     if forms is None:
@@ -63,6 +73,20 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         if node.target in DECOMPOSITIONS:
             decompose(node, DECOMPOSITIONS[node.target], traced)
     return program
+
+
+def remove_unused(graph: fx.Graph) -> None:
+    """Remove calls whose tensors or numbers are not used, and which change none.
+
+    ``Graph.eliminate_dead_code`` leaves random numbers.
+    """
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and is_functional_call(node):
+            schema = getattr(node.target, "_schema", None)
+            if not output_tensors(node) and node.target not in NUMBERS:
+                continue  # an assertion, or a context
+            if schema is None or not schema.is_mutable:
+                graph.erase_node(node)
 
 
 def is_preserved(node: fx.Node, target: Any) -> bool:

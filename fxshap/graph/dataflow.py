@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fxshap.graph.nodes import op_packet
 
@@ -56,6 +58,29 @@ def value_dependents(graph: fx.Graph, roots: Iterable[fx.Node]) -> set[fx.Node]:
         if not dependents.isdisjoint(value_sources(node)):
             dependents.add(node)
     return dependents
+
+
+def subgraph(graph: fx.Graph, result: Any) -> fx.Graph:
+    """Return a copy of what a functional graph needs for some of its nodes.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Not changed. The copy has all its inputs.
+    result : node or nested nodes
+        What the copy returns.
+    """
+    needed = {leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, fx.Node)}
+    for node in reversed(graph.nodes):
+        if node in needed and node.op != "output":
+            needed.update(node.all_input_nodes)
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or (node in needed and node.op != "output"):
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(fx.map_arg(result, copies.__getitem__))
+    return part
 
 
 #: Operations that change nothing in a functional graph.

@@ -9,6 +9,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxshap.errors import CaptureError
+from fxshap.graph.dataflow import value_dependents
 from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
 from fxshap.passes.context import Context
@@ -78,10 +79,13 @@ def constant_sizes(graph: fx.Graph) -> set[Any]:
 
 
 def check_deterministic(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Raise if the graph draws random numbers."""
+    """Raise if the output depends on random numbers, and not only on their shape."""
+    output = graph.output_node()
     for node in call_nodes(graph):
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and find_rule(node.target) is None:
+        if torch.Tag.nondeterministic_seeded not in tags or find_rule(node.target) is not None:
+            continue
+        if output in value_dependents(graph, [node]):
             raise CaptureError(
                 f"the model draws random numbers in {user_module(node) or 'its forward'}, at "
                 f"{source_line(node)} ({node.target}), so it has no single output to explain; call "

@@ -7,6 +7,7 @@ returns. It has the operator's name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -334,3 +335,10 @@ def quantile(
     elif keepdim:
         out = out.reshape(*out.shape, *[1] * self.dim())
     return out if q.dim() else out.squeeze(0)
+
+
+@decomposition(aten.broadcast_tensors.default)
+def broadcast_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor expanded by itself: a result depends on no other tensor's values."""
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    return [tensor.expand(shape) for tensor in tensors]

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fxshap.capture.export import capture, with_two_rows
+from fxshap.capture.sparse import is_sparse
 from fxshap.errors import CaptureError
-from fxshap.frontend.arguments import Arguments
+from fxshap.frontend.arguments import Arguments, constant_key
 from fxshap.frontend.hook_point import HookPoint
 from fxshap.frontend.inputs import check_compatible
 from fxshap.frontend.outputs import select_output
@@ -59,19 +61,27 @@ class CaptureCache:
             Where in the model the explained tensors are, instead of its inputs.
         """
         modes = tuple((module, module.training) for module in self.model.modules())
-        kind = (modes, options.entry, hook_point, arguments.kind)
-        # A model that fixes its number of rows is captured once for each number.
-        keys = [(kind, None), (kind, len(arguments.tensors[0]))]
-        key = next((key for key in keys if key in self.engines), None)
+        kind = (modes, constants_of(self.model), options.entry, hook_point, arguments.kind)
+        key = self._find(kind, arguments.tensors)
         if key is None:
             engine = capture_engine(self.model, arguments, options, hook_point)
-            key = (kind, engine.program.rows)
+            key = (kind, engine.program.rows, engine.program.captured.guards)
             self.engines[key] = engine
         self.engines[key] = self.engines.pop(key)  # the latest last
         while len(self.engines) > MAX_CAPTURES:
             del self.engines[next(iter(self.engines))]
             logger.debug("dropped the least recently used capture")
         return self.engines[key]
+
+    def _find(self, kind: Any, tensors: Sequence[Tensor]) -> Any:
+        """Return the key of the capture of this kind that holds for the present values."""
+        for key, engine in reversed(self.engines.items()):
+            # A model that fixes its number of rows is captured once for each number.
+            if key[:2] in ((kind, None), (kind, len(tensors[0]))):
+                if engine.holds(tensors):
+                    return key
+                logger.debug("a capture does not hold: a decision would be another now")
+        return None
 
     @property
     def latest(self) -> Engine:
@@ -92,6 +102,28 @@ class CaptureCache:
         """Free the memory that the tapes of all captures take."""
         for engine in self.engines.values():
             engine.clear_cache()
+
+
+def constants_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return what identifies the arrays and sparse tensors that modules hold.
+
+    A graph has copies of them.
+    """
+    return tuple(
+        array_key(value)
+        for module in model.modules()
+        for values in (vars(module), module._buffers, module._parameters)
+        for value in values.values()
+        if isinstance(value, np.ndarray) or is_sparse(value)
+    )
+
+
+def array_key(value: Any) -> Any:
+    """Return what is equal for an array or sparse tensor with the same contents."""
+    if isinstance(value, np.ndarray):
+        return constant_key(value)
+    stored = value._values() if value.layout is torch.sparse_coo else value.values()
+    return value.shape, stored.data_ptr(), stored._version, value._version
 
 
 def capture_engine(
@@ -126,7 +158,7 @@ def capture_engine(
     program = Program(model, captured, options.rule == "variance", options.compile, compared)
     rows = inputs if captured.rows else list(map(with_two_rows, inputs))
     check_repeatable(model, lambda: plain(rows))
-    return Engine(program, options, prefix)
+    return Engine(program, options, prefix, plain)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.passes.split_at_layer import ModelPrefix
 from fxshap.runtime.batching import BatchLayout, check_densified, probe_layout
 from fxshap.runtime.budget import Speed, measure_speed, refinement_within_budget
+from fxshap.runtime.decisions import DecisionCheck
 from fxshap.runtime.exact import ExactGame
 from fxshap.runtime.options import Options
 from fxshap.runtime.pairs import SampleReferencePairs
@@ -40,14 +41,23 @@ class Engine:
     options : Options
     prefix : ModelPrefix, optional
         Leads from the model's inputs to the inputs of the program.
+    output : callable, optional
+        ``output(inputs)`` runs the user's model and returns the output that is explained.
     """
 
     def __init__(
-        self, program: Program, options: Options, prefix: ModelPrefix | None = None
+        self,
+        program: Program,
+        options: Options,
+        prefix: ModelPrefix | None = None,
+        output: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ) -> None:
         self.program = program
         self.options = options
         self.prefix = prefix
+        self.decisions = (
+            None if output is None else DecisionCheck(output, self.run_graph, program.captured)
+        )
         self.layout: BatchLayout | None = None
         self.references: References | None = None
         self.references_version: tuple[Any, ...] = ()
@@ -70,6 +80,40 @@ class Engine:
         self.find_layout(own, own)
         return own[: self.program.explained]
 
+    def run_graph(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output of the captured graph for inputs of the model."""
+        return self.program.tapped(self.program_inputs(inputs))[0]
+
+    def holds(self, inputs: Sequence[Tensor]) -> bool:
+        """Return True if what does not depend on the explained inputs is decided as captured.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+            One tensor per input of the model.
+        """
+        if self.program.rows not in (None, len(inputs[0])):
+            return True  # they are run in batches of another size
+        return self.program.captured.guards.hold(self.program.model, inputs)
+
+    def check_decisions(
+        self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
+    ) -> None:
+        """Raise an InputError if the model decides otherwise than in the capture.
+
+        Parameters
+        ----------
+        samples, references : sequence of Tensor
+            One tensor per input of the model.
+        explanation : hashable
+            Identifies one explanation, of many calls.
+        """
+        if self.decisions is not None and self.decisions.is_needed:
+            fixed = self.program.rows is not None
+            self.decisions("references", references, explanation)
+            few = samples if fixed else without_repetitions(samples)
+            self.decisions("sample", few, explanation)
+
     def explain(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
     ) -> tuple[BackwardFn, Tensor]:
@@ -83,8 +127,7 @@ class Engine:
             Identifies one explanation, of many calls.
         """
         version = self.program.bind_weights(explanation)
-        if all(bool((x == x[:1]).all()) for x in samples):
-            samples = [x[:1] for x in samples]
+        samples = without_repetitions(samples)
         check_finite("sample", samples[: self.program.explained])
         layout = self.find_layout(samples, references)
         current = self.current_references(references, layout, version)
@@ -193,6 +236,13 @@ class Engine:
     def clear_cache(self) -> None:
         """Free the tape and what was computed with it."""
         self.references, self.cache, self.games, self.speed = None, EMPTY_CACHE, {}, None
+
+
+def without_repetitions(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the first row if all rows are the same, and otherwise all."""
+    if all(bool((x == x[:1]).all()) for x in inputs):
+        return [x[:1] for x in inputs]
+    return inputs
 
 
 def with_finite_check(backward: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:

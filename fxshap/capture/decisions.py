@@ -1,0 +1,130 @@
+"""What decisions by the explained inputs change: nothing, an error, or the computation.
+
+A model may take a number out of its input for ``assert x.isfinite().all()``, for a warning, or for
+a statistic that it stores. No attribution depends on those. Every line that reads such a number is
+tried with other answers: if the model computes the same, the line has no influence; if it raises,
+the graph is that of inputs for which it does not; if it computes something else, no single graph
+describes the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxshap.capture.captured import Captured
+from fxshap.capture.diagnostics import DECIDES, TAKES_NUMBER, not_one_graph
+from fxshap.capture.readings import Answers, EndlessTraceError, Trace, alternatives
+from fxshap.errors import CaptureError
+
+#: A trace with other answers may have so many times as many readings and operations, and as many
+#: more.
+LONGER, SLACK = 4, 200
+
+
+class Outcome(Enum):
+    """What a model does if a line reads something else."""
+
+    SAME = auto()
+    RAISES = auto()
+    DIFFERENT = auto()
+
+
+def check_decisions(
+    captured: Captured, trace: Trace, retrace: Callable[[Answers], Captured]
+) -> Captured:
+    """Return a capture with the decisions that its inputs must take as it did.
+
+    Parameters
+    ----------
+    captured : Captured
+        It has readings that depend on the explained inputs.
+    trace : Trace
+        Of this capture.
+    retrace : callable
+        Captures the model again, with other answers.
+
+    Raises
+    ------
+    CaptureError
+        If the model computes something else when a line reads something else.
+    """
+    limits = [LONGER * count + SLACK for count in (len(trace.readings), trace.operations)]
+    computed = structure(captured)
+
+    def outcome(line: str, choice: int) -> Outcome:
+        answers = Answers(True, {line: choice}, *limits)
+        try:
+            with silenced():
+                other = structure(retrace(answers))
+        except EndlessTraceError:
+            return Outcome.DIFFERENT
+        except Exception:
+            return Outcome.RAISES
+        return Outcome.SAME if other == computed else Outcome.DIFFERENT
+
+    lines: dict[str, list[Any]] = {}
+    for reading in captured.readings:
+        lines.setdefault(reading.line, []).append(reading.value)
+    decisions, numbers = {}, []
+    for line, values in lines.items():
+        choices = range(max(len(alternatives(value)) for value in values))
+        outcomes = []
+        for choice in choices:
+            outcomes.append(outcome(line, choice))
+            if outcomes[-1] is Outcome.DIFFERENT:
+                reason = TAKES_NUMBER if any(map(is_fraction, values)) else DECIDES
+                raise CaptureError(not_one_graph(line, reason))
+        if Outcome.RAISES in outcomes:
+            decisions[line] = [r.value for r in trace.readings if r.line == line]
+        if not all(isinstance(value, bool) for value in values):
+            numbers.append(line)
+    return replace(captured, decisions=decisions, numbers=tuple(numbers))
+
+
+def is_fraction(value: Any) -> bool:
+    """Return True if a value enters the computation rather than an ``if``, a loop or an index."""
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Silence what a model prints and logs on a branch that it does not take."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def structure(captured: Captured) -> list[Any]:
+    """Return what is equal for captures that compute the same, whatever their nodes are called."""
+    names: dict[Any, str] = {}
+    described: list[Any] = []
+    for node in captured.module.graph.nodes:
+        arguments = pytree.tree_map_only(fx.Node, names.get, (node.args, node.kwargs))
+        target: Any = node.target
+        if node.op == "get_attr":
+            constant = getattr(captured.module, str(target))
+            target = captured.weights.get(str(target)) or digest(constant)
+        names[node] = f"%{len(names)}"
+        described.append((node.op, target, repr(arguments)))
+    return described
+
+
+def digest(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what is equal for equal constants."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.shape, tensor.dtype, data
