@@ -182,12 +182,6 @@ class Loop(Model):
         return self.head(h)
 
 
-class Assertion(Model):
-    def forward(self, x: Tensor) -> Tensor:
-        assert (x.abs() < 100).all()  # the assertion
-        return super().forward(x)
-
-
 class ToList(Model):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tensor(self.hidden(x).tolist()))  # out of tensors
@@ -218,7 +212,6 @@ class Experts(Model):
         (Branch, "# the branch", "choose with torch.where"),
         (TakesItem, "# the number", "stay in tensors"),
         (Loop, "# the loop", "choose with torch.where"),
-        (Assertion, "# the assertion", "choose with torch.where"),
         (ToList, "# out of tensors", "stay in tensors"),
         (Nonzero, "# as many as", "a product with a mask"),
         (Experts, "# the groups", 'set_experts_implementation("batched_mm")'),

@@ -30,6 +30,7 @@ DECOMPOSED = [
     (aten.cdist.default, (v(3, 4), v(2, 4), 1.0, None), {}),
     (aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None), {}),
     (aten.addcdiv.default, (v(5), v(5), v(5, low=0.5)), {"value": 0.3}),
+    (aten.broadcast_tensors.default, ([v(5), v(1)],), {}),
     (aten.logaddexp.default, (v(5), v(5)), {}),
     (aten.argsort.default, (v(5), 1, True), {}),
     (aten.argsort.stable, (v(5),), {"stable": True, "dim": 1}),

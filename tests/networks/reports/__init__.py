@@ -5,7 +5,9 @@ One file a kind. ``REPORTS`` maps the name of every model to its :class:`Report`
 
 from tests.networks.reports import (
     calling,
+    checks,
     complex_numbers,
+    decisions,
     derivatives,
     experts,
     generic_rule,
@@ -18,7 +20,9 @@ from tests.networks.reports.report import Report
 
 KINDS = (
     calling,
+    checks,
     complex_numbers,
+    decisions,
     derivatives,
     experts,
     generic_rule,

@@ -40,7 +40,7 @@ def not_a_number(model: nn.Module, h: Tensor) -> None:
 
 
 def warned(model: nn.Module, h: Tensor) -> None:
-    if h.abs().max() > 0.5:
+    if h.abs().max() > 1:
         warnings.warn("saturated", stacklevel=2)
 
 

@@ -1,0 +1,116 @@
+"""Decisions by the explained inputs: those that change nothing are captured, others refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import shap
+import torch
+from torch import Tensor, nn
+
+import fxshap
+from fxshap.errors import CaptureError
+from tests.error_cases import Model, assert_raises
+from tests.helpers import assert_exact
+
+
+class Chooses(Model):
+    """A model whose hidden values, of 6 columns, go through a function."""
+
+    def __init__(self, choose: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.hidden(x))
+        return self.head(self.choose(h))
+
+
+def loop(h: Tensor) -> Tensor:
+    while not (h.abs() < 0.1).all():
+        h = h / 2
+    return h
+
+
+def table(h: Tensor) -> Tensor:
+    return h * (1.0, 2.0, 3.0, 4.0)[int(h.abs().mean() * 3)]
+
+
+DECIDES = "decides by the value of a tensor"
+TAKES = "takes a number out of a tensor"
+
+CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "another computation": (lambda h: h if h.sum() > 0 else h.sin(), DECIDES),
+    "a branch that saves time": (lambda h: h.clamp(max=9) if (h > 9).any() else h, DECIDES),
+    "a return before the end": (lambda h: h if h.norm() < 1 else h / h.norm(), DECIDES),
+    "a loop": (loop, DECIDES),
+    "equality": (lambda h: h if torch.equal(h, h.abs()) else h.sin(), DECIDES),
+    "a Python number": (lambda h: h / float(h.norm()), TAKES),
+    "a choice by a Python number": (lambda h: h if float(h.mean()) > 0 else -h, TAKES),
+    "an entry of a Python list": (table, TAKES),
+}
+
+
+@pytest.mark.parametrize(("choose", "message"), CHOICES.values(), ids=CHOICES)
+def test_a_choice_by_the_input_is_refused(choose: Callable[[Tensor], Any], message: str) -> None:
+    found = assert_raises(Chooses(choose), CaptureError, message)
+    assert f"{__file__}:" in found
+
+
+def test_the_branch_beside_the_output_is_not_refused() -> None:
+    model = Model(lambda y, h: {"logits": y, "other": h if h.sum() > 0 else -h})
+    explainable = fxshap.make_explainable(model, output="logits")
+    assert_exact(explainable, explainable, (torch.randn(5, 4),), (torch.randn(2, 4),), 1e-5)
+    with pytest.raises(CaptureError, match=DECIDES):
+        fxshap.make_explainable(model, torch.randn(5, 4), output="other")
+
+
+def test_random_numbers_that_reach_the_output_are_refused() -> None:
+    model = Model(lambda y, h: {"drawn": y + torch.randn_like(y), "own": y})
+    fxshap.make_explainable(model, torch.randn(5, 4), output="own")
+    with pytest.raises(CaptureError, match="draws random numbers"):
+        fxshap.make_explainable(model, torch.randn(5, 4), output="drawn")
+
+
+def test_an_unknown_operator_beside_the_output_does_not_matter() -> None:
+    with torch.library._scoped_library("decisions_test", "DEF") as library:
+        library.define("opaque(Tensor x) -> Tensor")
+        library.impl("opaque", lambda x: x.round(), "CompositeExplicitAutograd")
+        model = Model(lambda y, h: (y, torch.ops.decisions_test.opaque(h)))
+        explainable = fxshap.make_explainable(model, output=0)
+        assert_exact(explainable, explainable, (torch.randn(5, 4),), (torch.randn(2, 4),), 1e-5)
+
+
+def test_other_answers_leave_the_model_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    class Stores(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = float(x.mean())
+            if (x > 100).any():
+                print("a branch that no input takes")
+            return super().forward(x)
+
+    model = Stores()
+    model.mean = 0.0
+    fxshap.make_explainable(model, torch.ones(3, 4))
+    assert model.mean in (0.0, 1.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_assertion_is_captured_in_bfloat16() -> None:
+    class Asserts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.layer(x)
+                assert y.isfinite().all()
+            return y.float()
+
+    explainable = fxshap.make_explainable(Asserts().eval())
+    shap.DeepExplainer(explainable, torch.randn(5, 4)).shap_values(
+        torch.randn(2, 4), check_additivity=False
+    )
