@@ -7,13 +7,14 @@ Every reading is recorded, and what was read becomes one more output of the grap
 
 from __future__ import annotations
 
+import linecache
 import math
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -351,9 +352,10 @@ def recorded_by(proxy_mode: Any) -> Iterator[None]:
 
 def user_line() -> str:
     """Return the innermost of the user's lines that run now: ``file:line (`code`)``."""
-    for frame, number in traceback.walk_stack(sys._getframe(1)):
-        file = frame.f_code.co_filename
-        if is_user_file(file):
-            (summary,) = traceback.StackSummary.extract([(frame, number)])
-            return f"{file}:{number} (`{summary.line}`)"
-    return UNKNOWN_LINE
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return UNKNOWN_LINE
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{file}:{number} (`{linecache.getline(file, number).strip()}`)"

@@ -67,10 +67,10 @@ class DecisionCheck:
         """
         if self._is_checked(role, inputs, explanation):
             return
-        output, found = self._run(role, inputs)
+        output, truths = self._run(role, inputs)
         for line, expected in self.captured.decisions.items():
-            truths = [value for value in expected if isinstance(value, bool)]
-            if not alike(found.get(line, []), truths):
+            captured = [value for value in expected if isinstance(value, bool)]
+            if not alike(truths.get(line, []), captured):
                 raise InputError(
                     f"at {line}, the model decides otherwise for the {role} than for the rows that "
                     "it was captured with, and it raises an error on a branch there; explain "
@@ -102,11 +102,11 @@ class DecisionCheck:
                 ) from error
 
 
-def alike(found: Sequence[bool], expected: Sequence[bool]) -> bool:
+def alike(truths: Sequence[bool], captured: Sequence[bool]) -> bool:
     """Return True if a line takes the branches of the capture, in their order if it is known."""
-    if len(found) == len(expected):
-        return found == expected
-    return set(found) <= set(expected)
+    if len(truths) == len(captured):
+        return truths == captured
+    return set(truths) <= set(captured)
 
 
 class TruthRecorder(TorchDispatchMode):
