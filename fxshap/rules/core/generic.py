@@ -73,13 +73,15 @@ def elementwise_secant(operation: Operation, r: Tensor, x: Tensor, grad: Tensor)
     """Return the cotangent of an operation that maps every real element by itself.
 
     ``None`` for another operation. It is one that does, between these endpoints, if at a mixture of
-    both every element of the output is that of the endpoint which its input comes from. The
+    both every element of the output is that of the endpoint which its input comes from, and an
+    element of the output is the same at both endpoints where its input is. The
     multiplier (f(x) - f(r)) / (x - r) is replaced by the averaged gradient where they agree to
     rounding, as in :func:`.secants.smooth_secant`.
     """
     if not differentiable(r) or r.is_complex() or grad.shape != r.shape or grad.is_complex():
         return None
-    index = torch.arange(r.numel(), device=r.device).reshape(r.shape)
+    unmoved = r == x
+    index = (~unmoved).flatten().cumsum(0).reshape(r.shape)  # of the elements that differ
     from_sample = index * GOLDEN_RATIO % 1 < 0.5
     mixtures = torch.where(from_sample, x, r), torch.where(from_sample, r, x)
     try:
@@ -90,6 +92,7 @@ def elementwise_secant(operation: Operation, r: Tensor, x: Tensor, grad: Tensor)
         return None
     expected = torch.where(from_sample, f_x, f_r), torch.where(from_sample, f_r, f_x)
     equal = [torch.isclose(a, b, 0, 0, True) for a, b in zip(mixed, expected, strict=True)]
+    equal.append(~unmoved | torch.isclose(f_r, f_x, 0, 0, True))
     if not any_unless_tracing(torch.stack(equal).all()):
         return None
     (mean,) = averaged_gradient(operation, [r], [x], torch.ones_like(f_r))

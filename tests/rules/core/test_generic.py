@@ -58,6 +58,17 @@ def test_differences_whose_square_overflows_or_vanishes_add_up(size, dtype):
 
 
 @FLOATS
+@pytest.mark.parametrize("target", [aten.linalg_inv.default, aten.linalg_matrix_exp.default])
+@pytest.mark.parametrize("differs", [(0, 0), (0, 1), (1, 1)])
+def test_one_element_that_changes_others_is_not_taken_for_an_activation(target, differs, dtype):
+    """A triangular matrix stays so, and few elements of the result change."""
+    r = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]], dtype=dtype)
+    x = r.clone()
+    x[0][differs] += 1.5
+    assert generic_error(target, [r], [x]) <= 10 * TOLERANCE[dtype]
+
+
+@FLOATS
 def test_a_singularity_on_the_path_is_passed(dtype):
     """The angle has no derivative at the origin, halfway between opposite points."""
     y = torch.tensor([[1.0, -2.0, 0.5]], dtype=dtype)
