@@ -9,6 +9,7 @@ none has the other sign, and elements that do not differ have none.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -74,9 +75,9 @@ class ExactGame:
         return int(self.players.sum(1).max())
 
     @property
-    def rows(self) -> int:
-        """How many rows of the model have to be evaluated."""
-        return sum(2**count for count in self.players.sum(1).tolist())
+    def rows(self) -> float:
+        """How many rows of the model have to be evaluated; infinity where a float overflows."""
+        return float(torch.exp2(self.players.sum(1).double()).sum())
 
     def seconds_per_row(self) -> float:
         """Measure how long one row takes, in one batch of the largest game."""
@@ -96,14 +97,15 @@ class ExactGame:
         return min(seconds) / float(2**count)
 
     def check_affordable(self) -> None:
-        """Raise if too many features differ, with what it would cost."""
+        """Raise an OptionError if too many features differ, with what it would cost."""
         if self.largest <= (self.refinement.max_groups or MAX_GROUPS):
             return
         seconds = self.seconds_per_row()
         raise OptionError(
             "refine='exact' evaluates all coalitions of the features that differ between a sample "
-            f"and a reference; here {self.largest} differ, so it would take {self.rows:,} rows and "
-            f"{describe_seconds(seconds * self.rows)} for this sample. Group elements into at most "
+            f"and a reference; here {self.largest} differ, so it would take "
+            f"{describe_rows(self.rows)} and {describe_seconds(seconds * self.rows)} for this "
+            "sample. Group elements into at most "
             f"{self.refinement.max_groups or MAX_GROUPS} features with feature_dims= or "
             "feature_mask= of fxshap.Refinement, use refine=8 or refine='auto', or allow it with "
             f"Refinement('exact', max_groups={self.largest})"
@@ -169,6 +171,19 @@ class ExactGame:
         return by_output
 
 
+def describe_rows(rows: float) -> str:
+    """Return a number of rows in words.
+
+    Examples
+    --------
+    >>> describe_rows(131072.0), describe_rows(2.0**60)
+    ('131,072 rows', 'about 1e+18 rows')
+    """
+    if math.isinf(rows):
+        return "more than 1e+308 rows"
+    return f"{rows:,.0f} rows" if rows < 1e15 else f"about {rows:.0e} rows"
+
+
 def describe_seconds(seconds: float) -> str:
     """Return a time in words.
 
@@ -177,6 +192,8 @@ def describe_seconds(seconds: float) -> str:
     >>> describe_seconds(5400)
     'about 1.5 hours'
     """
+    if seconds > 1e6 * 31_557_600:
+        return "more than a million years"
     units = (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60))
     unit, size = next((unit for unit in units if seconds >= unit[1]), ("seconds", 1))
     count = seconds / size

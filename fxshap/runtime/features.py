@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxshap.errors import InputError, OptionError
 
 FeatureDims = Sequence[int] | Sequence[Sequence[int] | None] | None
-FeatureMask = Tensor | Sequence[Tensor] | None
+FeatureMask = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]] | None
 
 
 def feature_numbers(
@@ -36,7 +37,7 @@ def feature_numbers(
     Raises
     ------
     InputError
-        If `feature_dims` are not dimensions of the inputs.
+        If `feature_dims` are not dimensions of the inputs, or there are none.
     OptionError
         If `feature_mask` has another number of tensors than there are inputs, or does not
         broadcast to the shape of a row.
@@ -59,10 +60,11 @@ def feature_numbers(
 
 
 def numbers_of_mask(
-    inputs: Sequence[Tensor], feature_mask: Tensor | Sequence[Tensor]
+    inputs: Sequence[Tensor], feature_mask: NDArray[Any] | Tensor | Sequence[Tensor | NDArray[Any]]
 ) -> list[Tensor]:
     """Return the numbers of the features that the masks of all inputs define."""
-    masks = [feature_mask] if isinstance(feature_mask, Tensor) else list(feature_mask)
+    single = not isinstance(feature_mask, list | tuple)
+    masks = [torch.as_tensor(mask) for mask in ([feature_mask] if single else feature_mask)]
     if len(masks) != len(inputs):
         raise OptionError(
             f"feature_mask describes {len(masks)} inputs, but the model has {len(inputs)}"
@@ -139,6 +141,10 @@ def dims_of_inputs(inputs: Sequence[Tensor], feature_dims: FeatureDims) -> list[
     """Return the feature dimensions of every input, counted with the batch as dimension 0."""
     if feature_dims is None:
         return [default_dims(x) for x in inputs]
+    if not len(feature_dims):
+        raise InputError(
+            "feature_dims names no dimensions; give those that index features, such as (1,)"
+        )
     given = [feature_dims] if isinstance(feature_dims[0], int) else feature_dims
     if len(given) != len(inputs):
         raise InputError(

@@ -38,7 +38,7 @@ class Refinement:
         differs in other dimensions, such as the channels of a pixel or the embedding of a token, is
         one feature. By default (2, 3) for 4-d inputs, otherwise all. For token embeddings of shape
         (rows, tokens, width) and one-hot sequences it is (1,) or (2,).
-    feature_mask : Tensor or sequence of Tensor, optional
+    feature_mask : Tensor, ndarray, or sequence of these, optional
         Groups of elements that are one feature, in place of `feature_dims`: integers, one tensor
         for each input, which broadcasts to the shape of one row. Elements with the same number, in
         any input, are one feature, as in Captum: the patches of an image, or groups of columns.

@@ -233,6 +233,11 @@ def test_too_many_groups_are_refused_with_the_cost() -> None:
     model, x, r = multilayer(20), points(1, 20), points(3, 20, seed=1)
     with pytest.raises(OptionError, match=r"20 differ.*3,145,728 rows and about .* for this"):
         with_shap(fxshap.make_explainable(model, refine="exact"), [x], [r])
+    model, x, r = multilayer(2000), points(1, 2000), points(1, 2000, seed=1)
+    with pytest.raises(OptionError, match=r"2000 differ.* more than 1e\+308 rows"):
+        with_shap(fxshap.make_explainable(model, refine="exact"), [x], [r])
+    values = with_shap(fxshap.make_explainable(model, refine="auto"), [x], [r])
+    assert np.abs(values.sum(1) - (model(x) - model(r)).detach().numpy()).max() < 1e-12
     allowed = fxshap.Refinement("exact", max_groups=17)
     model, x, r = multilayer(17), points(1, 17), points(1, 17, seed=1)
     values = with_shap(fxshap.make_explainable(model, refine=allowed), [x], [r])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,9 +35,17 @@ def test_a_mask_for_another_number_of_inputs_is_refused() -> None:
         feature_numbers([torch.zeros(5, 3)], feature_mask=[torch.arange(3)] * 2)
 
 
-def test_dims_that_index_no_features_are_refused() -> None:
+def test_a_mask_may_be_an_array() -> None:
+    segments = np.array([[7, 7], [2, 7]])
+    for mask in (segments, [segments]):
+        numbers = feature_numbers([torch.zeros(5, 3, 2, 2)], feature_mask=mask)
+        assert numbers[0].tolist() == [[[[1, 1], [0, 1]]]]
+
+
+@pytest.mark.parametrize("dims", [(0,), ()])
+def test_dims_that_index_no_features_are_refused(dims: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="feature_dims"):
-        feature_numbers([torch.zeros(5, 3)], feature_dims=(0,))
+        feature_numbers([torch.zeros(5, 3)], feature_dims=dims)
 
 
 def test_features_differ_if_any_element_does() -> None:
