@@ -163,7 +163,8 @@ class ModelCalls:
         """
         args, kwargs = unwrap_shared((call.args, call.kwargs))
         try:
-            self.options.entry(self.model, *args, **unwrap_shared(dict(bound)), **kwargs)
+            with restore_state(self.model):
+                self.options.entry(self.model, *args, **unwrap_shared(dict(bound)), **kwargs)
         except Exception:
             return frozenset()
         leaves = enumerate(pytree.tree_leaves(dict(bound)))
@@ -174,7 +175,8 @@ class ModelCalls:
         given = call.with_rows(rows)
         args, kwargs = unwrap_shared((given.args, given.kwargs))
         try:
-            result = self.options.entry(self.model, *args, **arguments, **kwargs)
+            with restore_state(self.model):
+                result = self.options.entry(self.model, *args, **arguments, **kwargs)
             output = select_output(result, self.options.output)
         except Exception:
             return None

@@ -112,6 +112,22 @@ def test_the_check_of_captum_calls_a_model_in_the_same_state(architecture):
     assert delta.abs().max() <= 1e-5
 
 
+def test_bound_arguments_are_looked_at_in_the_same_state():
+    """Whether a bound tensor has rows is found out by calling the model."""
+
+    class Bound(Counted):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return super().forward(x) * scale
+
+    model, scale = Bound().eval(), torch.tensor([[2.0, 3.0]])
+    model(draw(7, 3), scale)
+    explainable = fxshap.make_explainable(model).bind(scale=scale)
+    shap.DeepExplainer(explainable, draw(5, 1)).shap_values(draw(2, 2))
+    assert model.calls == 1
+    explainable(draw(2, 2))
+    assert model.calls == 2
+
+
 def test_a_call_of_the_users_changes_the_state():
     explainable = fxshap.make_explainable(Counted().eval())
     explainable(draw(2, 1))
