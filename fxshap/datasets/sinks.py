@@ -127,7 +127,7 @@ class ParquetSink(Sink):
         finally:
             if writer is not None:
                 writer.close()
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:  # Windows flushes only what may be written
             os.fsync(stream.fileno())  # on disk before the part counts as done
         temporary.replace(self.file(part))
 

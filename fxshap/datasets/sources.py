@@ -82,12 +82,13 @@ class ParquetSource(Source):
     def __init__(self, paths: Sequence[Path]) -> None:
         parquet = import_extra("pyarrow.parquet", "ray")
         self.files = [file for path in paths for file in parquet_files(path)]
-        self.groups: list[tuple[Path, int]] = []
+        self.groups: list[tuple[Path, int, int]] = []
         starts = [0]
         for file in self.files:
             metadata = parquet.read_metadata(file)
+            changed = file.stat().st_mtime_ns
             for group in range(metadata.num_row_groups):
-                self.groups.append((file, group))
+                self.groups.append((file, group, changed))
                 starts.append(starts[-1] + metadata.row_group(group).num_rows)
         self.starts = np.array(starts)
         self.rows = starts[-1]
@@ -106,9 +107,13 @@ class ParquetSource(Source):
         return pa.concat_tables(tables) if len(tables) > 1 else tables[0]
 
     def fingerprint(self) -> str:
-        """Return a digest of the footers, which hold the sizes and ranges of all columns."""
+        """Return a digest of the footers, and of the times of the last changes.
+
+        Footers hold the sizes and ranges of all columns, which a change may leave as they are.
+        """
         digest = hashlib.sha256()
         for file in self.files:
+            digest.update(str(file.stat().st_mtime_ns).encode())
             with file.open("rb") as stream:
                 stream.seek(-8, 2)
                 size = int.from_bytes(stream.read(4), "little")
@@ -118,8 +123,16 @@ class ParquetSource(Source):
 
 
 @lru_cache(maxsize=2)
-def read_row_group(file: Path, group: int) -> Any:
-    """Return a row group, which serves the parts of a process that lie in it."""
+def read_row_group(file: Path, group: int, changed: int) -> Any:
+    """Return a row group, which serves the parts of a process that lie in it.
+
+    Parameters
+    ----------
+    file : Path
+    group : int
+    changed : int
+        The time of the file's last change: a file that is written again is read again.
+    """
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(file) as opened:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Record:
     worker : int
         The process.
     peak_bytes : int
-        The most memory that the process has taken.
+        The most memory that the process has taken; 0 where the system does not tell.
     """
 
     index: int
@@ -105,5 +105,10 @@ def read_chunks(
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has taken."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the most memory that this process has taken; 0 on Windows, which does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # macOS counts in bytes

@@ -251,6 +251,27 @@ def test_only_the_same_job_continues(data, tmp_path, name):
         write_explanations(data, out, model, background, resume=True, **given)
 
 
+def test_data_that_is_written_again_is_read_again(data, tmp_path):
+    """Sizes and ranges of the columns, which the footers hold, stay the same."""
+    values = np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
+    model, names = nn.Linear(4, 1), list("abcd")
+    frame = pd.DataFrame(values, columns=names)
+    options = {"concurrency": 0, "keep_columns": [], "progress": False, "inputs": [names]}
+    written = []
+    for order, out in ((slice(None), "first"), (slice(None, None, -1), "second")):
+        frame[order].to_parquet(tmp_path / "x.parquet", index=False, compression=None)
+        write_explanations(tmp_path / "x.parquet", tmp_path / out, model, values[:5], **options)
+        parts = sorted((tmp_path / out).glob("*.parquet"))
+        written.append(np.concatenate(
+            [shaped_column(pq.read_table(part), "shap_values") for part in parts]
+        ))  # fmt: skip
+    assert np.allclose(written[0], written[1][::-1])
+    with pytest.raises(OptionError, match="another data"):
+        write_explanations(
+            tmp_path / "x.parquet", tmp_path / "first", model, values[:5], resume=True, **options
+        )
+
+
 def test_the_job_stops_at_a_row_that_cannot_be_explained(data, tmp_path):
     with pytest.raises(
         InputError, match=r"row 5 \(id digit 5\) cannot be explained: image contains"
