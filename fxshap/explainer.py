@@ -349,9 +349,9 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
     def _explanation(self, result: ArrayAttributions, inputs: Sequence[Any]) -> shap.Explanation:
         single = len(self.expected_value) == 1
         values = [v[..., 0] if single else v for v in result.values]
-        names = self.output_names
-        if names is not None and result.columns.shape[1] != len(self.expected_value):
-            names = [names[k] for k in result.columns[0]] if len(result.columns) else None
+        names, columns = None, result.columns  # of rows with different outputs there are no names
+        if self.output_names is not None and len(columns) and (columns == columns[0]).all():
+            names = [self.output_names[k] for k in columns[0]]
         explanations = [
             shap.Explanation(
                 values=v,

@@ -91,6 +91,14 @@ def test_an_explanation_is_complete(model):
     np.testing.assert_allclose(explainer.expected_value, explanation.base_values[0])
 
 
+def test_names_of_outputs_are_those_of_the_columns(model):
+    explainer = fxshap.DeepExplainer(model, BACKGROUND, output_names=["x", "y", "z"])
+    assert explainer(SAMPLES, outputs=[2, 0, 1]).output_names == ["z", "x", "y"]
+    assert explainer(SAMPLES, outputs=[1]).output_names == ["y"]
+    of_each_row = [[0, 1], [1, 0], [0, 1], [0, 1], [2, 1]]
+    assert not {"x", "y", "z"} & set(explainer(SAMPLES, outputs=of_each_row).output_names or ())
+
+
 def test_data_is_what_the_explanation_shows(model):
     explainer = fxshap.DeepExplainer(model, BACKGROUND)
     words = [["a", "b", "c", "d"], ["e", "f", "g", "h"]]
