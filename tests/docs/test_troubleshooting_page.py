@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,10 @@ from captum.attr import DeepLift
 from torch import Tensor, nn
 
 import fxshap
-from tests.helpers import assert_exact
+from tests.helpers import Between, assert_exact
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 BACKGROUND, SAMPLES = torch.randn(5, 4), torch.randn(2, 4)
-
-
-class Net(nn.Module):
-    """A linear layer, something in between, and another linear layer."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.function(self.into(x)))
 
 
 class Reused(nn.Module):
@@ -75,11 +61,11 @@ def on_arrays(model: nn.Module) -> None:
 
 CASES = {
     "sum": (
-        lambda: Net(F.gelu),
+        lambda: Between(F.gelu),
         by_shap,
         "The SHAP explanations do not sum up to the model's output!",
     ),
-    "module": (lambda: Net(nn.LayerNorm(6)), by_shap, "unrecognized nn.Module: LayerNorm"),
+    "module": (lambda: Between(nn.LayerNorm(6)), by_shap, "unrecognized nn.Module: LayerNorm"),
     "in place": (
         lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)),
         by_shap,
@@ -96,11 +82,15 @@ CASES = {
         "The differentiated Tensor at index 0 appears to not have been used in the graph",
     ),
     "without gradients": (
-        lambda: Net(F.gelu),
+        lambda: Between(F.gelu),
         without_gradients,
         "element 0 of tensors does not require grad",
     ),
-    "arrays": (lambda: Net(F.gelu), on_arrays, "Can't call numpy() on Tensor that requires grad"),
+    "arrays": (
+        lambda: Between(F.gelu),
+        on_arrays,
+        "Can't call numpy() on Tensor that requires grad",
+    ),
     "sizes": (Reused, by_shap, "The size of tensor a"),
 }
 
