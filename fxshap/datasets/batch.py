@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -330,7 +331,7 @@ class BatchExplainer:
 def read_outputs(batch: Batch, column: str) -> tuple[Array, dict[int, str]]:
     """Return the outputs to explain of every row, with the reasons why some rows have none."""
     chosen, errors = read_rows(batch, column, None)
-    chosen = chosen.reshape(len(chosen), -1)
+    chosen = chosen.reshape(len(chosen), math.prod(chosen.shape[1:]))
     for row in np.flatnonzero((chosen != np.round(chosen)).any(1)):  # NaN is unequal, too
         errors.setdefault(int(row), f"{column} is no integer")
     chosen = np.where(np.isin(np.arange(len(chosen)), list(errors))[:, None], 0, chosen)

@@ -182,6 +182,8 @@ def read_rows(
     """
     values = read_column(batch, name)
     errors: dict[int, str] = {}
+    if not len(values):  # no row tells the shape, as in an empty block of Ray
+        return np.zeros((0, *(shape or ()))), errors
     if values.dtype == object:
         rows = [as_numbers(row) for row in values]
         if shape is None:
@@ -192,10 +194,10 @@ def read_rows(
             elif not fits(row.shape, shape):
                 errors[i] = f"{name} has the shape {row.shape}, not {shape}"
         good = [np.zeros(shape) if i in errors else row for i, row in enumerate(rows)]
-        if rows and all(isinstance(row, str) and row == NO_NUMBER for row in rows):
+        if all(isinstance(row, str) and row == NO_NUMBER for row in rows):
             raise InputError(f"the column {name!r} holds no numbers, but {values[0]!r}")
         stacked = [np.reshape(row, shape) for row in good]
-        values = np.stack(stacked) if rows else np.zeros((0, *shape))
+        values = np.stack(stacked)
     elif values.dtype.kind not in NUMERIC:
         raise InputError(f"the column {name!r} holds no numbers, but {values.dtype}")
     if shape is not None and values.shape[1:] != shape:

@@ -249,8 +249,11 @@ class RowExplainer:
         """Return the attributions of a reference; raise the error if it has none either."""
         reference = [x[:1].cpu().numpy() for x in self.explainer.background]
         first = call.take(slice(1))
+        outputs = first.outputs
+        if np.ndim(outputs) > 1 and not len(outputs):  # of no rows
+            outputs = np.zeros((1, outputs.shape[1]), dtype=np.int64)
         try:
-            self.template = self._attributions(Rows(reference, first.arguments, first.outputs))
+            self.template = self._attributions(Rows(reference, first.arguments, outputs))
         except Exception:
             raise error from None
         return self.template

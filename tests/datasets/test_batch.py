@@ -250,6 +250,10 @@ def test_batches_of_refused_rows_only_or_of_none():
     assert result["shap_values"].shape == (2, 4, 3) and None not in result["error"]
     assert explainer({"x": X[:0]})["shap_values"].shape == (0, 4, 3)
     assert len(explainer(frame()[:0])) == 0
+    lists = BatchExplainer(net(), {"x": BACKGROUND}, outputs="k")
+    empty = pa.table({"x": pa.array([], pa.list_(pa.float32())), "k": pa.array([], pa.int64())})
+    assert lists(empty)["shap_values"].type.list_size == 4
+    assert len(lists(pd.DataFrame({"x": [], "k": []}))) == 0
     table = explainer(pa.Table.from_pandas(frame()[:0]))
     assert table.schema.field("shap_values").type == pa.list_(pa.float32(), 12)
 
@@ -260,7 +264,7 @@ def test_a_model_that_fails_for_every_row_is_no_error_of_a_row():
             return torch.tanh(x) if mask is None else torch.tanh(x) + mask.no_such_attribute
 
     explainer = BatchExplainer(Broken(), BACKGROUND, arguments={"mask": "m"}, on_error="record")
-    with pytest.raises(AttributeError, match="no_such_attribute"):
+    with pytest.raises(InputError, match="no_such_attribute"):
         explainer({"x": X, "m": np.ones(40)})
     explainer = BatchExplainer(net(), BACKGROUND, arguments={"mask": "m"}, on_error="record")
     with pytest.raises(Exception, match="mask"):
