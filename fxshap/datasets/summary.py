@@ -208,8 +208,8 @@ class Summary:
         ValueError
             If no row is explained.
         """
-        if self.sample is None:
-            raise ValueError("there are no rows")
+        if self.sample is None or not self.explained:
+            raise ValueError("no row is explained")
         single = self.sample.base_values.shape[1] == 1
         base_values = self.sample.base_values[:, 0] if single else self.sample.base_values
         explanations = [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxshap.errors import InputError
+from fxshap.frontend.bound import bound_name
 from fxshap.frontend.hook_point import (
     HookPoint,
     floating_tensors,
@@ -142,7 +143,9 @@ def check_input_count(
     if len(inputs) <= len(names):
         return
     given = f"{len(inputs)} input{'s were' if len(inputs) > 1 else ' was'} given"
-    besides = "besides the bound arguments " if bound else ""
+    paths, _ = pytree.tree_flatten_with_path(dict(bound))
+    names_bound = ", ".join(bound_name(path) for path, _ in paths)
+    besides = f"besides the bound {names_bound} " if bound else ""
     takes = f"takes only {', '.join(names)}" if names else "takes none by position"
     raise InputError(
         f"{given} ({describe_shapes(inputs)}), but {besides}{type(model).__name__}.forward "
