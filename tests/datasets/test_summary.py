@@ -78,5 +78,5 @@ def test_the_sample_is_an_explanation_for_plots():
 
     matplotlib.use("Agg")
     shap.plots.beeswarm(explanation[..., 0], show=False)
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no row is explained"):
         Summary().explanation()
