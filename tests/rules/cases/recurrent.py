@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxshap.ops.recurrent import OPERATORS
 from fxshap.testing.rule_check import ROWS, Case
 from tests.rules.cases.base import constant, v
 
@@ -23,9 +24,11 @@ def recurrent(
     biases: bool = True,
     batch_first: bool = False,
     state: bool = False,
+    lengths: bool = False,
     note: str = "",
 ) -> Case:
     """Return a case of recurrent layers over 5 steps of 3 features, with 4 hidden units."""
+    two_states = target in (aten.lstm.input, OPERATORS["lstm"])
     features, hidden = 3, 4
     output = projection or hidden
     sizes = [features] + [output * directions] * (layers - 1)
@@ -36,12 +39,14 @@ def recurrent(
         shapes += [(projection, hidden)] if projection else []
         weights += [constant(*shape) for shape in shapes]
     count = layers * directions
-    widths = (output, hidden) if target is aten.lstm.input else (output,)
+    widths = (output, hidden) if two_states else (output,)
     states = [v(count, w, row=1) if state else torch.zeros(count, ROWS, w) for w in widths]
     sequence = v(5, features, row=0 if batch_first else 1)
-    initial = states if target is aten.lstm.input else states[0]
+    initial = states if two_states else states[0]
     options = (biases, layers, 0.0, False, directions == 2, batch_first)
     args = (sequence, initial, weights, *options)
+    if lengths:
+        args = (*args, torch.full((ROWS,), 3))
     return Case(target, args, output_row=0 if batch_first else 1, state_row=1, note=note)
 
 
@@ -59,6 +64,14 @@ RECURRENT = [
             "without biases": {"biases": False},
             "bidirectional, stacked": {"layers": 2, "directions": 2},
             "of a computed state": {"layers": 2, "directions": 2, "state": True},
+        }.items()
+    ),
+    *(
+        recurrent(OPERATORS[name], gates, note=note, **options)
+        for name, gates in {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}.items()
+        for note, options in {
+            "": {},
+            "of 3 of 5 steps": {"lengths": True, "layers": 2, "directions": 2},
         }.items()
     ),
     recurrent(aten.lstm.input, 4, projection=2, note="projected"),
