@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
-from torch.export import Dim, ExportedProgram, _trace
+from torch.export import Dim, ExportedProgram
 
 from fxshap._compat import export_workarounds
 from fxshap.capture.captured import Captured
@@ -211,8 +211,12 @@ class Exported:
     trace: Trace
 
 
-#: torch.export below the level at which autocast acts. It has no public name.
-export_after_autocast = partial(_trace._export, pre_dispatch=False)
+def export_after_autocast(*args: Any, **kwargs: Any) -> ExportedProgram:
+    """Export below the level at which autocast acts, which has no public name."""
+    from torch.export import _trace  # imports TorchDynamo, which takes seconds
+
+    program: ExportedProgram = _trace._export(*args, pre_dispatch=False, **kwargs)
+    return program
 
 
 def export(

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.nodes import CASTS, call_args, op_packet
+from fxshap.graph.symbols import free_unbacked_symbols
 
 aten = torch.ops.aten
 

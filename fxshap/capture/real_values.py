@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import is_fake
-from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxshap.graph.dataflow import SHAPE_ONLY
+from fxshap.graph.symbols import free_symbols, free_unbacked_symbols
 
 #: The types of numbers that a trace does not know.
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.insertion import insert_call, insert_function
 from fxshap.graph.nodes import call_args, call_nodes, op_packet
+from fxshap.graph.symbols import free_unbacked_symbols
 from fxshap.passes.context import Context
 
 aten = torch.ops.aten

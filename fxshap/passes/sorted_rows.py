@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxshap._compat import existing_packets
 from fxshap.graph.nodes import call_args, op_packet, output_tensors, size_key
+from fxshap.graph.symbols import free_unbacked_symbols
 
 aten = torch.ops.aten
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxshap.graph.dataflow import value_sources
 from fxshap.graph.insertion import fake_output, insert_call, insert_function
@@ -38,6 +37,7 @@ from fxshap.graph.nodes import (
     op_packet,
     size_key,
 )
+from fxshap.graph.symbols import free_unbacked_symbols
 from fxshap.passes.canonicalize import VIEWS
 from fxshap.passes.context import Context
 from fxshap.passes.sorted_rows import (

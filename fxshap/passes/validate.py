@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxshap.errors import CaptureError
 from fxshap.graph.dataflow import value_dependents
 from fxshap.graph.nodes import call_args, call_nodes, nodes_in, op_packet
 from fxshap.graph.provenance import source_line, user_module
+from fxshap.graph.symbols import free_unbacked_symbols
 from fxshap.passes.context import Context
 from fxshap.passes.densify_masks import READS
 from fxshap.passes.sorted_rows import is_grouped_product
