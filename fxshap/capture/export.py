@@ -186,8 +186,8 @@ class ExportStrategy:
 #: Tried in this order. The first is the quickest and captures the most models.
 EXPORT_STRATEGIES = (
     ExportStrategy(),
+    ExportStrategy(cast=True),  # also sees what is read inside of composite operations
     ExportStrategy(reads=False),
-    ExportStrategy(cast=True),
     ExportStrategy(strict=True, reads=False),
     ExportStrategy(symbolic=False),
 )
