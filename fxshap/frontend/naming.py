@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fxshap.errors import InputError
@@ -80,8 +81,16 @@ def resolve_name(model: nn.Module, parameters: Parameters, name: str) -> InputPa
     )
 
 
+#: Annotations of containers, by their names.
+CONTAINERS = {"list": list, "sequence": list, "iterable": list, "tuple": tuple}
+
+
 def annotated_type(model: nn.Module, parameter: inspect.Parameter) -> Any:
     """Return the type of a parameter as annotated, without its items; None if it is unknown."""
+    if torch.compiler.is_dynamo_compiling():  # which cannot evaluate annotations
+        written = parameter.annotation
+        name = written if isinstance(written, str) else getattr(written, "__name__", "")
+        return CONTAINERS.get(name.partition("[")[0].rpartition(".")[2].lower())
     try:
         hint = typing.get_type_hints(model.forward).get(parameter.name)
     except Exception:  # names of types that are imported for type checkers only

@@ -269,9 +269,9 @@ def test_capture_does_not_change_state_that_forward_changes():
     explainable.capture(*BACKGROUND)
     assert (model.calls, model.python_calls) == (1, 1)
     assert model.last is plain
-    explain(explainable, BACKGROUND, SAMPLES)  # SHAP itself calls the model twice
-    assert (model.calls, model.python_calls) == (3, 3)
-    assert type(model.last) is Tensor and torch.equal(model.last, plain)
+    explain(explainable, BACKGROUND, SAMPLES)
+    assert (model.calls, model.python_calls) == (1, 1)
+    assert model.last is plain
 
 
 def test_the_model_is_freed_with_the_explainable():

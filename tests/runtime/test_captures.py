@@ -184,6 +184,6 @@ def test_it_is_refused_with_the_line_and_a_remedy(
     make: Callable[[], nn.Module], message: str
 ) -> None:
     torch.manual_seed(0)
-    explainer = shap.DeepExplainer(fxshap.make_explainable(make().eval()), torch.randn(5, 4))
+    explainable = fxshap.make_explainable(make().eval())
     with pytest.raises(fxshap.errors.CaptureError, match=message):
-        explainer.shap_values(torch.randn(2, 4))
+        shap.DeepExplainer(explainable, torch.randn(5, 4))
