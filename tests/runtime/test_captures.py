@@ -159,7 +159,7 @@ FAILS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "what only NumPy has": (
         lambda: Around(lambda net, x: net(x) + float(np.polyfit([0, 1], x.numpy()[0, :2], 1)[0])),
-        r"np\.polyfit.*do the same with torch",
+        r"a number that it takes out of a tensor at .*np\.polyfit",
     ),
     "quantized weights": (
         lambda: torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, torch.qint8),
@@ -185,5 +185,5 @@ def test_it_is_refused_with_the_line_and_a_remedy(
 ) -> None:
     torch.manual_seed(0)
     explainable = fxshap.make_explainable(make().eval())
-    with pytest.raises(fxshap.errors.CaptureError, match=message):
-        shap.DeepExplainer(explainable, torch.randn(5, 4))
+    with pytest.raises(fxshap.FxshapError, match=message):
+        shap.DeepExplainer(explainable, torch.randn(5, 4)).shap_values(torch.randn(2, 4))
