@@ -145,7 +145,8 @@ def capture_engine(
         captured = capture(model, inputs, options.output, arguments.explained, call, hook_point)
 
     def plain(tensors: Sequence[Tensor]) -> Tensor:
-        return select_output(call(model, tensors), options.output)
+        own = [x.detach().clone() for x in tensors]  # a model may change its inputs
+        return select_output(call(model, own), options.output)
 
     prefix = None
     if hook_point is not None:
