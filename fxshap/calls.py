@@ -20,6 +20,7 @@ from fxshap.frontend.entry import EntryPoint, nest_arguments, record_layer
 from fxshap.frontend.inputs import (
     check_compatible,
     check_inputs,
+    check_rows_present,
     has_rows,
     name_shapes_on_failure,
 )
@@ -234,6 +235,7 @@ class ModelCalls:
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""
         check_inputs(call.args, "shap")
+        check_rows_present("background", [x for x in call.args if isinstance(x, Tensor)])
         check_single_row(call.missing(self.bound), self.shared(call))
         layer = requested_layer(self.model, "shap")
         hook_point = layer.hook_point if layer else None
