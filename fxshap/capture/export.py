@@ -272,8 +272,8 @@ def export(
 def export_groups(model: SelectedOutput, trace: Trace) -> ExportedProgram | None:
     """Export the graph of inputs that leave no group empty; return ``None`` if that fails too."""
     model.groups.enumerates = True
-    try:
-        return export_with_strategy(model, EXPORT_STRATEGIES[0], trace)
+    try:  # sizes that Python reads would fix the number of rows
+        return export_with_strategy(model, ExportStrategy(reads=False), trace)
     except Exception as error:  # the first failure names the line
         logger.debug("not captured with all groups: %s", first_line(error))
         model.groups.enumerates = model.groups.assumed = False

@@ -135,6 +135,10 @@ def capture_engine(
     def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         return template.call(partial(options.entry, model), tensors)
 
+    def plain(tensors: Sequence[Tensor]) -> Tensor:
+        own = [x.detach().clone() for x in tensors]  # a model may change its inputs
+        return select_output(call(model, own), options.output)
+
     name = type(model).__name__
     with (
         capture_lock(),
@@ -143,22 +147,17 @@ def capture_engine(
         # Fake tensors accept other dtypes: export would capture a model that cannot run.
         check_compatible(inputs, model, lambda: call(model, inputs))
         captured = capture(model, inputs, options.output, arguments.explained, call, hook_point)
-
-    def plain(tensors: Sequence[Tensor]) -> Tensor:
-        own = [x.detach().clone() for x in tensors]  # a model may change its inputs
-        return select_output(call(model, own), options.output)
-
-    prefix = None
-    if hook_point is not None:
-        if captured.assumed:
-            check_assumed(captured.module(*inputs)[0], plain(inputs))
-        prefix, suffix = split_at_hook_point(captured, hook_point)
-        check_prefix_rows(prefix, model, inputs, suffix, arguments.explained)
-        captured = suffix
-    compared = plain if captured.assumed and prefix is None else None
-    program = Program(model, captured, options.rule == "variance", options.compile, compared)
-    rows = inputs if captured.rows else list(map(with_two_rows, inputs))
-    check_repeatable(model, lambda: plain(rows))
+        prefix = None
+        if hook_point is not None:
+            if captured.assumed:
+                check_assumed(captured.module(*inputs)[0], plain(inputs))
+            prefix, suffix = split_at_hook_point(captured, hook_point)
+            check_prefix_rows(prefix, model, inputs, suffix, arguments.explained)
+            captured = suffix
+        compared = plain if captured.assumed and prefix is None else None
+        program = Program(model, captured, options.rule == "variance", options.compile, compared)
+        rows = inputs if captured.rows else list(map(with_two_rows, inputs))
+        check_repeatable(model, lambda: plain(rows))
     return Engine(program, options, prefix, plain)
 
 

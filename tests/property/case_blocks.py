@@ -20,7 +20,7 @@ from tests.property.block import (
     add,
     elementwise,
 )
-from tests.rules.cases import ALL, RECURRENT
+from tests.rules.cases import ALL, COMPLEX, RECURRENT
 
 # --- every case of a rule -------------------------------------------------------------------------
 
@@ -29,7 +29,10 @@ HOW = ("smoothly", "clamped")
 LOG_SOFTMAX = (torch.ops.aten.log_softmax.int, torch.ops.aten.special_log_softmax.default)
 CASES: dict[str, list[Case]] = defaultdict(list)
 for case in ALL:
-    # Constant initial states fix the number of rows.
+    # Constant initial states fix the number of rows. The rules of complex numbers are checked by
+    # their cases and not yet at extreme sizes.
+    if any(case is other for other in COMPLEX):
+        continue
     if len(case.varying) > 1 or not any(case is other for other in RECURRENT):
         CASES[f"op {case}"].append(case)
 

@@ -17,14 +17,18 @@ from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import Case
 from tests.property.extremes import check_draws, draw_values, max_rows
-from tests.rules.cases import ALL
+from tests.rules.cases import ALL, COMPLEX
 from tests.rules.helpers import FLOATS, bind_unary
 
 aten = torch.ops.aten
 
 
+#: The rules of complex numbers are checked by their cases and not yet at extreme sizes.
+REAL = [case for case in ALL if not any(case is other for other in COMPLEX)]
+
+
 @FLOATS
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", REAL, ids=str)
 def test_rules_add_up_at_every_size(case: Case, dtype: torch.dtype) -> None:
     """Multipliers are finite and add up in every row that is not excused; most are not excused."""
     rows, excused = 0, 0

@@ -402,7 +402,7 @@ def test_wrong_inputs_raise_with_their_name(name):
 
 
 def test_an_output_without_columns_raises():
-    with pytest.raises(OutputError, match="SHAP explains outputs of shape"):
+    with pytest.raises(OutputError, match="every row of the inputs"):
         fxshap.verify(nn.Flatten(0), BACKGROUND, SAMPLES)
 
 
