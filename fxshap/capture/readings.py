@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxshap.capture.real_values import RealValues, named_tensors, real_execution
-from fxshap.graph.provenance import UNKNOWN_LINE, is_user_file
+from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
 
 aten = torch.ops.aten
 PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
@@ -358,4 +358,4 @@ def user_line() -> str:
     if frame is None:
         return UNKNOWN_LINE
     file, number = frame.f_code.co_filename, frame.f_lineno
-    return f"{file}:{number} (`{linecache.getline(file, number).strip()}`)"
+    return format_line(file, number, linecache.getline(file, number))
