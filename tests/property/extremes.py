@@ -19,9 +19,12 @@ from fxshap.ops.dtypes import differentiable
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
-from tests.rules.cases import GENERIC, INDICES, NORMS, RECURRENT
+from tests.rules.cases import ALL, GENERIC, INDICES, NORMS, RECURRENT
 
 aten = torch.ops.aten
+
+#: The cases that are drawn. Endpoints here are real; complex ones are checked by their cases only.
+REAL = [case for case in ALL if not any(varying.is_complex for varying in case.varying)]
 
 #: The smallest and the largest exponents of 10 of the values drawn; the smallest are denormal.
 SMALLEST = {torch.float64: -323.0, torch.float32: -45.0}

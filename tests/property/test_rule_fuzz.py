@@ -16,18 +16,10 @@ from torch import Tensor
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import Case
-from tests.property.extremes import check_draws, draw_values, max_rows
-from tests.rules.cases import ALL, COMPLEX
+from tests.property.extremes import REAL, check_draws, draw_values, max_rows
 from tests.rules.helpers import FLOATS, bind_unary
 
 aten = torch.ops.aten
-
-
-#: The rules of complex numbers, and of the angle of real ones, which jumps at 0, are checked by
-#: their cases. At extreme sizes those of angle, istft and complex products do not add up yet.
-REAL = [
-    case for case in ALL if str(case) != "angle" and not any(case is other for other in COMPLEX)
-]
 
 
 @FLOATS

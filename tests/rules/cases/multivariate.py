@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fxshap.testing.rule_check import Case
+from fxshap.testing.rule_check import EACH, Case
 from tests.rules.cases.base import AWAY, NEAR, constant, inf, v
 
 aten = torch.ops.aten
@@ -34,7 +34,7 @@ MULTIVARIATE = [
          output_row=None, note="of constant images"),
     Case(aten.grid_sampler_3d.default, (v(2, 3, 3, 3), v(2, 2, 2, 3), 1, 1, True), note="nearest"),
     *(Case(t, (v(3, 3, low=-0.4, high=0.4),)) for t in (aten.linalg_det.default, aten.det.default)),
-    Case(aten.angle.default, (v(5),)),
+    Case(aten.angle.default, (v(40),), output_row=EACH),
     Case(aten.msort.default, (v(5, row=None),), output_row=None),
     *(Case(aten.linalg_norm.default, (v(4, 3), order, dim, keep), note=f"{order} {dim} {keep}")
       for order, dim, keep in ((None, [1, 2], True), (3, [1], False),
