@@ -33,7 +33,7 @@ PASSING = {
 SHAPES = {0: (6,), 1: (2, 6), 2: (1, 6, 6), 3: (1, 4, 4, 4)}
 
 #: How activations are written.
-WRITTEN = ("modules", "modules", "in place", "one for all", "functions")
+WRITTEN = ("modules", "modules", "modules", "in place", "one for all", "functions")
 
 #: How the last feature map becomes a vector.
 FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {

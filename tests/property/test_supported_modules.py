@@ -59,7 +59,7 @@ def test_networks_of_supported_modules_are_explained():
             compared += 1
             distance = np.abs(stock - values).max()
             assert distance <= CLOSE * max(np.abs(values).max(), 1e-3), (seed, model)
-    assert compared >= len(SEEDS) / 5
+    assert compared >= len(SEEDS) / 4
 
 
 def test_every_module_that_shap_supports_is_drawn():
