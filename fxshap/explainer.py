@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import shap
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fxshap.calls import ModelCalls
 from fxshap.errors import InputError, OptionError
@@ -27,7 +25,7 @@ from fxshap.ops.dtypes import is_floating
 from fxshap.runtime.arrays import Array, ArrayAttributions, check_sums, concatenate_batches
 from fxshap.runtime.attributions import Attributions, explain_in_batches
 from fxshap.runtime.locks import explanation_lock
-from fxshap.runtime.progress import is_interactive
+from fxshap.runtime.progress import DELAY, samples_bar
 
 #: Which outputs are explained: all, some columns, or columns for each sample.
 Outputs = Sequence[int] | Array | Tensor | None
@@ -302,8 +300,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
             background = self._call(self._calls, self.background).args
             batches, inputs = calls.pair_batches(call, background)
             size = None if self.batch_size == "auto" else self.batch_size
-            silent = not (self.progress and is_interactive(sys.stderr))
-            with tqdm(total=total, unit="samples", leave=False, delay=2, disable=silent) as bar:
+            with samples_bar(total, self.progress, leave=False, delay=DELAY) as bar:
                 for count, part in explain_in_batches(batches, inputs, columns, size):
                     parts.append(part)
                     bar.update(count)

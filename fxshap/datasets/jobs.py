@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-from tqdm.auto import tqdm
 
 from fxshap.datasets.batch import BatchExplainer, Model, OnError, StoredDtype
 from fxshap.datasets.manifest import Manifest, describe_job
@@ -18,7 +15,7 @@ from fxshap.datasets.sources import open_source
 from fxshap.datasets.summary import SAMPLE_ROWS, Summary
 from fxshap.datasets.writer import PartWriter, Record
 from fxshap.errors import InputError, OptionError
-from fxshap.runtime.progress import is_interactive
+from fxshap.runtime.progress import samples_bar
 
 
 def write_explanations(
@@ -134,8 +131,7 @@ def write_explanations(
     writer = PartWriter(explainer, source, sink, manifest, below)
     digests = set()
     done = source.rows - sum(part.stop - part.start for part in missing)
-    silent = not (progress and is_interactive(sys.stderr))
-    with tqdm(total=source.rows, initial=done, unit="samples", disable=silent) as bar:
+    with samples_bar(source.rows, progress, initial=done) as bar:
         for record in run_parts(writer, missing, workers, num_gpus):
             bar.update(record.rows)
             digests.add(record.model)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import TextIO
+from typing import Any, TextIO
 
 #: Seconds before the bar appears.
 DELAY = 2.0
@@ -74,6 +74,23 @@ def show_progress(progress: Progress, stream: TextIO, done: Event) -> None:
         while not done.wait(INTERVAL):
             bar.n = progress.taken
             bar.refresh()
+
+
+def samples_bar(total: int, show: bool, **options: Any) -> Any:
+    """Return a bar of samples, which is updated by the work itself.
+
+    Parameters
+    ----------
+    total : int
+    show : bool
+        Whether to show the bar, on a terminal or in a notebook.
+    **options
+        Other options of ``tqdm``.
+    """
+    from tqdm.auto import tqdm
+
+    silent = not (show and is_interactive(sys.stderr))
+    return tqdm(total=total, unit="samples", disable=silent, **options)
 
 
 def is_interactive(stream: TextIO | None) -> bool:
