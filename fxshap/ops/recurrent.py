@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,11 +97,6 @@ def recurrent_shapes(
     steps, rows = input.shape[:2][:: -1 if batch_first else 1]
     outputs = input.new_empty(steps, rows, width)
     return outputs.transpose(0, 1) if batch_first else outputs, *map(torch.empty_like, states)
-
-
-def is_recurrent(target: Any) -> bool:
-    """Return True if an operator is one of these."""
-    return target in OPERATORS.values()
 
 
 for _name, _kernel in KERNELS.items():
