@@ -37,6 +37,13 @@ class Narrow(Model):
         return y
 
 
+@pytest.fixture
+def validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distributions check their arguments, as in a process where ``torch.compile`` has not run."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
+
+@pytest.mark.usefixtures("validation")
 @pytest.mark.parametrize("model", [Asserts(), Validates()])
 def test_a_sample_for_which_the_model_raises_is_refused(model: Model) -> None:
     explainer = shap.DeepExplainer(fxshap.make_explainable(model), REFERENCES)
