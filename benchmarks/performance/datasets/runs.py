@@ -108,8 +108,7 @@ def run(folder: Path, name: str, rows: int, workers: int) -> Run:
     """Run a job, and return what is measured."""
     torch.set_num_threads(1)
     data = write_data(folder, name, rows)
-    out = folder / f"out-{name}-{workers}{'.npy' if name == 'images' else ''}"
-    shutil.rmtree(out, ignore_errors=True)
+    out = folder / f"out-{os.getpid()}{'.npy' if name == 'images' else ''}"
     if workers:
         start_ray(workers)
     parts: list[tuple[float, Record]] = []
@@ -128,6 +127,8 @@ def run(folder: Path, name: str, rows: int, workers: int) -> Run:
         on_part=lambda record: parts.append((time.perf_counter() - start, record)),
     )
     seconds = time.perf_counter() - start
+    out_bytes = size_of(out)
+    shutil.rmtree(out)
     firsts = {record.worker: at for at, record in reversed(parts)}
     begun = max(firsts.values())
     later = [(at, record) for at, record in parts if at > begun]
@@ -145,7 +146,7 @@ def run(folder: Path, name: str, rows: int, workers: int) -> Run:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         max(record.peak_bytes for _, record in parts),
         size_of(data) / rows,
-        size_of(out) / rows,
+        out_bytes / rows,
         summary.largest_error,
     )
 
@@ -172,10 +173,26 @@ def size_of(path: Path) -> int:
 
 def run_in_process(folder: Path, name: str, rows: int, workers: int) -> Run:
     """Run a job in a process of its own, so that its memory is that of the job."""
+    return result_of(start_process(folder, name, rows, workers))
+
+
+def rate_of_two_processes(folder: Path, name: str, rows: int) -> float:
+    """Return the samples per second of two jobs at once, each one process without Ray."""
+    processes = [start_process(folder, name, rows, 0) for _ in range(2)]
+    return sum(result_of(process).rate for process in processes)
+
+
+def start_process(folder: Path, name: str, rows: int, workers: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", __name__, str(folder), name, str(rows), str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return Run(**json.loads(done.stdout.splitlines()[-1]))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def result_of(process: subprocess.Popen[str]) -> Run:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return Run(**json.loads(output.splitlines()[-1]))
 
 
 def task_seconds(count: int = 500) -> float:
