@@ -282,7 +282,9 @@ class ModelCalls:
             # The libraries register new hooks for every explanation.
             explanation = hook_keys(probe) or object()
             engine.check_decisions(samples.tensors, references.tensors, explanation)
-            backward, output = engine.explain(sample, reference, explanation)
+            backward, output = engine.explain(
+                sample, reference, explanation, averaged=calling_library() == "shap"
+            )
             single = output.shape[1:] == (1,) and self._returns_numbers(call)
         check_rows(output, arguments.tensors)
 

@@ -131,7 +131,7 @@ class PairBatches:
             self._shared, self._version = None, version
         references = self._references(samples)
         layout = self.engine.find_layout(samples, references.inputs)
-        pairs = self.engine.pairs(samples, references, layout)
+        pairs = self.engine.pairs(samples, references, layout, averaged=True)
         output = pairs.output()
         output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
         paired = references.output.unflatten(0, (-1, self.count))

@@ -115,7 +115,11 @@ class Engine:
             self.decisions("sample", few, explanation)
 
     def explain(
-        self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
+        self,
+        samples: Sequence[Tensor],
+        references: Sequence[Tensor],
+        explanation: Hashable,
+        averaged: bool = False,
     ) -> tuple[BackwardFn, Tensor]:
         """Return the backward pass that gives multipliers, and the outputs at both endpoints.
 
@@ -125,13 +129,15 @@ class Engine:
             One tensor per input of the program, with as many rows each.
         explanation : hashable
             Identifies one explanation, of many calls.
+        averaged : bool
+            Whether the attributions will be averaged over the references of each sample.
         """
         version = self.program.bind_weights(explanation)
         samples = without_repetitions(samples)
         check_finite("sample", samples[: self.program.explained])
         layout = self.find_layout(samples, references)
         current = self.current_references(references, layout, version)
-        pairs = self.pairs(samples, current, layout)
+        pairs = self.pairs(samples, current, layout, averaged)
         if not pairs.single:
             return with_finite_check(pairs.backward, torch.cat([pairs.output(), current.output]))
         if self.cache.explanation != explanation or self.cache.references is not current:
@@ -168,12 +174,16 @@ class Engine:
         return current
 
     def pairs(
-        self, samples: Sequence[Tensor], references: References, layout: BatchLayout
+        self,
+        samples: Sequence[Tensor],
+        references: References,
+        layout: BatchLayout,
+        averaged: bool,
     ) -> SampleReferencePairs:
         """Return samples paired with references, refined as the options ask."""
         options = self.options
         refinement = options.refinement
-        pairs = SampleReferencePairs(self.program, layout, options, samples, references)
+        pairs = SampleReferencePairs(self.program, layout, options, samples, references, averaged)
         if refinement.coalitions not in ("exact", "auto"):
             return pairs
         game = self.game(samples, references, layout)

@@ -35,6 +35,8 @@ class SampleReferencePairs:
         One tensor per input: with as many rows as there are references, with one row for all of
         them, or with one row for each of several blocks of references of equal size.
     references : References
+    averaged : bool
+        Whether the attributions will be averaged over the references of each sample.
     game : ExactGame, optional
         Gives the exact Shapley values in place of backward passes.
     """
@@ -46,6 +48,7 @@ class SampleReferencePairs:
         options: Options,
         samples: Sequence[Tensor],
         references: References,
+        averaged: bool = False,
         game: ExactGame | None = None,
     ) -> None:
         self.program = program
@@ -53,15 +56,20 @@ class SampleReferencePairs:
         self.options = options
         self.samples = samples
         self.references = references
+        self.averaged = averaged
         self.game = game
         self.single = len(samples[0]) == 1
         self._seen: dict[tuple[int, int], tuple[Tensor, Taps]] = {}
 
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self.references.inputs[0])
+
     def output(self) -> Tensor:
         """Return the model's output for every reference's sample."""
-        count = len(self.references.inputs[0])
         if self.single:
-            return self.sample_endpoint(slice(0, min(count, self.references.rows)))[0][:1]
+            return self.sample_endpoint(slice(0, min(self.count, self.references.rows)))[0][:1]
         return torch.cat([self.sample_endpoint(part)[0] for part in self.references.parts()])
 
     def sample_endpoint(self, part: slice) -> tuple[Tensor, Taps]:
@@ -96,6 +104,31 @@ class SampleReferencePairs:
         """Return for every cotangent the multipliers from the references to the samples."""
         if self.game is not None:
             return self.game.backward_many(grads)
+        if self.program.rows in (None, 1) or (self.single and self.averaged):
+            return self._backward_together(grads)
+        by_row = [self._only_row(row)._backward_together(grads) for row in range(self.count)]
+        return [
+            [
+                torch.cat([m[row : row + 1] for row, m in enumerate(rows)])
+                for rows in zip(*inputs, strict=True)
+            ]
+            for inputs in zip(*by_row, strict=True)
+        ]
+
+    def _only_row(self, row: int) -> SampleReferencePairs:
+        """Return the pairs in which all rows but one stay at their references.
+
+        A graph for a fixed number of rows does not tell which elements belong to which row. Some
+        rules then restore the change of all rows together, so only one row may change.
+        """
+        samples = [r.clone() for r in self.references.inputs]
+        for moved, x in zip(samples, self.samples, strict=True):
+            moved[row] = x[0 if self.single else row]
+        return SampleReferencePairs(
+            self.program, self.layout, self.options, samples, self.references
+        )
+
+    def _backward_together(self, grads: Sequence[Tensor]) -> Multipliers:
         explained, parts = self.references.explained, self.references.parts()
         chains = draw_chains(
             self.options.refinement, self.samples[:explained], self.references.inputs[:explained]
