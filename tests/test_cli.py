@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from click.testing import CliRunner
 
@@ -41,6 +42,17 @@ class Words(nn.Module):
     def forward(self, ids, mask=None):
         h = torch.tanh(self.embed(ids))
         return self.head((h if mask is None else h * mask[..., None]).sum(1))
+
+class Scaled(nn.Module):
+    """Takes arguments that are not explained."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x, scale, weights, mode="once", negative=False):
+        assert mode == "twice" and negative
+        return torch.tanh(self.a(x)) * scale * weights
 
 class Branch(nn.Module):
     def forward(self, x):
@@ -78,6 +90,14 @@ def run(*arguments: str):
 
 def check(model: str, *arguments: str):
     return run("check", f"cli_models:{model}", *arguments)
+
+
+def python(*arguments: str, env=None, **options):
+    """Run Python with this copy of the library."""
+    path = {"PYTHONPATH": str(Path(fxshap.__file__).parents[1])}
+    command = [sys.executable, *arguments]
+    env = {**os.environ, **path, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=env, **options)
 
 
 @pytest.mark.parametrize("model", ["Factories.small", "ready"])
@@ -133,10 +153,57 @@ def test_a_named_input_and_a_file(folder):
     assert "float64" in result.stdout and "PASS" in result.stdout
 
 
-def test_outputs_is_the_number_of_columns(monkeypatch):
+def test_bound_arguments(folder):
+    numpy.save(folder / "weights.npy", numpy.ones((1, 3), dtype="float32"))
+    bound = ["--bind", "scale=0.5", "--bind", "mode=twice", "--bind", "weights=weights.npy"]
+    result = check("Scaled", "--shape", "4", "--seed", "1", *bound, "--bind", "negative=True")
+    assert result.exit_code == 0, result.stderr
+    assert "PASS" in result.stdout and "forward" in result.stdout
+
+
+def test_weights_in_bfloat16():
+    result = check("ready", "--shape", "4", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.stderr
+    assert "PASS" in result.stdout and "tolerance 2e-01" in result.stdout
+
+
+def test_help_imports_no_pytorch():
+    code = "import sys, fxshap.cli; sys.exit(bool({'torch', 'shap', 'numpy'} & set(sys.modules)))"
+    assert python("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words, completed", [("fxshap ", "check"), ("fxshap check --re", "--references")]
+)
+def test_completion(words, completed):
+    position = str(len(words.split(" ")) - 1)
+    request = {"_FXSHAP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+    done = python("-m", "fxshap", env=request)
+    assert f"plain,{completed}" in done.stdout.splitlines()
+
+
+def test_rules_are_those_of_the_library():
+    from typing import get_args
+
+    from fxshap.runtime.options import RuleName
+
+    (rule,) = [option for option in cli.commands["check"].params if option.name == "rule"]
+    assert tuple(rule.type.choices) == get_args(RuleName)
+
+
+@pytest.mark.parametrize("shared", ["--output", "--layer", "--rule", "--json", "--verbose"])
+def test_shared_options_have_one_text(shared):
+    one, other = (
+        next(option for option in cli.commands[name].params if shared in option.opts)
+        for name in ("check", "explain")
+    )
+    assert one.help == other.help and one.default == other.default
+
+
+def test_ranked_outputs_is_the_number_of_columns(monkeypatch):
     options = {}
     monkeypatch.setattr(
-        "fxshap.cli.check_command.verify", lambda *a, **given: options.update(given) or stop()
+        "fxshap.verification.verify.verify", lambda *a, **given: options.update(given) or stop()
     )
 
     class Stop(Exception):
@@ -145,7 +212,7 @@ def test_outputs_is_the_number_of_columns(monkeypatch):
     def stop():
         raise Stop
 
-    assert check("ready", "--shape", "4", "--outputs", "2").exit_code == 2
+    assert check("ready", "--shape", "4", "--ranked-outputs", "2").exit_code == 2
     assert options["ranked_outputs"] == 2
 
 
@@ -168,7 +235,9 @@ def test_a_leaking_model_exits_with_1(monkeypatch):
 ERRORS = {
     "no capture": (["cli_models:Branch", "--shape", "4"], "# the branch`"),
     "wrong shape": (["cli_models:ready", "--shape", "5"], "shapes cannot be multiplied"),
-    "no output": (["cli_models:Tower", "--shape", "4", "--shape", "6"], "output="),
+    "no output": (
+        ["cli_models:Tower", "--shape", "4", "--shape", "6"], "On the command line: --output"
+    ),
     "not that output": (
         ["cli_models:Tower", "--shape", "4", "--shape", "6", "--output", "1"], "output=1 is not in"
     ),
@@ -180,6 +249,25 @@ ERRORS = {
     "no shape": (["cli_models:ready"], "Give the shape of every input, with --shape or --input"),
     "no such file": (["other/models.py:ready", "--shape", "4"], "there is no file other/models.py"),
     "no input": (["cli_models:ready", "--input", "x=int8:4"], "is not like name=3,224,224"),
+    "only integers": (
+        ["cli_models:Words", "--input", "ids=int64:3"], "Explain the layer that embeds them"
+    ),
+    "no such argument": (
+        ["cli_models:Tower", "--shape", "4", "--shape", "6", "--bind", "no=1"],
+        "On the command line: --input, --bind",
+    ),
+    "integers out of range": (
+        ["cli_models:Words", "--input", "ids=int64:99", "--layer", "embed"],
+        "On the command line: --integers-below",
+    ),
+    "no file to bind": (
+        ["cli_models:ready", "--shape", "4", "--bind", "mask=mask.npy"], "there is no file mask.npy"
+    ),
+    "no value to bind": (["cli_models:ready", "--bind", "mask"], "is not like scale=0.5"),
+    "bfloat16 of a layer": (
+        ["cli_models:Words", "--input", "ids=int64:3", "--layer", "embed", "--dtype", "bfloat16"],
+        "which NumPy lacks",
+    ),
     "samples of a layer": (
         ["cli_models:Words", "--input", "ids=int64:3", "--layer", "embed", "--samples", "2"],
         "--layer explains one sample",
@@ -211,15 +299,7 @@ def test_verbose_logs_and_shows_tracebacks(folder):
     result = check("fails", "--shape", "4", "--verbose")
     assert "Traceback" in result.stderr
     command = ["-m", "fxshap", "check", "cli_models:ready", "--shape", "4", "--verbose"]
-    there = {**os.environ, "PYTHONPATH": str(Path(fxshap.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
-        env=there,
-    )
+    done = python(*command, cwd=folder)
     assert "DEBUG:fxshap:captured Sequential for any number of rows" in done.stderr
     assert "Adds up" in done.stdout
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, Literal
 
 import click
-import torch
 
 from fxshap.cli.common import (
     ADDITIVE,
@@ -16,25 +15,22 @@ from fxshap.cli.common import (
     build_model,
     configure_logging,
     exit_on_error,
-    parse_output,
 )
-from fxshap.cli.inputs import FLOATING, InputSpec, explainable_with_inputs, parse_input, parse_shape
-from fxshap.runtime.options import RuleName
-from fxshap.runtime.refinement import Coalitions
-from fxshap.verification.verify import verify
-
-
-def parse_refinement(refine: str) -> Coalitions:
-    """Return what ``--refine`` gives, an integer if it is the text of one."""
-    if refine in ("exact", "auto"):
-        return cast(Coalitions, refine)
-    if not refine.isdecimal():
-        raise click.BadParameter(f"{refine!r} is not a number from 0, 'exact' or 'auto'")
-    return int(refine)
+from fxshap.cli.options import (
+    FLOATING,
+    InputSpec,
+    model_options,
+    parse_bound,
+    parse_input,
+    parse_output,
+    parse_refinement,
+    parse_shape,
+    printing_options,
+)
 
 
 @click.command()
-@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@model_options
 @click.option(
     "--shape",
     "shapes",
@@ -53,6 +49,15 @@ def parse_refinement(refine: str) -> Coalitions:
     "are not explained; explain a layer that embeds them.",
 )
 @click.option(
+    "--bind",
+    "bound",
+    type=parse_bound,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Another argument of the model, the same in all calls, as in scale=0.5, use_cache=False "
+    "or edges=edges.npy.",
+)
+@click.option(
     "--integers-below",
     type=click.IntRange(1),
     default=10,
@@ -60,14 +65,12 @@ def parse_refinement(refine: str) -> Coalitions:
     help="Limit of the random integers, such as the size of a vocabulary.",
 )
 @click.option(
-    "--layer", help="Explain what this layer returns, as in bert.embeddings, for one sample."
-)
-@click.option(
     "--dtype",
-    type=click.Choice(list(FLOATING)),
+    type=click.Choice(FLOATING),
     default="float32",
     show_default=True,
-    help="Dtype of the weights and the inputs.",
+    help="Dtype of the weights and the inputs. NumPy has no bfloat16: a model with such weights "
+    "takes and returns float32.",
 )
 @click.option(
     "--references",
@@ -81,16 +84,10 @@ def parse_refinement(refine: str) -> Coalitions:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Number of rows to explain.",
+    help="Number of rows to explain. With --layer it is one.",
 )
 @click.option(
-    "--output",
-    help="Which output to explain if the model returns several: a key, an attribute or an index, "
-    "as in logits or 0. --outputs limits its columns.",
-)
-@click.option(
-    "--outputs",
-    "ranked_outputs",
+    "--ranked-outputs",
     type=click.IntRange(1),
     default=3,
     show_default=True,
@@ -107,14 +104,6 @@ def parse_refinement(refine: str) -> Coalitions:
     "coalitions, or 'auto' for what one second allows.",
 )
 @click.option(
-    "--rule",
-    type=click.Choice(get_args(RuleName)),
-    default="rescale",
-    show_default=True,
-    help="Rule for activations: rescale is DeepLIFT's, variance also uses the variances of the "
-    "sums before them.",
-)
-@click.option(
     "--seed", default=0, show_default=True, help="Seed of random weights and of the inputs."
 )
 @click.option(
@@ -122,12 +111,12 @@ def parse_refinement(refine: str) -> Coalitions:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw the graph to this file: .svg, .png, .pdf or .dot.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--verbose", is_flag=True, help="Log to standard error, with tracebacks.")
+@printing_options
 def check(
     factory: str,
     shapes: tuple[tuple[int, ...], ...],
     named: tuple[InputSpec, ...],
+    bound: tuple[tuple[str, Any], ...],
     integers_below: int,
     layer: str | None,
     dtype: str,
@@ -135,8 +124,8 @@ def check(
     samples: int,
     output: str | None,
     ranked_outputs: int,
-    refine: Coalitions,
-    rule: RuleName,
+    refine: int | Literal["exact", "auto"],
+    rule: Literal["rescale", "variance"],
     seed: int,
     draw: Path | None,
     as_json: bool,
@@ -157,24 +146,36 @@ def check(
       fxshap check path/to/model.py:Net --shape 10 --dtype float64
       fxshap check my_project.models:two_towers --shape 10 --shape 16,384
       fxshap check my_project.models:bert --input input_ids=int64:16 \\
-          --layer bert.embeddings --output logits
+          --layer bert.embeddings --output logits --bind return_dict=True
     """  # noqa: D301, click reads \b
     specs = [*map(InputSpec, shapes), *named]
     if not specs:
         raise click.UsageError("Give the shape of every input, with --shape or --input.")
+    if layer is None and not any(spec.explained for spec in specs):
+        raise click.UsageError(
+            "Integers have no attributions. Explain the layer that embeds them, with --layer."
+        )
     if layer is not None and samples > 1:
         raise click.UsageError("--layer explains one sample; leave out --samples.")
+    if layer is not None and dtype == "bfloat16":
+        raise click.UsageError("--layer returns bfloat16, which NumPy lacks; leave out --dtype.")
     configure_logging(verbose)
     with exit_on_error(as_json, verbose):
+        import torch
+
+        from fxshap.cli.inputs import convert_weights, explainable_with_inputs
+        from fxshap.verification.verify import verify
+
         torch.manual_seed(seed)
-        model = build_model(factory).to(FLOATING[dtype])
+        model, input_dtype = convert_weights(build_model(factory), dtype)
         explainable, background, rows = explainable_with_inputs(
             model,
             specs,
             (references, samples),
-            FLOATING[dtype],
+            input_dtype,
             integers_below,
             layer,
+            dict(bound),
             output=parse_output(output),
             rule=rule,
             refine=refine,

@@ -6,23 +6,33 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from fxshap.capture.diagnostics import innermost_user_line
 from fxshap.errors import AdditivityError, FxshapError
-from fxshap.graph.provenance import UNKNOWN_LINE
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Exit statuses.
 ADDITIVE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
+#: By what messages name in Python: the same on the command line.
+FLAGS = {
+    r"output=|make_explainable\(model, output": "--output",
+    r"input_names|forward takes": "--input",
+    r"\.bind\b|\bbound\b|forward_kwargs|takes no '": "--bind",
+    r"split_at|layer=|the part after": "--layer",
+    r"\.to\(torch\.|dtype": "--dtype",
+    r"index out of range in self": "--integers-below",
+}
 
 
 def configure_logging(verbose: bool) -> None:
@@ -43,6 +53,8 @@ def build_model(factory: str) -> nn.Module:
         If there is no such module or factory, or it returns no ``nn.Module``.
     """
     name, colon, attributes = factory.rpartition(":")
+    from torch import nn
+
     if not (name and colon and attributes):
         raise click.BadParameter(
             f"{factory!r} is not like package.module:factory", param_hint="FACTORY"
@@ -78,9 +90,13 @@ def import_file(path: Path) -> ModuleType:
     return importlib.import_module(path.stem)
 
 
-def parse_output(output: str | None) -> str | int | None:
-    """Return the selector of an output, an integer if it is the text of one."""
-    return int(output) if output and output.lstrip("-").isdecimal() else output
+def hint(error: Exception) -> str:
+    """Return a line with the flags of the options that a message recommends, or ''."""
+    parameters = click.get_current_context().command.params
+    options = {option for parameter in parameters for option in parameter.opts}
+    flags = [flag for text, flag in FLAGS.items() if re.search(text, str(error))]
+    here = [flag for flag in flags if flag in options]
+    return f"\nOn the command line: {', '.join(here)}" if here else ""
 
 
 @contextmanager
@@ -94,6 +110,9 @@ def exit_on_error(as_json: bool, verbose: bool) -> Iterator[None]:
     except click.ClickException:
         raise
     except Exception as error:  # the user's code may raise anything
+        from fxshap.capture.diagnostics import innermost_user_line
+        from fxshap.graph.provenance import UNKNOWN_LINE
+
         if verbose:
             traceback.print_exc()
         line = innermost_user_line(error.__traceback__)
@@ -102,5 +121,5 @@ def exit_on_error(as_json: bool, verbose: bool) -> Iterator[None]:
         if as_json:
             reason = {"error": type(error).__name__, "message": f"{error}{where}"}
             click.echo(json.dumps({"explainable": False, **reason}, indent=2))
-        click.echo(f"Error: {type(error).__name__}: {error}{where}", err=True)
+        click.echo(f"Error: {type(error).__name__}: {error}{where}{hint(error)}", err=True)
         sys.exit(NOT_ADDITIVE if isinstance(error, AdditivityError) else NOT_EXPLAINABLE)

@@ -6,19 +6,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
-import numpy as np
 
-from fxshap.cli.common import (
-    ADDITIVE,
-    build_model,
-    configure_logging,
-    exit_on_error,
+from fxshap.cli.common import ADDITIVE, build_model, configure_logging, exit_on_error
+from fxshap.cli.options import (
+    model_options,
+    parse_argument,
+    parse_columns,
+    parse_integers,
     parse_output,
+    parse_size,
+    printing_options,
 )
-from fxshap.runtime.options import RuleName
 
 if TYPE_CHECKING:
     from fxshap.datasets import Summary
@@ -29,37 +30,8 @@ ROWS_REFUSED = 3
 MAX_PRINTED = 10
 
 
-def parse_integers(text: str) -> list[int]:
-    """Return integers, given as ``0,3``."""
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise click.BadParameter(f"{text!r} is not like 0,3")
-    return [int(number) for number in numbers]
-
-
-def parse_columns(text: str) -> str | tuple[str, ...]:
-    """Return one column, or several, given as ``age,income``."""
-    names = tuple(name.strip() for name in text.split(","))
-    return names if len(names) > 1 else names[0]
-
-
-def parse_argument(text: str) -> tuple[str, str]:
-    """Return an argument of the model and its column, given as ``mask=attention_mask``."""
-    name, equals, column = text.partition("=")
-    if not (name and equals and column):
-        raise click.BadParameter(f"{text!r} is not like argument=column")
-    return name, column
-
-
-def parse_size(text: str) -> Any:
-    """Return a number, or ``auto``."""
-    if text != "auto" and not (text.isdecimal() and int(text)):
-        raise click.BadParameter(f"{text!r} is not a number or 'auto'")
-    return text if text == "auto" else int(text)
-
-
 @click.command()
-@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@model_options
 @click.option(
     "--background",
     "backgrounds",
@@ -110,10 +82,6 @@ def parse_size(text: str) -> Any:
     help="Columns of the data to write, as in id,age.  [default: all for parquet, else none]",
 )
 @click.option(
-    "--output",
-    help="Output to explain if the model returns several: a key, an attribute or an index.",
-)
-@click.option(
     "--outputs",
     type=parse_integers,
     metavar="NUMBERS",
@@ -123,14 +91,6 @@ def parse_size(text: str) -> Any:
     "--ranked-outputs",
     type=click.IntRange(1),
     help="Explain this many of the largest outputs of every sample instead.",
-)
-@click.option("--layer", help="The layer whose output is explained instead of the inputs.")
-@click.option(
-    "--rule",
-    type=click.Choice(get_args(RuleName)),
-    default="rescale",
-    show_default=True,
-    help="Rule for activations.",
 )
 @click.option(
     "--on-error",
@@ -174,8 +134,7 @@ def parse_size(text: str) -> Any:
     help="Number of rows that are written together.",
 )
 @click.option("--resume", is_flag=True, help="Continue a job that was stopped.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@click.option("--verbose", is_flag=True, help="Log to standard error, with tracebacks.")
+@printing_options
 def explain(
     factory: str,
     backgrounds: tuple[Path, ...],
@@ -190,7 +149,7 @@ def explain(
     outputs: list[int] | None,
     ranked_outputs: int | None,
     layer: str | None,
-    rule: RuleName,
+    rule: Literal["rescale", "variance"],
     on_error: Any,
     dtype: Any,
     workers: int | None,
@@ -268,6 +227,8 @@ def read_background(paths: tuple[Path, ...]) -> Any:
     click.BadParameter
         If a file is of another format, or several are not all of NumPy.
     """
+    import numpy as np
+
     first = paths[0]
     if len(paths) > 1 and any(path.suffix != ".npy" for path in paths):
         raise click.BadParameter("several files are .npy files", param_hint="--background")
