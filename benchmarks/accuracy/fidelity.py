@@ -40,6 +40,7 @@ from fxshap.frontend.arguments import Call
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS, Network
 from tests.networks.reports import REPORTS, Report
+from tests.tools.pages import COMMIT
 
 OUTPUT = Path("docs/fidelity.md")
 ADDS_UP = 1e-5
@@ -372,7 +373,7 @@ def page(
     versions += [f"fxshap {fxshap.__version__}", f"Python {platform.python_version()}"]
     sections = [
         "# Distance to the exact Shapley values",
-        f"`{command}`, {datetime.date.today()}, with {', '.join(versions)}.",
+        f"`{command}`, {datetime.date.today()}, with {', '.join(versions)}, commit {COMMIT}.",
         "The distance is sum |phi - exact| / sum |exact| in float64, where the exact Shapley "
         "values are computed by brute force over the 1024 coalitions of ten features against one "
         "reference. `!` marks attributions that do not sum to the difference of the outputs to "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import datetime
 import gc
-import hashlib
 import platform
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -24,6 +22,7 @@ import fxshap
 from benchmarks.adapters import with_shap
 from benchmarks.coverage.entry import Entry
 from fxshap.ops.frozen import CHANNELS_LAST
+from tests.tools.sources import digest_of
 
 OUTPUTS = 4
 REFERENCES = 2
@@ -300,31 +299,3 @@ def sources() -> str:
     """
     files = [*Path(fxshap.__file__).parent.rglob("*.py"), Path(__file__)]
     return digest_of(path.read_text() for path in files)
-
-
-def digest_of(texts: Iterable[str]) -> str:
-    """Return a digest of the statements of source files, whatever their order."""
-    statements = sorted(
-        ast.dump(without_docstrings(statement))
-        for text in texts
-        for statement in ast.parse(text).body
-        if not isinstance(statement, ast.Import | ast.ImportFrom) and not is_docstring(statement)
-    )
-    return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:12]
-
-
-def without_docstrings(statement: ast.stmt) -> ast.stmt:
-    """Remove the docstrings in a statement."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            node.body = [part for part in node.body if not is_docstring(part)]
-    return statement
-
-
-def is_docstring(statement: ast.stmt) -> bool:
-    """Return True if a statement is a string by itself."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ import torch
 from tabulate import tabulate
 
 from tests.tools.operators import OUTCOMES, Verdict, operator_database, verdicts
+from tests.tools.pages import COMMIT
 
 RESULTS = Path("benchmarks/coverage/operators.jsonl")
 PAGE = Path("docs/operators.md")
@@ -149,14 +149,11 @@ def remark(verdict: Verdict) -> str:
 
 def software() -> str:
     """Return the date, the versions and the commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     today = datetime.now(timezone.utc).date()
     python = sys.version.split()[0]
     return (
         f"{today}, Python {python}, torch {torch.__version__}, shap {shap.__version__}, "
-        f"commit {commit}"
+        f"commit {COMMIT}"
     )
 
 

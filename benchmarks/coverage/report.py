@@ -14,6 +14,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.coverage.measure import Measurement
+from tests.tools.pages import COMMIT
 
 #: The largest additivity error of an explained network.
 LIMITS = {"float32": 1e-4, "float64": 1e-9}
@@ -150,7 +151,8 @@ rounding of the networks' own outputs.
 
 ![Additivity error of every network](figures/coverage.png)
 
-{date}, {software}: `{command}`. Every network is in [coverage.csv](coverage.csv).{older}
+{date}, {software}, commit {commit}:
+`{command}`. Every network is in [coverage.csv](coverage.csv).{older}
 
 In the tables below a row is a family and shows its worst network:
 
@@ -211,6 +213,7 @@ def write_page(
         older=older_section(measurements),
         software=all_software(measurements),
         command=command,
+        commit=COMMIT,
         tables="\n\n".join(zoo_section(*group) for group in grouped(measurements, "zoo")),
         batches=calibration[0],
         rows=calibration[1],

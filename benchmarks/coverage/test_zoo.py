@@ -16,10 +16,10 @@ from benchmarks.coverage.measure import (
     Head,
     Measurement,
     calibrate,
-    digest_of,
     draw,
     measure,
 )
+from tests.tools.sources import digest_of
 
 DTYPES = (torch.float32, torch.float64)
 

@@ -77,7 +77,8 @@ def about(rows: list[Row]) -> str:
     """Return the date, the card and the versions in one sentence."""
     facts = rows[-1]
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-    return f"{facts['date']}, {facts['card']}, {versions}."
+    commit = facts.get("commit", "unknown")
+    return f"{facts['date']}, {facts['card']}, {versions}, commit {commit}."
 
 
 def correctness(rows: list[Row]) -> str:

@@ -9,7 +9,6 @@ import argparse
 import datetime
 import platform
 import re
-import subprocess
 import sys
 from collections import Counter
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from tabulate import tabulate
 
-from tests.tools.pages import read_section, replace_section
+from tests.tools.pages import COMMIT, read_section, replace_section
 
 #: Captures, requests, layers, networks, rules and tapes.
 TESTS = (
@@ -44,10 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.tools.versions", description=__doc__)
     parser.add_argument("--page", type=Path, help="write the outcome into the tables of this page")
     options, pytest_arguments = parser.parse_known_args(arguments)
-    commit = current_commit()  # of the code that runs, whatever is committed meanwhile
     outcome = Outcome()
     code = int(pytest.main(["-q", *TESTS, *pytest_arguments], plugins=[outcome]))
-    row, reasons = result_row(outcome, commit), reason_rows(outcome)
+    row, reasons = result_row(outcome, COMMIT), reason_rows(outcome)
     print(table(HEADER, [row]), table(REASONS_HEADER, reasons), sep="\n\n")
     if options.page:
         update_table(options.page, "results", HEADER, [row])
@@ -92,18 +90,6 @@ def reason_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     return [(release, str(count), reason.replace("|", "/")) for reason, count in reasons]
 
 
-def current_commit() -> str:
-    """Return the commit of the code, with a plus sign if files have changed since."""
-    commit, changes = (
-        subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
-        for command in (
-            ("rev-parse", "--short", "HEAD"),
-            ("status", "--porcelain", "--", "fxshap", "tests"),
-        )
-    )
-    return commit + "+" * bool(changes)
-
-
 # --- tables of the page -------------------------------------------------------------------------
 
 
@@ -114,7 +100,7 @@ def update_table(
     release = version(PACKAGES[0]).partition("+")[0]
     others = [row for row in read_rows(read_section(page, section)) if row[0] != release]
     ordered = sorted([*others, *rows], key=lambda row: [int(x) for x in row[0].split(".")])
-    replace_section(page, section, table(header, ordered))
+    replace_section(page, section, table(header, ordered), stamp=False)
 
 
 def read_rows(text: str) -> list[tuple[str, ...]]:

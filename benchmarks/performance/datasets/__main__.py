@@ -33,7 +33,7 @@ from benchmarks.performance.datasets.runs import (
 )
 from benchmarks.performance.datasets.simulate import Costs, simulate
 from fxshap.datasets.parts import rows_per_part_of
-from tests.tools.pages import replace_section
+from tests.tools.pages import COMMIT, replace_section
 
 #: How much faster two workers are than one, at least.
 LEAST_SPEEDUP = 1.7
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     text, holds = report(runs, figures["pairs"], figures["part"], figures["machine"])
     print(text)
     if options.page:
-        replace_section(options.page, "datasets", text)
+        replace_section(options.page, "datasets", text, stamp=False)
     return int(not holds)
 
 
@@ -94,7 +94,7 @@ def measure(rows: Mapping[str, int]) -> dict[str, object]:
         "runs": runs,
         "pairs": pairs,
         "part": json.loads(part.splitlines()[-1]),
-        "machine": f"{datetime.date.today()}, {machine}",
+        "machine": f"{datetime.date.today()}, {machine}, commit {COMMIT}",
     }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.performance.results import Results, tables
-from tests.tools.pages import replace_section
+from tests.tools.pages import COMMIT, replace_section
 
 PARTS = ("correctness", "speed", "memory")
 #: Seconds after its limit until a part is ended.
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = tables(results.rows())
     print(text)
     if options.page:
-        replace_section(options.page, "gpu", text)
+        replace_section(options.page, "gpu", text, stamp=False)
     failed = any(row.get("outcome") == "failed" for row in results.rows())
     return int(failed or not all(ended))
 
@@ -85,7 +85,9 @@ def start(results: Results, options: argparse.Namespace) -> None:
             versions[package] = "missing"
     if torch.version.cuda:
         versions["CUDA"] = torch.version.cuda
-    results.add("about", date=str(datetime.date.today()), card=card, versions=versions)
+    results.add(
+        "about", date=str(datetime.date.today()), card=card, versions=versions, commit=COMMIT
+    )
 
 
 def run(part: str, arguments: list[str], options: argparse.Namespace, results: Results) -> bool:
