@@ -1,7 +1,7 @@
 # Releases of PyTorch and the others, besides those of constraints.txt: files in tests/constraints/.
 RELEASES := oldest torch-2.9 torch-2.11 newest
 
-.PHONY: demo test docs ecosystem fidelity refinement speed datasets gpu coverage operators zoo fuzz capture low-precision narrow \
+.PHONY: demo test quick docs release ecosystem fidelity refinement speed datasets gpu coverage operators zoo fuzz capture low-precision narrow \
 	soak clean $(RELEASES:%=test-%)
 
 PYTHON ?= python3
@@ -9,7 +9,8 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP) -c constraints.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fxshap.demo
@@ -22,8 +23,26 @@ test: $(VENV)/.test
 	$(BIN)/python -m tests.tools.house_words
 	$(BIN)/pytest -n 2
 
+# What a contributor runs before a commit, in under a minute: a part of the tests.
+QUICK := docs/test_docs.py ops report rules/test_softmax.py test_module.py testing verification
+quick: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.tools.house_words
+	$(BIN)/pytest -n 2 $(QUICK:%=tests/%)
+
 docs: $(VENV)/.docs
+	$(BIN)/python -m tests.tools.stamps
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# The figures are those of the sources, and the wheel is one that a user can install.
+release: $(VENV)/.release
+	$(BIN)/python -m tests.tools.stamps --strict
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.tools.release dist
 
 ecosystem: $(VENV)/.ecosystem
 	$(BIN)/pytest tests/ecosystem
@@ -81,31 +100,42 @@ clean:
 	rm -rf $(VENV) $(RELEASES:%=$(VENV)-%) build dist docs/_build docs/guides/gallery *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamps: the environment, torch in it (first, so that nothing else picks its version), one per extra.
+# Stamps: the environment, torch in it (first, so that nothing else picks its version), one per group
+# of pyproject.toml, with the extras of setup.cfg that it needs.
+EXTRAS := cli,demo
+$(VENV)/.test $(VENV)/.ecosystem: EXTRAS := cli,demo,draw,ray,zarr
+$(VENV)/.docs: EXTRAS := cli,demo,examples
+
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) 'pip>=25.1'
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.speed: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
-	$(INSTALL) -e '.[$*]'
+$(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/.test $(VENV)/.docs $(VENV)/.speed $(VENV)/.release: $(VENV)/.%: $(VENV)/.torch setup.cfg pyproject.toml
+	$(INSTALL) -e '.[$(EXTRAS)]' --group $*
 	touch $@
 
 # The vision zoos come without their dependencies, which would replace torch.
 $(VENV)/.zoo: $(VENV)/.speed
-	$(INSTALL) -e '.[zoo]'
+	$(INSTALL) -e '.[$(EXTRAS)]' --group zoo
 	$(INSTALL) --no-deps torchvision timm
 	touch $@
 
 # Nor do the attribution tools, which ask for torchvision.
 $(VENV)/.ecosystem: $(VENV)/.torch setup.cfg pyproject.toml
-	$(INSTALL) -e '.[ecosystem]'
+	$(INSTALL) -e '.[$(EXTRAS)]' --group ecosystem
 	$(INSTALL) --no-deps torchvision zennit grad-cam ttach opencv-python-headless torchcam
 	touch $@
 
 # Environments of other releases: one takes several GB, because older releases of PyTorch come with CUDA.
 $(RELEASES:%=$(VENV)-%/.test): $(VENV)-%/.test: tests/constraints/%.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< torch
-	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[test]'
+	$(VENV)-$*/bin/python $(PIP) 'pip>=25.1'
+	$(VENV)-$*/bin/python $(PIP) -c $< torch
+	$(VENV)-$*/bin/python $(PIP) -c $< -e '.[cli,demo,draw,ray,zarr]' --group test
 	touch $@

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+import fxshap
+from tests.tools.release import readme_example, without_rounding
+
 ROOT = Path(__file__).parents[2]
 START = ROOT / "docs" / "start.md"
 
@@ -20,11 +23,25 @@ def test_five_minutes_run_as_they_stand() -> None:
 
 
 def test_the_readme_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text()
-    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL).groups()
+    code, shown = readme_example((ROOT / "README.md").read_text())
     exec(compile(code, "README.md", "exec"), {})
-    figures = re.compile(r"\d\.\de[-+]\d\d")  # of rounding, which differs between machines
-    assert figures.sub("#", capsys.readouterr().out) == figures.sub("#", shown)
+    assert without_rounding(capsys.readouterr().out) == without_rounding(shown)
+
+
+def test_the_citation_has_the_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", text, re.MULTILINE)[1] == fxshap.__version__
+    assert re.search(r"^date-released: \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+
+
+def test_every_command_of_contributors_exists() -> None:
+    commands = re.findall(
+        r"^\| `make ([\w.-]+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w. -]+):", makefile, re.MULTILINE))
+    names = {name for target in targets for name in target.split()} | {"test-oldest"}
+    assert set(commands) <= names and {"quick", "release"} <= set(commands)
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
