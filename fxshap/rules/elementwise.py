@@ -25,7 +25,7 @@ def elementwise(
     *targets: Target,
     secant: SecantFn = smooth_secant,
     bounded: bool = False,
-    holomorphic: bool = False,
+    holomorphic: SecantFn | None = None,
 ) -> None:
     """Declare operators that apply a function f to every element of their first argument.
 
@@ -41,9 +41,10 @@ def elementwise(
         (an operator of your own has one after ``torch.library.register_autograd``).
     bounded : bool
         Whether the secant is finite at every pair of finite points.
-    holomorphic : bool
-        Whether f is a holomorphic function of complex numbers, whose secant is the quotient in
-        complex arithmetic. Otherwise complex numbers get the generic rule.
+    holomorphic : callable, optional
+        The formula of the secant of complex numbers, if f is a holomorphic function of them. It is
+        the quotient in complex arithmetic, as ``smooth_secant`` computes it. Without a formula,
+        complex numbers get the generic rule.
 
     Raises
     ------
@@ -69,12 +70,10 @@ def elementwise(
     >>> fxshap.rules.elementwise(scaled_square, secant=lambda r, x, factor: factor * (x + r))
     >>> fxshap.testing.check_rule(scaled_square, [fxshap.testing.Varying((3,)), 0.5])
     """
-    constants = tuple(signature(secant).parameters)[2:]
 
-    def compute(operation: Operation, r: Tensor, x: Tensor) -> Tensor:
-        return secant(
-            r, x, **{k: operation if k == "operation" else operation[k] for k in constants}
-        )
+    def compute(formula: SecantFn, operation: Operation, r: Tensor, x: Tensor) -> Tensor:
+        names = tuple(signature(formula).parameters)[2:]
+        return formula(r, x, **{k: operation if k == "operation" else operation[k] for k in names})
 
     @rule(*targets, name=f"elementwise ({report_name(secant)})", grads_batched=True)
     def secant_rule(
@@ -84,14 +83,16 @@ def elementwise(
         arguments = (*reference, *operation.arguments)
         batch = grad.shape[: grad.dim() - max(a.dim() for a in arguments if isinstance(a, Tensor))]
         is_complex = grad.is_complex() or r.is_complex()
-        if operation.slots != (0,) or (is_complex and not (holomorphic and r.is_complex())):
+        formula = holomorphic if is_complex else secant
+        if operation.slots != (0,) or formula is None or r.is_complex() != is_complex:
             apply = partial(for_each_cotangent, generic) if batch else generic
             return apply(operation, reference, sample, grad)
         if is_complex:
-            slope = cached_between(operation, r, x, lambda: smooth_secant(r, x, operation).conj())
+            slope = cached_between(operation, r, x, lambda: compute(formula, operation, r, x))
+            slope = slope.conj()
             slope = torch.where((r == x) & ~slope.isfinite(), 0.0, slope)  # sqrt has none at 0
             return (scale(grad, slope).sum_to_size(batch + r.shape),)
-        multiplier = cached_between(operation, r, x, lambda: compute(operation, r, x))
+        multiplier = cached_between(operation, r, x, lambda: compute(secant, operation, r, x))
         if not bounded and any_unless_tracing(~multiplier.isfinite()):
             product = multiply_unbounded(operation, r, x, grad, multiplier)
         else:

@@ -25,8 +25,10 @@ from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.secants import (
+    divide_parts,
     linear_with_kink_secant,
     piecewise_secant,
+    quotient,
     replace_where_close,
     scale,
     smooth_secant,
@@ -225,13 +227,23 @@ def mish_secant(r: Tensor, x: Tensor) -> Tensor:
 
 
 def sqrt_secant(r: Tensor, x: Tensor) -> Tensor:
-    """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite."""
-    total = x.sqrt() + r.sqrt()
-    return torch.where(total == 0, 0.0, total.reciprocal())
+    """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite.
+
+    On both sides of the branch cut of complex numbers the sum cancels, and the quotient does not.
+    """
+    root_r, root_x = r.sqrt(), x.sqrt()
+    total = root_x + root_r
+    slope = torch.where(total == 0, 0.0, total.reciprocal())
+    if not total.is_complex():
+        return slope
+    change, step = root_x - root_r, x - r
+    return torch.where((change.abs() > total.abs()) & (step != 0), quotient(change, step), slope)
 
 
 def rsqrt_secant(r: Tensor, x: Tensor) -> Tensor:
     """-v_x^2 v_r^2 / (v_x + v_r) with v = s^(-1/2)."""
+    if x.is_complex():
+        return -(x.rsqrt() * r.rsqrt()) * sqrt_secant(r, x)
     return -(x.rsqrt() * r.rsqrt()) / (x.sqrt() + r.sqrt())
 
 
@@ -307,14 +319,16 @@ def cos_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
 
 # --- the rules --------------------------------------------------------------------------------
 
-elementwise(aten.exp, aten.expm1, secant=exp_secant, holomorphic=True)
-elementwise(aten.exp2, aten.special_exp2, secant=exp2_secant, holomorphic=True)
-elementwise(aten.log, secant=log_secant, holomorphic=True)
-elementwise(aten.log2, secant=log2_secant, holomorphic=True)
-elementwise(aten.log10, secant=log10_secant, holomorphic=True)
-elementwise(aten.log1p, secant=log1p_secant, holomorphic=True)
-elementwise(aten.sigmoid, aten.special_expit, secant=sigmoid_secant, bounded=True, holomorphic=True)
-elementwise(aten.tanh, secant=tanh_secant, bounded=True, holomorphic=True)
+elementwise(aten.exp, aten.expm1, secant=exp_secant, holomorphic=smooth_secant)
+elementwise(aten.exp2, aten.special_exp2, secant=exp2_secant, holomorphic=smooth_secant)
+elementwise(aten.log, secant=log_secant, holomorphic=smooth_secant)
+elementwise(aten.log2, secant=log2_secant, holomorphic=smooth_secant)
+elementwise(aten.log10, secant=log10_secant, holomorphic=smooth_secant)
+elementwise(aten.log1p, secant=log1p_secant, holomorphic=smooth_secant)
+elementwise(
+    aten.sigmoid, aten.special_expit, secant=sigmoid_secant, bounded=True, holomorphic=smooth_secant
+)
+elementwise(aten.tanh, secant=tanh_secant, bounded=True, holomorphic=smooth_secant)
 elementwise(aten.silu, secant=silu_secant, bounded=True)
 elementwise(aten.mish, secant=mish_secant, bounded=True)
 elementwise(aten.softplus, secant=softplus_with_threshold_secant)
@@ -322,13 +336,13 @@ elementwise(aten.log_sigmoid, secant=log_sigmoid_secant, bounded=True)
 elementwise(aten.elu, secant=elu_secant)
 elementwise(aten.selu, secant=selu_secant)
 elementwise(aten.celu, secant=celu_secant)
-elementwise(aten.sqrt, secant=sqrt_secant, holomorphic=True)
-elementwise(aten.rsqrt, secant=rsqrt_secant, holomorphic=True)
-elementwise(aten.reciprocal, secant=reciprocal_secant, holomorphic=True)
-elementwise(aten.square, secant=square_secant, holomorphic=True)
-elementwise(aten.pow.Tensor_Scalar, secant=power_secant, holomorphic=True)
-elementwise(aten.sin, secant=sin_secant, bounded=True, holomorphic=True)
-elementwise(aten.cos, secant=cos_secant, bounded=True, holomorphic=True)
+elementwise(aten.sqrt, secant=sqrt_secant, holomorphic=sqrt_secant)
+elementwise(aten.rsqrt, secant=rsqrt_secant, holomorphic=rsqrt_secant)
+elementwise(aten.reciprocal, secant=reciprocal_secant, holomorphic=reciprocal_secant)
+elementwise(aten.square, secant=square_secant, holomorphic=square_secant)
+elementwise(aten.pow.Tensor_Scalar, secant=power_secant, holomorphic=power_secant)
+elementwise(aten.sin, secant=sin_secant, bounded=True, holomorphic=smooth_secant)
+elementwise(aten.cos, secant=cos_secant, bounded=True, holomorphic=smooth_secant)
 
 
 elementwise(
@@ -347,7 +361,7 @@ elementwise(
 elementwise(
     aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.asinh, aten.acosh,
     aten.atanh, aten.sinc, aten.special_sinc, aten.special_log1p, aten.special_expm1,
-    holomorphic=True,
+    holomorphic=smooth_secant,
 )  # fmt: skip
 
 elementwise(
@@ -388,14 +402,18 @@ def sgn(
     """y = z / |z|: the midpoint rule for y |z| = z; of a real number a step.
 
     With a bar for the mean of both endpoints, dy = (dz - y_bar d|z|) / |z|_bar, and d|z| has the
-    multiplier of :func:`abs_secant`.
+    multiplier of :func:`abs_secant`. All of it is computed for the larger endpoint of length 1.
     """
     (r,), (x,) = reference, sample
     if not r.is_complex():
         return (scale(grad, step_secant(r, x, operation)),)
+    unit = torch.maximum(r.abs(), x.abs())
+    unit = torch.where(unit == 0, 1.0, unit)
+    r, x = divide_parts(r.expand_as(unit), unit), divide_parts(x.expand_as(unit), unit)
     twice_y, twice_length = r.sgn() + x.sgn(), r.abs() + x.abs()
     of_length = (grad.conj() * twice_y).real * abs_secant(r, x) / 2
-    return (torch.where(twice_length == 0, 0.0, 2 * (grad - of_length) / twice_length),)
+    slope = torch.where(twice_length == 0, 0.0, 2 * (grad - of_length) / twice_length)
+    return (divide_parts(slope, unit),)
 
 
 @rule(aten.pow.Scalar)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from fxshap.testing import rule_check
 from fxshap.testing.rule_check import EACH, Case
 from tests.property.exactness import MAX_CONDITION, TOLERANCE, check_exact
-from tests.property.extremes import REAL, check_draws, max_rows
+from tests.property.extremes import DRAWN, check_draws, max_rows
 from tests.property.networks import Data, Network
 from tests.property.strategies import datasets, networks
 from tests.tools.pages import replace_section
@@ -161,8 +161,8 @@ def describe_networks(found: Counter[str], failures: list[str]) -> str:
 def fuzz_rules(options: argparse.Namespace) -> Section:
     """Run the cases of rules that are not in the results yet, and summarize all."""
     done = {record["case"]: record for record in read(options.results)}
-    without_rows = sum(case.output_row is None for case in REAL)
-    for number, case in enumerate(tqdm(REAL if options.draws else [], unit="rule")):
+    without_rows = sum(case.output_row is None for case in DRAWN)
+    for number, case in enumerate(tqdm(DRAWN if options.draws else [], unit="rule")):
         name = f"{number} {case}"
         if name not in done:
             # A draw of a matrix product is one row. All these cases together have as many draws as
@@ -203,8 +203,8 @@ def describe_rules(records: Iterable[Record]) -> str:
         for name in records[0]["worst"]
     )
     return (
-        f"{len(records)} of {len(REAL)} cases of rules, {rows:,} pairs of endpoints in float64 and "
-        f"float32: largest additivity error {errors}; {excused:,} pairs excused. "
+        f"{len(records)} of {len(DRAWN)} cases of rules, {rows:,} pairs of endpoints in float64 "
+        f"and float32: largest additivity error {errors}; {excused:,} pairs excused. "
         f"{len(failures_of(records))} failures"
     )
 

@@ -8,7 +8,7 @@ operation is not finite, or their finite difference overflows (1 / 5e-324 is inf
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,20 +18,21 @@ from torch.utils import _pytree as pytree
 from fxshap.ops.dtypes import differentiable
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation, vjp
-from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying
+from fxshap.testing.rule_check import EACH, ROWS, TOLERANCE, Case, Varying, cast, double
 from tests.rules.cases import ALL, GENERIC, INDICES, NORMS, RECURRENT
 
 aten = torch.ops.aten
 
-#: The cases that are drawn. Endpoints here are real; complex ones are checked by their cases only.
-REAL = [case for case in ALL if not any(varying.is_complex for varying in case.varying)]
+#: The cases that are drawn: all operations that a graph shows.
+DRAWN = [case for case in ALL if case.decomposition is None]
 
 #: The smallest and the largest exponents of 10 of the values drawn; the smallest are denormal.
 SMALLEST = {torch.float64: -323.0, torch.float32: -45.0}
 LARGEST = 30.0
-#: The smallest exponents of elements whose ranks change: a difference of a unit in the last place
-#: makes a jump of 1, whose slope overflows for smaller numbers.
-SMALLEST_RANKED = {torch.float64: -290.0, torch.float32: -30.0}
+#: The smallest exponents of elements whose ranks change, and of complex numbers whose sign is
+#: taken: a difference of a unit in the last place makes a jump of 1, whose slope overflows for
+#: smaller numbers, and torch's sign of denormal numbers has few digits.
+SMALLEST_NORMAL = {torch.float64: -290.0, torch.float32: -30.0}
 #: The largest exponents of operators that do not support 1e30.
 LARGEST_OF = {
     aten.grid_sampler.default: 4.0,  # torch casts the coordinates to integers
@@ -76,7 +77,8 @@ def exponent_range(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     if dtype is torch.float32 and any(case is other for other in (*NORMS, *INDICES, *GENERIC)):
         is_vector_norm = case.target is aten.linalg_vector_norm.default
         high = min(high, LARGEST_POWER if is_vector_norm else LARGEST_SQUARED)
-    low = SMALLEST_RANKED if case.target is torch.ops.fxshap.ranks.default else SMALLEST
+    jumps = case.target in (torch.ops.fxshap.ranks.default, aten.sgn.default)
+    low = SMALLEST_NORMAL if jumps else SMALLEST
     return low[dtype], high
 
 
@@ -107,6 +109,10 @@ def draw_endpoints(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw references and samples; some are equal, a few units apart, or opposite."""
+    if varying.is_complex:
+        parts = replace(varying, is_complex=False, shape=(*varying.shape, 2))
+        r, x = draw_endpoints(parts, sizes, rows, dtype, generator)
+        return torch.view_as_complex(r), torch.view_as_complex(x)
     shape = list(varying.shape)
     if varying.row is not None:
         shape.insert(varying.row, rows)
@@ -141,15 +147,17 @@ def bind(case: Case, values: list[Tensor]) -> Operation:
     """Bind the operation of a case, with these values of its varying arguments."""
     flat, structure = pytree.tree_flatten((case.args, case.kwargs))
     slots = [place for place, argument in enumerate(flat) if isinstance(argument, Varying)]
-    floating = [value.dtype for value in values if value.is_floating_point()]
-    for place, argument in enumerate(flat):
-        if isinstance(argument, Tensor) and argument.is_floating_point():
-            flat[place] = argument.to(floating[0])
+    flat = [cast(argument, real_type(values)) for argument in flat]
     for slot, value in zip(slots, values, strict=True):
         flat[slot] = value
     args, kwargs = pytree.tree_unflatten(flat, structure)
     operation, _ = Operation.bind(case.target, args, kwargs, slots=slots, rows=case.batch_dims)
     return operation
+
+
+def real_type(values: list[Tensor]) -> torch.dtype:
+    """Return the dtype of the numbers among these tensors, or of their parts."""
+    return next(v.dtype for v in values if differentiable(v)).to_real()
 
 
 def max_rows(case: Case, wanted: int) -> int:
@@ -161,7 +169,8 @@ def max_rows(case: Case, wanted: int) -> int:
 
 
 def row_sums(value: Tensor, row: int | None) -> Tensor:
-    """Return the sum of every row; without a batch dimension all elements are one row."""
+    """Return the sum of the real part of every row; all elements are one row without a batch."""
+    value = value.real if value.is_complex() else value
     if row is EACH:
         return value
     if row is None:
@@ -179,8 +188,8 @@ def row_largest(value: Tensor, row: int | None) -> Tensor:
 
 
 def difference(x: Tensor, r: Tensor) -> Tensor:
-    """Return x - r in float64, and 0 where both are the same infinity."""
-    return torch.where(x == r, 0.0, x.double() - r.double())
+    """Return x - r in double precision, and 0 where both are the same infinity."""
+    return torch.where(x == r, 0.0, double(x) - double(r))
 
 
 def outputs_of(operation: Operation, values: list[Tensor]) -> list[Tensor]:
@@ -192,6 +201,9 @@ def draw_cotangent(y: Tensor, generator: torch.Generator) -> Tensor | None:
     """Draw a cotangent in which some elements are 0; return ``None`` for indices."""
     if not differentiable(y) or not y.numel():
         return None
+    if y.is_complex():
+        parts = draw_cotangent(torch.view_as_real(y), generator)
+        return None if parts is None else torch.view_as_complex(parts)
     normal, kind = torch.randn(2, *y.shape, generator=generator, dtype=torch.float64)
     # Masked outputs of -inf have a cotangent of 0.
     return torch.where((kind > 1.5) | (y == -torch.inf), 0.0, normal).to(y.dtype)
@@ -223,7 +235,8 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> DrawRes
     before, after = outputs_of(operation, r), outputs_of(operation, x)
     grads = [draw_cotangent(y, generator) for y in before]
     grad: Any = tuple(grads) if isinstance(operation(*r), tuple) else grads[0]
-    multipliers = apply_rule(operation, r, x, grad)
+    apply = linear_rule if case.is_linear else apply_rule
+    multipliers = apply(operation, r, x, grad)
 
     sums = RowSums()
     add_outputs(sums, case, grads, before, after)
@@ -248,6 +261,11 @@ def check_draws(case: Case, dtype: torch.dtype, rows: int, seed: int) -> DrawRes
     return DrawResult(wrong.numel(), int(excused.sum()), float(largest), failure)
 
 
+def linear_rule(operation: Operation, r: list[Tensor], x: list[Tensor], grad: Any) -> Any:
+    """Return the derivative, as it is the multiplier of a linear operation."""
+    return vjp(operation, r, grad)
+
+
 def add_outputs(
     sums: RowSums, case: Case, grads: list[Tensor | None], before: list[Tensor], after: list[Tensor]
 ) -> None:
@@ -255,8 +273,9 @@ def add_outputs(
     for place, (g, y_r, y_x) in enumerate(zip(grads, before, after, strict=True)):
         if g is not None:
             row = case.state_row if place else case.output_row
-            g, y_r, y_x = (value.double() for value in (g, y_r, y_x))
-            sums.required += row_sums(torch.where(g == 0, 0.0, g * difference(y_x, y_r)), row)
+            g, y_r, y_x = map(double, (g, y_r, y_x))
+            change = torch.where(g == 0, 0.0, g.conj() * difference(y_x, y_r))
+            sums.required += row_sums(change, row)
             size = g.abs() * torch.maximum(y_x.abs(), y_r.abs())
             sums.scale += row_sums(torch.where(g == 0, 0.0, size), row)
             sums.floor += 100 * torch.finfo(grads[0].dtype).tiny * row_sums(g.abs() + 1, row)
@@ -270,10 +289,10 @@ def add_inputs(
         if m is not None:
             assert m.shape == a.shape and m.dtype == a.dtype
             d = difference(b, a)
-            product = m.double() * d
+            product = torch.where(d == 0, 0.0, double(m).conj() * d)
             sums.attributed += row_sums(product, row)
             sums.distance += row_sums(d.abs(), row)
-            sums.scale += row_sums(product.nan_to_num(0.0).abs(), row)
+            sums.scale += row_sums(product.abs().nan_to_num(0.0), row)
             sums.floor += 100 * torch.finfo(m.dtype).tiny * row_sums(d.abs(), row)
             sums.finite &= row_sums((~m.isfinite()).double(), row) == 0
 
@@ -283,7 +302,7 @@ def add_natural_size(
 ) -> None:
     """Add the size of the inputs, at most 1: torch's erf, for example, is no more precise."""
     sizes = [
-        row_largest(torch.maximum(a.double().abs(), b.double().abs()), row)
+        row_largest(torch.maximum(double(a).abs(), double(b).abs()), row)
         for a, b, row in zip(r, x, case.rows, strict=False)
         if differentiable(a)
     ]
@@ -291,7 +310,7 @@ def add_natural_size(
     for place, g in enumerate(grads):
         if g is not None:
             row = case.state_row if place else case.output_row
-            sums.scale += size * row_sums(g.double().abs(), row)
+            sums.scale += size * row_sums(double(g).abs(), row)
 
 
 def add_conditioning(
@@ -311,7 +330,7 @@ def add_conditioning(
         if g is not None:
             row = case.state_row if place else case.output_row
             change = difference(z, y).abs() / size
-            sums.scale += row_sums(torch.where(g != 0, g.double().abs() * change, 0.0), row)
+            sums.scale += row_sums(torch.where(g != 0, double(g).abs() * change, 0.0), row)
 
 
 def add_sensitivity(
@@ -326,17 +345,17 @@ def add_sensitivity(
 ) -> None:
     """Add the change of the attributions with the last digits of the endpoints of the rule."""
     (near_r, size), (near_x, _) = (perturbed(end, generator) for end in (r, x))
-    others = apply_rule(operation, near_r, near_x, grad)
+    apply = linear_rule if case.is_linear else apply_rule
+    others = apply(operation, near_r, near_x, grad)
     for m, other, a, b, row in zip(multipliers, others, r, x, case.rows, strict=False):
         if m is not None:
-            change = (other.double() - m.double()) * difference(b, a)
+            change = (double(other) - double(m)).conj() * difference(b, a)
             sums.scale += row_sums(change, row).abs().nan_to_num(0.0) / size
 
 
 def perturbed(values: list[Tensor], generator: torch.Generator) -> tuple[list[Tensor], float]:
     """Return numbers with relative errors of the square root of the precision, and that root."""
-    floating = [value.dtype for value in values if differentiable(value)]
-    size = torch.finfo(floating[0]).eps ** 0.5
+    size = torch.finfo(real_type(values)).eps ** 0.5
     moved = [
         v * (1 + size * torch.randn(v.shape, generator=generator)).to(v.dtype)
         if differentiable(v)
@@ -354,12 +373,16 @@ def has_indices(case: Case) -> bool:
 def unrepresentable(
     operation: Operation, r: Tensor, x: Tensor, grad: Tensor, change: Tensor
 ) -> Tensor:
-    """Return where |g dy / dx|, or |g f'| for equal endpoints, is above a tenth of the maximum."""
+    """Return where |g dy / dx|, or |g f'| for equal endpoints, is above a tenth of the maximum.
+
+    So it is where equal endpoints have different values.
+    """
     largest = torch.finfo(r.dtype).max / 10
     slope = derivative(operation, r, grad)
-    rise = grad.double().abs().clamp(min=1) * change.double().abs()
+    rise = double(grad).abs().clamp(min=1) * double(change).abs()
     secant = rise > largest * difference(x, r).abs()
-    return torch.where(x == r, ~(slope.abs() <= largest), secant)
+    jump = change != 0  # between 0 and -0, at a branch cut
+    return torch.where(x == r, jump | ~(slope.abs() <= largest), secant)
 
 
 def derivative(operation: Operation, r: Tensor, grad: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from torch import Tensor
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import Case
-from tests.property.extremes import REAL, check_draws, draw_values, max_rows
+from tests.property.extremes import DRAWN, check_draws, draw_values, max_rows
 from tests.rules.helpers import FLOATS, bind_unary
 
 aten = torch.ops.aten
 
 
 @FLOATS
-@pytest.mark.parametrize("case", REAL, ids=str)
+@pytest.mark.parametrize("case", DRAWN, ids=str)
 def test_rules_add_up_at_every_size(case: Case, dtype: torch.dtype) -> None:
     """Multipliers are finite and add up in every row that is not excused; most are not excused."""
     rows, excused = 0, 0

@@ -38,6 +38,21 @@ def values_at(operation: Operation, r: Tensor, x: Tensor) -> tuple[Tensor, Tenso
     return f_r, f_x
 
 
+def quotient(change: Tensor, step: Tensor) -> Tensor:
+    """Return change / step; of complex numbers also where the square of the step underflows."""
+    if not step.is_complex():
+        return change / step
+    unit = step.abs()
+    direction = torch.where(step == 0, 1.0, divide_parts(step, unit))
+    return divide_parts(change / direction, unit)
+
+
+def divide_parts(z: Tensor, divisor: Tensor) -> Tensor:
+    """Return z / divisor for a real divisor, at most the largest number of the dtype."""
+    parts = torch.view_as_real(z.resolve_conj()) / divisor.unsqueeze(-1)
+    return torch.view_as_complex(parts.nan_to_num())
+
+
 def derivative(operation: Operation, point: Tensor) -> Tensor:
     """f'(point) of a univariate operation, real or holomorphic, by autograd.
 
@@ -60,13 +75,15 @@ def smooth_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
     x, r = torch.broadcast_tensors(x, r)
     d = x - r
     f_r, f_x = values_at(operation, r, x)
-    quotient = (f_x - f_r) / d
+    exact = quotient(f_x - f_r, d)
     mean = sum(weight * derivative(operation, torch.lerp(r, x, t)) for t, weight in GAUSS_LEGENDRE)
     assert isinstance(mean, Tensor)
+    if mean.is_complex():  # near removable singularities torch has no derivative
+        mean = torch.where(mean.isnan(), 0.0, mean)
     # What only the rounding of f can change: more would show in the sum of the attributions.
     noise = 4 * torch.finfo(d.dtype).eps * (f_x.abs() + f_r.abs())
     close = (mean * d - (f_x - f_r)).abs() <= noise
-    return torch.where(close | (d == 0), mean, quotient)
+    return torch.where(close | (d == 0), mean, exact)
 
 
 def piecewise_secant(r: Tensor, x: Tensor, operation: Operation) -> Tensor:
