@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,15 +145,10 @@ def verified_features(
     return model._calls.options.refinement.features(inputs)
 
 
-def shapley_distances(
-    model: nn.Module,
-    references: list[Tensor],
-    samples: list[Tensor],
-    values: list[Array],
-    ranks: Tensor,
-    numbers: list[Tensor],
-) -> list[float | None]:
-    """Return for every sample sum |phi - exact| / sum |exact|.
+def exact_values(
+    model: nn.Module, references: list[Tensor], samples: list[Tensor], numbers: list[Tensor]
+) -> list[Tensor | None]:
+    """Return for every sample the exact Shapley values, float64 of shape (features, outputs).
 
     Parameters
     ----------
@@ -160,37 +156,72 @@ def shapley_distances(
         The explained model, with an output of shape (rows, outputs).
     references, samples : list of Tensor
         One tensor for each input, of shape (rows, ...).
+    numbers : list of Tensor
+        The number of the feature of every element, as :func:`verified_features` returns it.
+
+    Returns
+    -------
+    list of Tensor or None
+        ``None`` for a sample whose exact values would take too long.
+    """
+    features = count_features(numbers)
+    rows_per_sample = 2**features * len(references[0])
+    computed = 0 if features > MAX_FEATURES else max(1, MAX_ROWS // rows_per_sample)
+    everyone = torch.ones(len(references[0]), features, dtype=torch.bool)
+    exact: list[Tensor | None] = [None] * len(samples[0])
+    for row in range(min(computed, len(samples[0]))):
+        games = shapley_values_of_pairs(
+            lambda points: explained_output(model, points),
+            [x[row : row + 1] for x in samples],
+            references,
+            numbers,
+            everyone,
+            BATCH_SIZE,
+        )
+        exact[row] = games.mean(0)
+    return exact
+
+
+def shapley_distances(
+    exact: Sequence[Tensor | None],
+    values: list[Array],
+    ranks: Tensor,
+    numbers: list[Tensor],
+    scale: float,
+) -> list[float | None]:
+    """Return for every sample sum |phi - exact| / sum |exact|.
+
+    Parameters
+    ----------
+    exact : sequence of Tensor or None
+        The exact values of every sample, of shape (features, outputs).
     values : list of ndarray
         SHAP's values, one array for each input, of shape (samples, ..., outputs).
     ranks : Tensor
         The columns of the output that the values explain, of shape (samples, outputs).
     numbers : list of Tensor
         The number of the feature of every element, as :func:`verified_features` returns it.
+    scale : float
+        The largest absolute output. Differences that are within its rounding are no distance: the
+        exact values of a sample that is its own reference are 0.
 
     Returns
     -------
     list of float or None
-        ``None`` for a sample whose exact values would take too long.
+        ``None`` for a sample without exact values.
     """
-    features = count_features(numbers)
-    rows_per_sample = 2**features * len(references[0])
-    computed = 0 if features > MAX_FEATURES else max(1, MAX_ROWS // rows_per_sample)
-    by_feature = torch.zeros(len(samples[0]), features, values[0].shape[-1], dtype=torch.float64)
-    for value, x, number in zip(values, samples, numbers, strict=True):
-        groups = number.expand(1, *x.shape[1:]).flatten()
+    features, outputs = count_features(numbers), values[0].shape[-1]
+    by_feature = torch.zeros(len(values[0]), features, outputs, dtype=torch.float64)
+    for value, number in zip(values, numbers, strict=True):
+        groups = number.expand(1, *value.shape[1:-1]).flatten()
         by_feature.index_add_(1, groups, torch.from_numpy(flatten_features(value)))
-    everyone = torch.ones(len(references[0]), features, dtype=torch.bool)
-    distances: list[float | None] = [None] * len(samples[0])
-    for row in range(min(computed, len(samples[0]))):
-        sample = [x[row : row + 1] for x in samples]
-        games = shapley_values_of_pairs(
-            lambda points: explained_output(model, points),
-            sample,
-            references,
-            numbers,
-            everyone,
-            BATCH_SIZE,
-        )
-        exact = games.mean(0)[:, ranks[row]]
-        distances[row] = float((by_feature[row] - exact).abs().sum() / exact.abs().sum())
+    rounding = float(np.finfo(values[0].dtype).eps) * scale * features * outputs
+    distances: list[float | None] = []
+    for phi, best, columns in zip(by_feature, exact, ranks, strict=True):
+        if best is None:
+            distances.append(None)
+            continue
+        error = float((phi - best[:, columns]).abs().sum())
+        size = float(best[:, columns].abs().sum())
+        distances.append(0.0 if error <= rounding else error / size if size else math.inf)
     return distances

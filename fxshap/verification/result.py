@@ -69,6 +69,9 @@ class Verification:
         SHAP's values, one array for each input, of shape (samples, ..., outputs).
     leaks : list of Leak
         The operations that leak, the largest leak first; empty if the attributions add up.
+    alternatives : dict of str to float
+        The distance to the exact Shapley values with other options of
+        :func:`fxshap.make_explainable`, for the farthest sample; empty if all samples are near.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Verification:
     samples: list[SampleCheck]
     values: list[Array] = field(repr=False)
     leaks: list[Leak]
+    alternatives: dict[str, float] = field(default_factory=dict)
 
     @property
     def additivity_error(self) -> float:
@@ -117,7 +121,13 @@ class Verification:
     def near_shapley(self) -> bool | None:
         """Whether that distance is at most 0.5; ``None`` if it was not measured."""
         distance = self.shapley_distance
-        return None if distance is None else not distance > MAX_DISTANCE  # NaN if all are 0
+        return None if distance is None else distance <= MAX_DISTANCE
+
+    @property
+    def farthest(self) -> int:
+        """The number of the sample with that distance."""
+        distances = [sample.shapley_distance for sample in self.samples]
+        return max(range(len(distances)), key=lambda row: distances[row] or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurements as plain data, ready for JSON, without SHAP's values."""
@@ -136,6 +146,7 @@ class Verification:
             "near_shapley": self.near_shapley,
             "samples": [asdict(sample) for sample in self.samples],
             "leaks": [asdict(leak) for leak in self.leaks],
+            "alternatives": self.alternatives,
         }
 
     def __str__(self) -> str:
@@ -171,18 +182,28 @@ class Verification:
         """Return what the numbers mean, one sentence or leak a line."""
         lines = [*self._additivity_verdict(), *self._shap_verdict()]
         if self.near_shapley is False:
-            lines += [
-                f"WARNING: the distance to Shapley of {self.shapley_distance:.2f} is over "
-                f"{MAX_DISTANCE}: these values are",
-                "  shared among the features in another way than the exact Shapley values.",
-                f"  refine='exact' gives those of {pluralize(self.features, 'feature')}; with more "
-                "features, refine=8 is nearer.",
-            ]
+            lines += self._distance_warning()
         if self.features > MAX_FEATURES:
             lines.append(
                 f"No exact Shapley values: {self.features} features are more than {MAX_FEATURES} "
                 "(see feature_mask)."
             )
+        return lines
+
+    def _distance_warning(self) -> list[str]:
+        """Return that these values are far from the exact ones, and what comes nearer."""
+        lines = [
+            f"WARNING: the distance to Shapley of {self.shapley_distance:.2f} is over "
+            f"{MAX_DISTANCE}. These values add up, but are",
+            "  shared among the features in another way than the exact Shapley values.",
+        ]
+        if self.alternatives:
+            measured = ", ".join(f"{d:.2f} with {name}" for name, d in self.alternatives.items())
+            lines.append(f"  Sample {self.farthest}: {measured}.")
+        lines.append(
+            f"  refine='exact' gives the exact values of {pluralize(self.features, 'feature')}; "
+            "make groups of more (feature_mask)."
+        )
         return lines
 
     def _additivity_verdict(self) -> list[str]:

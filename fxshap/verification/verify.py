@@ -17,6 +17,7 @@ from fxshap.frontend.inputs import check_compatible, check_matching_rows
 from fxshap.frontend.outputs import Selector, check_two_dimensional
 from fxshap.integrations.isolation import evaluation_mode
 from fxshap.module import ExplainableModule, make_explainable
+from fxshap.runtime.captures import CaptureCache
 from fxshap.runtime.features import count_features
 from fxshap.verification.leaks import Leak, find_leaks
 from fxshap.verification.metrics import (
@@ -25,6 +26,7 @@ from fxshap.verification.metrics import (
     OutputPairs,
     additivity_gaps,
     as_list,
+    exact_values,
     explained_output,
     output_differences,
     shapley_distances,
@@ -48,7 +50,8 @@ def verify(
     For every sample it measures the additivity error, which it compares with SHAP's own tolerance
     and with the precision of the floats; the difference between the outputs that SHAP received and
     the model's own; and, for up to 12 features or groups of features, the distance to the exact
-    Shapley values. If the attributions do not add up, it names the operations that leak.
+    Shapley values. If the attributions do not add up, it names the operations that leak. If they
+    add up but are far from the exact values, it measures how near other options come.
 
     Parameters
     ----------
@@ -112,10 +115,11 @@ def verify(
             values, ranks = shap_values(model, references, rows, ranked_outputs)
         scale = max(float(f_x.abs().max()), float(f_r.abs().max())) or 1.0
         gaps = additivity_gaps(values, f_x, f_r, ranks)
+        exact = exact_values(model, references, rows, numbers)
         measured = zip(
             map(float, gaps.max(1)),
             output_differences(recorded, f_x, f_r),
-            shapley_distances(model, references, rows, values, ranks, numbers),
+            shapley_distances(exact, values, ranks, numbers, scale),
             strict=True,
         )
         result = Verification(
@@ -131,7 +135,38 @@ def verify(
         if not result.additive:
             leaks = leaks_of_largest_gap(model, references, rows, gaps, ranks, scale)
             result = replace(result, leaks=leaks)
+        elif result.near_shapley is False:
+            row = result.farthest
+            sample = [x[row : row + 1] for x in rows]
+
+            def distance(variant: ExplainableModule) -> float:
+                values, ranks = shap_values(variant, references, sample, ranked_outputs)
+                (measured,) = shapley_distances(exact[row : row + 1], values, ranks, numbers, scale)
+                return math.nan if measured is None else measured
+
+            variants = other_options(model, feature_mask)
+            result = replace(result, alternatives={n: distance(v) for n, v in variants.items()})
     return result
+
+
+def other_options(
+    model: ExplainableModule, feature_mask: Inputs | None
+) -> dict[str, ExplainableModule]:
+    """Return the model with the options that may come nearer to the exact Shapley values."""
+    options = model._calls.options
+    refinement = replace(options.refinement, coalitions=8, budget=None, max_groups=None)
+    if feature_mask is not None:
+        refinement = replace(refinement, feature_mask=feature_mask, feature_dims=None)
+    changed = {
+        "rule='variance'": replace(options, rule="variance", compile=False),
+        "refine=8": replace(options, refinement=refinement, compile=False),
+    }
+    calls = model._calls
+    return {
+        name: ExplainableModule(replace(calls, options=o, captures=CaptureCache(calls.model)))
+        for name, o in changed.items()
+        if o != replace(options, compile=False)
+    }
 
 
 def leaks_of_largest_gap(

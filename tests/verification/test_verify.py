@@ -201,13 +201,43 @@ def test_values_far_from_shapley_are_warned_of():
     assert f"WARNING: the distance to Shapley of {result.shapley_distance:.2f} is over 0.5" in str(
         result
     )
+    for name, options in {
+        "rule='variance'": {"rule": "variance"},
+        "refine=8": {"refine": 8},
+    }.items():
+        model = fxshap.make_explainable(siren.build(), **options)
+        distance = fxshap.verify(model, background, samples).shapley_distance
+        assert result.alternatives[name] == pytest.approx(distance, rel=1e-4)
+        assert f"{distance:.2f} with {name}" in str(result)
     exact = fxshap.verify(
         fxshap.make_explainable(siren.build(), refine="exact"), background, samples
     )
     assert exact.near_shapley is True and exact.shapley_distance < 1e-5
-    assert "WARNING" not in str(exact)
+    assert "WARNING" not in str(exact) and not exact.alternatives
     many = fxshap.verify(nn.Linear(13, 1), torch.randn(2, 13), torch.randn(1, 13))
     assert many.near_shapley is None and many.to_dict()["near_shapley"] is None
+
+
+def test_a_sample_that_is_its_own_reference_has_no_distance():
+    model = attention()
+    result = fxshap.verify(
+        model, BACKGROUND[:1].repeat(3, 1, 1), BACKGROUND[:2], feature_mask=TOKENS
+    )
+    assert result.samples[0].shapley_distance == 0.0
+    assert 0 < result.samples[1].shapley_distance < 10
+    assert result.near_shapley is (result.samples[1].shapley_distance <= 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_output_that_only_rounding_changes_has_no_distance(dtype):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return 1000 + (x.sum(1, keepdim=True) - x.flip(1).sum(1, keepdim=True)).tanh()
+
+    result = fxshap.verify(
+        Constant(), torch.randn(3, 6, dtype=dtype), torch.randn(2, 6, dtype=dtype)
+    )
+    assert result.additive and result.shapley_distance == 0.0 and result.near_shapley
 
 
 # --- verdict --------------------------------------------------------------------------------------
