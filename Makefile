@@ -48,13 +48,15 @@ ecosystem: $(VENV)/.ecosystem
 	$(BIN)/pytest tests/ecosystem
 
 fidelity: $(VENV)/.test
-	$(BIN)/python -m benchmarks.accuracy.fidelity
+	-$(BIN)/python -m benchmarks.accuracy.fidelity
+	$(BIN)/python -m benchmarks.accuracy.trained
 
 refinement: $(VENV)/.test
 	-$(BIN)/python -m benchmarks.accuracy.coalitions
 	$(BIN)/python -m benchmarks.accuracy.patches
 	$(BIN)/python -m benchmarks.accuracy.variances
 	$(BIN)/python -m benchmarks.accuracy.refinement
+	$(BIN)/python -m benchmarks.accuracy.curves
 
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.performance.speed --memory --growth --page docs/speed.md

@@ -16,7 +16,7 @@ The paper has dense and convolutional layers, ReLU, and max and average pooling.
 one number get their moments by Gauss-Hermite quadrature here, and products those of independent
 factors. Everything else (softmax, norms, recurrent layers) raises: there is no such layer in the
 paper. Features are replaced by a reference, so the terms are v_j = w_j (x_j - r_j). All N coalition
-sizes are used. That takes 2 N^2 rows.
+sizes are used, which takes 2 N^2 rows, or K of them that are evenly spaced, which takes 2 N K.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from fxshap.ops.library import BATCH_NORM
 aten = torch.ops.aten
 #: Points of the quadrature.
 POINTS = 16
+#: Rows that are propagated together.
+ROWS_AT_ONCE = 512
 #: What pads the windows of a maximum.
 LOWEST = -1e30
 
@@ -206,7 +208,7 @@ def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return weighted(op, args)
     if target is BATCH_NORM:
         return weighted(frozen_batch_norm, args)
-    if op in (aten.mean, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d):
+    if op in MEANS:
         return averaged(lambda t: target(t, *rest, **kwargs), x)
     if op in MAX_POOLS:
         return max_pool(MAX_POOLS[op], x, *rest)
@@ -228,6 +230,10 @@ def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     raise NotImplementedError(f"DASP has no probabilistic layer for {target}")
 
 
+MEANS = {
+    aten.mean, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+}  # fmt: skip
 MAX_POOLS = {aten.max_pool1d: 1, aten.max_pool2d: 2, aten.max_pool3d: 3}
 
 
@@ -314,13 +320,15 @@ def concatenate(parts: Sequence[Any], dim: int = 0) -> Moments:
     return Moments(*(torch.cat(list(t), dim) for t in zip(*filled, strict=True)))
 
 
-def coalitions_by_size(x: Tensor, r: Tensor) -> Moments:
-    """Return the moments of the inputs without and with each feature, for all coalition sizes.
+def coalitions_by_size(x: Tensor, r: Tensor, size: Tensor) -> Moments:
+    """Return the moments of the inputs without and with each feature, for coalition sizes.
 
     Parameters
     ----------
     x, r : Tensor
         The sample and the reference, of shape (features,).
+    size : Tensor
+        Numbers of other features in the coalition, of shape (sizes,).
 
     Returns
     -------
@@ -328,9 +336,8 @@ def coalitions_by_size(x: Tensor, r: Tensor) -> Moments:
         Of shape (2 * features * sizes, features): without the feature, then with it.
     """
     features, others = len(x), max(len(x) - 1, 1)
-    size = torch.arange(features, dtype=x.dtype)
     absent = 1 - torch.eye(features, dtype=x.dtype).unsqueeze(1)  # (features, 1, features)
-    d = ((x - r) * absent).expand(features, features, features)  # of the others
+    d = ((x - r) * absent).expand(features, len(size), features)  # of the others
     share = (size / others).reshape(1, -1, 1)
     mean = r + share * d
     # Of k of N terms drawn without replacement: k (N - k) / (N - 1) (mean(v^2) - mean(v)^2).
@@ -344,9 +351,12 @@ def coalitions_by_size(x: Tensor, r: Tensor) -> Moments:
 
 @torch.no_grad()
 def with_dasp(
-    model: nn.Module, references: Sequence[Tensor], outputs: int
+    model: nn.Module, references: Sequence[Tensor], outputs: int, *, sizes: int | None = None
 ) -> Callable[..., Tensor]:
-    """Explain with DASP, against every reference; see :mod:`benchmarks.adapters`."""
+    """Explain with DASP, against every reference; see :mod:`benchmarks.adapters`.
+
+    At most `sizes` coalition sizes are used, by default all.
+    """
     program = bound_program(model, list(references))
     graph = program.rewritten.output_graph
     shapes = [tuple(r.shape[1:]) for r in references]
@@ -354,7 +364,7 @@ def with_dasp(
     @torch.no_grad()
     def explain(samples: Sequence[Tensor]) -> Tensor:
         pairs = [
-            [values_of(graph, x, r, shapes) for r in adapters.join(references)]
+            [values_of(graph, x, r, shapes, sizes) for r in adapters.join(references)]
             for x in adapters.join(samples)
         ]
         return torch.stack([torch.stack(of_sample).mean(0) for of_sample in pairs])
@@ -362,15 +372,34 @@ def with_dasp(
     return explain
 
 
+@torch.no_grad()
+def dasp_of_pairs(
+    model: nn.Module, samples: Sequence[Tensor], references: Sequence[Tensor], outputs: int
+) -> Tensor:
+    """Explain every sample against its own reference; return (pairs, features, outputs)."""
+    graph = bound_program(model, [r[:1] for r in references]).rewritten.output_graph
+    shapes = [tuple(r.shape[1:]) for r in references]
+    pairs = zip(adapters.join(samples), adapters.join(references), strict=True)
+    return torch.stack([values_of(graph, x, r, shapes, None) for x, r in pairs])
+
+
 def values_of(
-    graph: fx.GraphModule, x: Tensor, r: Tensor, shapes: Sequence[tuple[int, ...]]
+    graph: fx.GraphModule,
+    x: Tensor,
+    r: Tensor,
+    shapes: Sequence[tuple[int, ...]],
+    sizes: int | None,
 ) -> Tensor:
     """Return the values of one pair, of shape (features, outputs)."""
-    moments = coalitions_by_size(x, r)
-    inputs = [
-        Moments(*parts) for parts in zip(*(adapters.split(t, shapes) for t in moments), strict=True)
+    features = len(x)
+    count = min(sizes or features, features)
+    size = (torch.arange(count, dtype=x.dtype) + 0.5) * features / count - 0.5
+    moments = coalitions_by_size(x, r, size)
+    means = [
+        Propagation(graph).run(*(Moments(*t) for t in zip(*parts, strict=True))).mean
+        for rows in zip(*(m.split(ROWS_AT_ONCE) for m in moments), strict=True)
+        for parts in [[adapters.split(t, shapes) for t in rows]]
     ]
-    output = Propagation(graph).run(*inputs)
-    without, with_feature = output.mean.chunk(2)
-    gains: Tensor = (with_feature - without).unflatten(0, (len(x), -1))
+    without, with_feature = torch.cat(means).chunk(2)
+    gains: Tensor = (with_feature - without).unflatten(0, (features, -1))
     return gains.mean(1)

@@ -18,6 +18,7 @@ import platform
 import shlex
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,22 +35,30 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks import adapters
-from benchmarks.accuracy.dasp import with_dasp
+from benchmarks.accuracy.dasp import dasp_of_pairs
 from benchmarks.adapters import join, split
+from benchmarks.samplers import SAMPLERS, with_sampler
 from fxshap.frontend.arguments import Call
 from fxshap.verification.shapley import shapley_values
 from tests.networks import NETWORKS, Network
 from tests.networks.reports import REPORTS, Report
-from tests.tools.pages import COMMIT
+from tests.tools.pages import COMMIT, read_section
 
 OUTPUT = Path("docs/fidelity.md")
 ADDS_UP = 1e-5
 NO_FARTHER = 1.05
 MEDIAN_RATIO = 0.4
+TRAINED = "trained"
+"""The section of the page with the trained networks."""
 MAX_FEATURES = 10
 """Models of reports with more features are left out: brute force doubles with each."""
 ROUNDING = 1e-9
 """Distances below this differ only by rounding."""
+
+EVALUATIONS = 500
+"""Rows that SHAP's sampling explainers evaluate, the default of PermutationExplainer."""
+EXACT = 1e-6
+"""A method whose distance is below this on all networks has no column for each."""
 
 Inputs = tuple[Tensor, ...]
 Method = Callable[[nn.Module, Inputs, Inputs, int], Tensor]
@@ -68,11 +77,14 @@ class Measurement:
         output.
     reason : str
         Why there are no values, if there are none.
+    seconds : float
+        Processor seconds for one more pair and all outputs; NaN if not measured.
     """
 
     distance: float = math.nan
     additivity_error: float = math.nan
     reason: str = ""
+    seconds: float = math.nan
 
     @property
     def adds_up(self) -> bool:
@@ -128,7 +140,6 @@ def with_fxshap(
     return checked(explainable, samples, references, outputs)
 
 
-DASP = "DASP"
 FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
 COMPETITORS = ("SHAP", "Captum", "tangermeme")
 METHODS: dict[str, Method] = {
@@ -137,7 +148,11 @@ METHODS: dict[str, Method] = {
     "tangermeme": one_by_one(adapters.with_tangermeme),
     GRADIENTS: one_by_one(adapters.with_integrated_gradients),
     "expected gradients": one_by_one(adapters.with_expected_gradients),
-    DASP: one_by_one(with_dasp),
+    "DASP": dasp_of_pairs,
+    **{
+        name: one_by_one(partial(with_sampler, sampler=sampler, evaluations=EVALUATIONS))
+        for name, sampler in SAMPLERS.items()
+    },
     FXSHAP: with_fxshap,
     VARIANCES: partial(with_fxshap, rule="variance"),
     "fxshap, refine=4": partial(with_fxshap, refine=4),
@@ -201,7 +216,23 @@ def explain(method: Method, network: Network, samples: Inputs, references: Input
     return values
 
 
-def measure(network: Network, methods: list[str], count: int) -> dict[str, Measurement]:
+def seconds_of_one_more(
+    method: Method, network: Network, samples: Inputs, references: Inputs
+) -> float:
+    """Return how much longer all pairs take than the first, divided by their number."""
+    seconds = []
+    for count in (1, len(samples[0])):
+        start = time.process_time()
+        explain(
+            method, network, *(tuple(t[:count] for t in points) for points in (samples, references))
+        )
+        seconds.append(time.process_time() - start)
+    return max(seconds[1] - seconds[0], 0.0) / max(len(samples[0]) - 1, 1)
+
+
+def measure(
+    network: Network, methods: list[str], count: int, timed: bool = False
+) -> dict[str, Measurement]:
     """Measure every method on one network.
 
     Parameters
@@ -212,6 +243,8 @@ def measure(network: Network, methods: list[str], count: int) -> dict[str, Measu
         Names of `METHODS`.
     count : int
         The number of pairs of a sample and a reference.
+    timed : bool
+        Whether to measure times. Each method then runs once more.
 
     Returns
     -------
@@ -229,6 +262,11 @@ def measure(network: Network, methods: list[str], count: int) -> dict[str, Measu
     for name in methods:
         try:
             values = explain(METHODS[name], network, samples, references)
+            seconds = (
+                seconds_of_one_more(METHODS[name], network, samples, references)
+                if timed
+                else math.nan
+            )
         except Exception as error:  # any failure of a method is a result
             first_line = (str(error).strip() or "no message").splitlines()[0]
             reason = f"{type(error).__name__}: {first_line[:200]}"
@@ -236,7 +274,7 @@ def measure(network: Network, methods: list[str], count: int) -> dict[str, Measu
             continue
         additivity_error = (values.sum(dim=1) - (y - y_reference)).abs().max() / largest
         distance = (values - exact).abs().sum() / exact.abs().sum()
-        measurements[name] = Measurement(distance.item(), additivity_error.item())
+        measurements[name] = Measurement(distance.item(), additivity_error.item(), seconds=seconds)
     return measurements
 
 
@@ -304,7 +342,8 @@ def judge(results: Results, methods: list[str]) -> list[Verdict]:
 
 
 def network_table(results: Results, methods: list[str], style: str) -> str:
-    """Tabulate the distance of every method on every network."""
+    """Tabulate the distance of every method on every network, without methods that are exact."""
+    methods = [m for m in methods if any(not row[m].distance < EXACT for row in results.values())]
 
     def cell(measurement: Measurement) -> str:
         if measurement.reason:
@@ -323,8 +362,12 @@ def summary_table(results: Results, methods: list[str], style: str) -> str:
         measurements = [row[method] for row in results.values()]
         answered = sum(not measurement.reason for measurement in measurements)
         exact = sum(measurement.adds_up for measurement in measurements)
-        rows.append([method, f"{median(results, method):.4f}", exact, answered, len(results)])
+        times = [m.seconds for m in measurements if m.seconds == m.seconds]
+        row = [method, f"{median(results, method):.4f}", exact, answered, len(results)]
+        rows.append([*row, *([f"{1000 * statistics.median(times):.1f}"] if times else [])])
     headers = ["method", "median distance", "adds up on", "gives values on", "networks"]
+    if any(m.seconds == m.seconds for row in results.values() for m in row.values()):
+        headers.append("median ms a pair")
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
@@ -347,6 +390,7 @@ def page(
     methods: list[str],
     verdicts: list[Verdict],
     command: str,
+    trained: str = "",
 ) -> str:
     """Write the results as Markdown.
 
@@ -362,6 +406,8 @@ def page(
         What was judged of them.
     command : str
         The command that measured them.
+    trained : str
+        The section that `benchmarks.accuracy.trained` writes.
 
     Returns
     -------
@@ -378,6 +424,7 @@ def page(
         "values are computed by brute force over the 1024 coalitions of ten features against one "
         "reference. `!` marks attributions that do not sum to the difference of the outputs to "
         f"{ADDS_UP:g} of the outputs; `-` marks a method that gave no values. "
+        f"SHAP's sampling explainers evaluate {EVALUATIONS} rows for a pair. "
         "A median is over the networks where the method gave values.",
         summary_table(results, methods, "github"),
         *(f"- {verdict}" for verdict in verdicts),
@@ -388,6 +435,11 @@ def page(
         "rule of the operation itself (norms, maxima, softmax, comparisons, products).",
         "## By network",
         network_table(results, methods, "github"),
+        "## Trained networks",
+        "Random weights are more nonlinear than the networks that people explain. These networks "
+        "of 8 to 12 features were trained on tables, digits, series and text; samples are rows "
+        "that were not trained on, and references are training rows.",
+        f"<!-- {TRAINED} -->\n{trained}<!-- end -->",
     ]
     if of_reports:
         sources = [f"{name}: {REPORTS[name].source}" for name in of_reports]
@@ -423,6 +475,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, print and write; return 1 if a verdict fails."""
     arguments = parse_arguments()
+    torch.set_num_threads(1)  # the networks are too small for more
     methods = arguments.only_methods
     networks: dict[str, Network] = {**NETWORKS, **SMALL_REPORTS}
     names = fnmatch.filter(networks, arguments.networks)
@@ -444,7 +497,8 @@ def main() -> int:
     if output:
         command = shlex.join(["python", "-m", "benchmarks.accuracy.fidelity", *sys.argv[1:]])
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(results, of_reports, methods, verdicts, command))
+        trained = read_section(output, TRAINED) if output.exists() else ""
+        output.write_text(page(results, of_reports, methods, verdicts, command, trained))
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 

@@ -26,14 +26,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import shap
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
 import fxshap
 from benchmarks import adapters
+from benchmarks.accuracy.dasp import with_dasp
 from benchmarks.accuracy.problems import PROBLEMS, Array, Problem
+from benchmarks.samplers import Sampler, kernel_values, permutation_values, sampling_values
 from tests.tools.pages import replace_section
 
 PAGE = Path("docs/refinement.md")
@@ -65,31 +66,36 @@ def refined(problem: Problem, pairs: int, rule: str = "rescale") -> Explain:
     return one_pass(method)(problem, pairs)
 
 
+def sampled(sampler: Sampler) -> Callable[[Problem, int], Explain]:
+    """Return a method that explains the outputs of a problem with one of SHAP's samplers."""
+
+    def prepare(problem: Problem, evaluations: int) -> Explain:
+        background = problem.references.flatten(1).numpy()
+        return lambda x: sampler(problem.call, background, x.flatten(1).numpy(), evaluations)
+
+    return prepare
+
+
 def permutations(problem: Problem, count: int) -> Explain:
     """Explain with SHAP's PermutationExplainer, each permutation forwards and backwards."""
-    background = problem.references.flatten(1).numpy()
-    masker = shap.maskers.Independent(background, max_samples=len(background))
-    explainer = shap.PermutationExplainer(problem.call, masker, seed=0)
-    evaluations = count * (2 * problem.features + 1)
-    return lambda x: (
-        explainer(x.flatten(1).numpy(), max_evals=evaluations, batch_size=256, silent=True).values
-    )
+    return sampled(permutation_values)(problem, count * (2 * problem.features + 1))
 
 
-def kernel(problem: Problem, count: int) -> Explain:
-    """Explain with SHAP's KernelExplainer, without its selection of features."""
-    explainer = shap.KernelExplainer(problem.call, problem.references.flatten(1).numpy())
-    return lambda x: explainer.shap_values(
-        x.flatten(1).numpy(), nsamples=count, l1_reg=False, silent=True
-    )
+def expected_gradients(problem: Problem, points: int) -> Explain:
+    """Explain with SHAP's GradientExplainer, from so many points."""
+    method = partial(adapters.with_expected_gradients, points=points)
+    return one_pass(method)(problem, points)
 
 
-def sampling(problem: Problem, count: int) -> Explain:
-    """Explain with SHAP's SamplingExplainer."""
-    explainer = shap.SamplingExplainer(problem.call, problem.references.flatten(1).numpy())
-    return lambda x: np.asarray(
-        explainer.shap_values(x.flatten(1).numpy(), nsamples=count, silent=True)
-    )
+def exact(problem: Problem, _: int) -> Explain:
+    """Explain with SHAP on the explainable model, from all coalitions."""
+    return one_pass(partial(adapters.with_fxshap, refine="exact"))(problem, 0)
+
+
+def within_budget(problem: Problem, milliseconds: int) -> Explain:
+    """Explain with SHAP on the explainable model and ``refine="auto"``."""
+    refinement = fxshap.Refinement("auto", budget=milliseconds / 1000)
+    return one_pass(partial(adapters.with_fxshap, refine=refinement))(problem, 0)
 
 
 def powers(first: int, last: int) -> list[int]:
@@ -101,9 +107,14 @@ def powers(first: int, last: int) -> list[int]:
 METHODS: dict[str, tuple[Callable[[Problem, int], Explain], list[int]]] = {
     "fxshap, refine": (refined, [0, *powers(1, 64)]),
     "fxshap, variances": (partial(refined, rule="variance"), [0, *powers(1, 64)]),
+    "fxshap, exact": (exact, [0]),
+    "fxshap, auto": (within_budget, powers(4, 512)),
     "PermutationExplainer": (permutations, powers(1, 1024)),
-    "KernelExplainer": (kernel, powers(32, 65536)),
-    "SamplingExplainer": (sampling, powers(64, 65536)),
+    "KernelExplainer": (sampled(kernel_values), powers(32, 65536)),
+    "SamplingExplainer": (sampled(sampling_values), powers(64, 65536)),
+    "expected gradients": (expected_gradients, powers(16, 16384)),
+    "integrated gradients": (one_pass(adapters.with_integrated_gradients), [0]),
+    "DASP": (one_pass(with_dasp), [0]),
     "SHAP, one pass": (one_pass(adapters.with_shap), [0]),
     "Captum, one pass": (one_pass(adapters.with_captum), [0]),
     "tangermeme, one pass": (one_pass(adapters.with_tangermeme), [0]),
@@ -209,7 +220,7 @@ def draw(found: list[Outcome]) -> None:
 
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
     panels = list(axes.flat)
-    markers = {name: "o*s^vDPX"[number] for number, name in enumerate(METHODS)}
+    markers = {name: "o*Xps^vDPdhd<>"[number] for number, name in enumerate(METHODS)}
     for panel, problem in zip(panels, found, strict=False):
         for name, curve in problem.curves.items():
             if not curve:
