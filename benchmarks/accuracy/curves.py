@@ -36,7 +36,7 @@ from benchmarks import adapters
 from benchmarks.accuracy.dasp import with_dasp
 from benchmarks.accuracy.groups import Array, GroupedProblem, Truth, dna, images, text
 from benchmarks.samplers import SAMPLERS, Sampler
-from tests.tools.pages import replace_section
+from tests.tools.pages import COMMIT, replace_section
 
 PAGE = Path("docs/refinement.md")
 FIGURE = Path("docs/figures/curves.png")
@@ -179,6 +179,7 @@ class Point:
     seconds: float = 0.0
     distance: float = 0.0
     reason: str = ""
+    commit: str = COMMIT
 
 
 class Store:
@@ -368,8 +369,9 @@ def main() -> int:
     truth += ", ".join(f"{error:.3f} ({name})" for name, error in errors.items() if error) + "."
     found = table(store)
     print(found, *reasons(store), truth, sep="\n")
-    parts = [when, chart, found, truth, "\n".join(reasons(store))]
-    replace_section(PAGE, "curves", "\n\n".join(filter(None, parts)))
+    commits = ", ".join(f"commit {c}" for c in dict.fromkeys(p.commit for p in store.points))
+    parts = [when, chart, found, truth, "\n".join(reasons(store)), f"Measured on {commits}."]
+    replace_section(PAGE, "curves", "\n\n".join(filter(None, parts)), stamp=False)
     return 0
 
 

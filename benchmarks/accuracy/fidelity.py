@@ -18,34 +18,31 @@ import platform
 import shlex
 import statistics
 import sys
-import time
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 import fxshap
-from benchmarks import adapters
-from benchmarks.accuracy.dasp import dasp_of_pairs
-from benchmarks.adapters import join, split
-from benchmarks.samplers import SAMPLERS, with_sampler
-from fxshap.frontend.arguments import Call
-from fxshap.verification.shapley import shapley_values
+from benchmarks.accuracy.measurement import (
+    ADDS_UP,
+    EVALUATIONS,
+    FXSHAP,
+    GRADIENTS,
+    METHODS,
+    VARIANCES,
+    Measurement,
+    Results,
+    measure,
+)
 from tests.networks import NETWORKS, Network
-from tests.networks.reports import REPORTS, Report
+from tests.networks.reports import REPORTS
 from tests.tools.pages import COMMIT, read_section
 
 OUTPUT = Path("docs/fidelity.md")
-ADDS_UP = 1e-5
 NO_FARTHER = 1.05
 MEDIAN_RATIO = 0.4
 TRAINED = "trained"
@@ -54,45 +51,9 @@ MAX_FEATURES = 10
 """Models of reports with more features are left out: brute force doubles with each."""
 ROUNDING = 1e-9
 """Distances below this differ only by rounding."""
-
-EVALUATIONS = 500
-"""Rows that SHAP's sampling explainers evaluate, the default of PermutationExplainer."""
 EXACT = 1e-6
 """A method whose distance is below this on all networks has no column for each."""
-
-Inputs = tuple[Tensor, ...]
-Method = Callable[[nn.Module, Inputs, Inputs, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one method did on one network.
-
-    Parameters
-    ----------
-    distance : float
-        The distance to the exact Shapley values; NaN if the method gave no values.
-    additivity_error : float
-        The largest failure to sum to the difference of the outputs, relative to the largest
-        output.
-    reason : str
-        Why there are no values, if there are none.
-    seconds : float
-        Processor seconds for one more pair and all outputs; NaN if not measured.
-    """
-
-    distance: float = math.nan
-    additivity_error: float = math.nan
-    reason: str = ""
-    seconds: float = math.nan
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether the attributions sum to the difference of the outputs."""
-        return self.additivity_error < ADDS_UP
-
-
-Results = dict[str, dict[str, Measurement]]
+COMPETITORS = ("SHAP", "Captum", "tangermeme")
 
 SMALL_REPORTS = {n: report for n, report in REPORTS.items() if report.features <= MAX_FEATURES}
 """The models of reports that are measured."""
@@ -110,172 +71,6 @@ class Verdict:
         """Return the sentence with its outcome."""
         where = f": not on {', '.join(self.failing)}" if self.failing else ""
         return f"{'PASS' if self.passed else 'FAIL'}: {self.sentence}{where}"
-
-
-def pairs(samples: Inputs, references: Inputs) -> list[tuple[Inputs, Inputs]]:
-    """List the pairs of a sample and a reference, each a batch of one."""
-    count = samples[0].shape[0]
-    return [
-        (tuple(x[i : i + 1] for x in samples), tuple(r[i : i + 1] for r in references))
-        for i in range(count)
-    ]
-
-
-def one_by_one(method: adapters.Method) -> Method:
-    """Return a method that explains every pair of a sample and a reference by itself."""
-
-    def explain(model: nn.Module, samples: Inputs, references: Inputs, outputs: int) -> Tensor:
-        each = pairs(samples, references)
-        return torch.cat([method(model, r, outputs)(x) for x, r in each])
-
-    return explain
-
-
-def with_fxshap(
-    model: nn.Module, samples: Inputs, references: Inputs, outputs: int, **options: Any
-) -> Tensor:
-    """Explain every pair with SHAP on one explainable model, and have SHAP check the sums."""
-    explainable = fxshap.make_explainable(model, **options)
-    checked = one_by_one(partial(adapters.with_shap, check_additivity=True))
-    return checked(explainable, samples, references, outputs)
-
-
-FXSHAP, VARIANCES, GRADIENTS = "fxshap", "fxshap, variances", "integrated gradients"
-COMPETITORS = ("SHAP", "Captum", "tangermeme")
-METHODS: dict[str, Method] = {
-    "SHAP": one_by_one(adapters.with_shap),
-    "Captum": one_by_one(adapters.with_captum),
-    "tangermeme": one_by_one(adapters.with_tangermeme),
-    GRADIENTS: one_by_one(adapters.with_integrated_gradients),
-    "expected gradients": one_by_one(adapters.with_expected_gradients),
-    "DASP": dasp_of_pairs,
-    **{
-        name: one_by_one(partial(with_sampler, sampler=sampler, evaluations=EVALUATIONS))
-        for name, sampler in SAMPLERS.items()
-    },
-    FXSHAP: with_fxshap,
-    VARIANCES: partial(with_fxshap, rule="variance"),
-    "fxshap, refine=4": partial(with_fxshap, refine=4),
-    "fxshap, exact": partial(with_fxshap, refine="exact"),
-}
-
-
-class CalledAs(nn.Module):
-    """The model of a report behind its inputs, with its options and bound arguments."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__()
-        self.model = report.build().double()
-        bound = pytree.tree_map(as_double, report.bound)
-        self.calls = fxshap.make_explainable(self.model, **report.options).bind(**bound)._calls
-        self(*report.inputs(2, dtype=torch.float64))  # which bound tensors have rows
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the output that is explained, one column for each."""
-        output: Tensor = self.calls.output(Call.of(inputs, {}))
-        return output.reshape(len(inputs[0]), -1)
-
-
-def as_double(value: Any) -> Any:
-    """Return a floating-point tensor as float64."""
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if floating else value
-
-
-def build(network: Network) -> nn.Module:
-    """Build a network in float64; the model of a report as its users call it."""
-    if isinstance(network, Report):
-        return CalledAs(network)
-    return network.build().double()
-
-
-def exact_values(network: Network, samples: Inputs, references: Inputs) -> Tensor:
-    """Compute the exact Shapley values, of shape (pairs, features, outputs)."""
-    model = build(network)
-
-    def function(flat: Tensor) -> Tensor:
-        return model(*split(flat, network.shapes))
-
-    points = zip(join(samples), join(references), strict=True)
-    return torch.stack([shapley_values(function, x, r) for x, r in points])
-
-
-def explain(method: Method, network: Network, samples: Inputs, references: Inputs) -> Tensor:
-    """Attribute a new build of the network, without the method's warnings."""
-    model = build(network)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        values = method(
-            model,
-            tuple(x.clone() for x in samples),
-            tuple(r.clone() for r in references),
-            network.outputs,
-        )
-    if not values.isfinite().all():
-        raise ArithmeticError("the attributions are not finite")
-    return values
-
-
-def seconds_of_one_more(
-    method: Method, network: Network, samples: Inputs, references: Inputs
-) -> float:
-    """Return how much longer all pairs take than the first, divided by their number."""
-    seconds = []
-    for count in (1, len(samples[0])):
-        start = time.process_time()
-        explain(
-            method, network, *(tuple(t[:count] for t in points) for points in (samples, references))
-        )
-        seconds.append(time.process_time() - start)
-    return max(seconds[1] - seconds[0], 0.0) / max(len(samples[0]) - 1, 1)
-
-
-def measure(
-    network: Network, methods: list[str], count: int, timed: bool = False
-) -> dict[str, Measurement]:
-    """Measure every method on one network.
-
-    Parameters
-    ----------
-    network : Network
-        The network to explain.
-    methods : list of str
-        Names of `METHODS`.
-    count : int
-        The number of pairs of a sample and a reference.
-    timed : bool
-        Whether to measure times. Each method then runs once more.
-
-    Returns
-    -------
-    dict
-        A measurement for each method.
-    """
-    samples = network.inputs(count, seed=1, dtype=torch.float64)
-    references = network.inputs(count, seed=2, dtype=torch.float64)
-    exact = exact_values(network, samples, references)
-    model = build(network)
-    with torch.no_grad():
-        y, y_reference = model(*samples), model(*references)
-    largest = torch.maximum(y.abs().max(), y_reference.abs().max())
-    measurements = {}
-    for name in methods:
-        try:
-            values = explain(METHODS[name], network, samples, references)
-            seconds = (
-                seconds_of_one_more(METHODS[name], network, samples, references)
-                if timed
-                else math.nan
-            )
-        except Exception as error:  # any failure of a method is a result
-            first_line = (str(error).strip() or "no message").splitlines()[0]
-            reason = f"{type(error).__name__}: {first_line[:200]}"
-            measurements[name] = Measurement(reason=reason)
-            continue
-        additivity_error = (values.sum(dim=1) - (y - y_reference)).abs().max() / largest
-        distance = (values - exact).abs().sum() / exact.abs().sum()
-        measurements[name] = Measurement(distance.item(), additivity_error.item(), seconds=seconds)
-    return measurements
 
 
 def median(results: Results, method: str) -> float:
@@ -419,7 +214,8 @@ def page(
     versions += [f"fxshap {fxshap.__version__}", f"Python {platform.python_version()}"]
     sections = [
         "# Distance to the exact Shapley values",
-        f"`{command}`, {datetime.date.today()}, with {', '.join(versions)}, commit {COMMIT}.",
+        f"<!-- networks -->\n`{command}`, {datetime.date.today()}, with {', '.join(versions)}, "
+        f"commit {COMMIT}.",
         "The distance is sum |phi - exact| / sum |exact| in float64, where the exact Shapley "
         "values are computed by brute force over the 1024 coalitions of ten features against one "
         "reference. `!` marks attributions that do not sum to the difference of the outputs to "
@@ -432,14 +228,15 @@ def page(
         "On a network of one hidden layer the rescale rule and integrated gradients are the same "
         "formula: the path integral of f' along a straight line is its secant. One pass and "
         "integrated gradients therefore differ only where layers meet, and where fxshap has the "
-        "rule of the operation itself (norms, maxima, softmax, comparisons, products).",
-        "## By network",
-        network_table(results, methods, "github"),
+        "rule of the operation itself (norms, maxima, softmax, comparisons, products)."
+        "\n<!-- end -->",
         "## Trained networks",
         "Random weights are more nonlinear than the networks that people explain. These networks "
         "of 8 to 12 features were trained on tables, digits, series and text; samples are rows "
         "that were not trained on, and references are training rows.",
         f"<!-- {TRAINED} -->\n{trained}<!-- end -->",
+        "## By network",
+        network_table(results, methods, "github"),
     ]
     if of_reports:
         sources = [f"{name}: {REPORTS[name].source}" for name in of_reports]

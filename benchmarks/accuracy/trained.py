@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 import fxshap
 from benchmarks.accuracy.fidelity import (
-    METHODS,
     OUTPUT,
     TRAINED,
-    measure,
     network_table,
     reasons,
     summary_table,
 )
+from benchmarks.accuracy.measurement import METHODS, measure
 from tests.networks.network import Network
 from tests.networks.tables import FeatureTokenTransformer
 from tests.tools.pages import replace_section

@@ -29,7 +29,7 @@ CORE = tuple(
     )
 )
 MAKERS = {
-    "fidelity": ("tests/networks", "benchmarks/accuracy/fidelity.py"),
+    "fidelity": ("tests/networks", "benchmarks/accuracy"),
     "refinement": ("tests/networks", "benchmarks/accuracy"),
     "speed": ("fxshap/explainer.py", "benchmarks/performance"),
     "datasets": ("fxshap/explainer.py", "fxshap/datasets", "benchmarks/performance/datasets"),
