@@ -2,7 +2,8 @@
 
 ``fxshap::lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu`` take the arguments of torch's operators of
 these names, and ``lengths``: the number of steps of every row. What follows the last step of a row
-is padding: the outputs there are 0, and the final states are those of the last step.
+is padding: the outputs there are 0, and the final states are those of the last step. ``smoothed``
+chooses the rule and changes nothing else.
 
 torch infers the outputs of its own operators by running every step on fake tensors, which takes
 minutes for 300 steps. These have shapes that are known in advance. Packed sequences become padded
@@ -44,6 +45,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
     lengths: Tensor | None = None,
+    smoothed: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run recurrent layers by torch's kernel; autograd can differentiate it.
 
@@ -57,6 +59,8 @@ def recurrent(
         The initial states, of shape (layers, rows, features).
     lengths : Tensor, optional
         The number of steps of every row, at least 1; by default all.
+    smoothed : bool
+        For the rule only: whether it uses the variances of the sums before the gates.
 
     Returns
     -------
@@ -90,6 +94,7 @@ def recurrent_shapes(
     bidirectional: bool,
     batch_first: bool,
     lengths: Tensor | None = None,
+    smoothed: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return empty tensors like the outputs of :func:`recurrent`, for fake tensors."""
     states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
@@ -105,7 +110,8 @@ for _name, _kernel in KERNELS.items():
     )
     LIBRARY.define(
         f"{_name}(Tensor input, {_states}, Tensor[] params, bool has_biases, int num_layers,"
-        " float dropout, bool train, bool bidirectional, bool batch_first, Tensor? lengths=None)"
+        " float dropout, bool train, bool bidirectional, bool batch_first, Tensor? lengths=None,"
+        " bool smoothed=False)"
         f" -> (Tensor, {_finals})"
     )
     LIBRARY.impl(_name, partial(recurrent, _kernel), "CompositeExplicitAutograd")

@@ -28,10 +28,14 @@ from fxshap.graph.nodes import (
     varying_arguments,
 )
 from fxshap.ops.dtypes import is_floating
+from fxshap.ops.recurrent import OPERATORS
 from fxshap.passes.context import Context
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, finite_change, variance
 
 aten = torch.ops.aten
+
+#: Operators with rules that compute the variances of their own sums.
+RECURRENT = frozenset(OPERATORS.values())
 
 
 def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
@@ -48,6 +52,8 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
             if source in variances.sums:
                 node.args = (source, variances.of[source], node.target, *rest)
                 node.meta["op"], node.target = node.target, activation
+        if node.target in RECURRENT:
+            node.kwargs = {**node.kwargs, "smoothed": True}
         variances.propagate(node)
     graph.eliminate_dead_code()
     return graph

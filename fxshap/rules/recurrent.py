@@ -33,7 +33,9 @@ from fxshap.rules.recurrent_cells import (
     Cell,
     State,
     StepValues,
+    Sums,
     Weights,
+    states_before,
 )
 
 aten = torch.ops.aten
@@ -51,12 +53,15 @@ class Stack(NamedTuple):
         For each direction, whether it reads the sequence from its end.
     lengths : Tensor, optional
         The number of steps of every row; by default all.
+    smoothed : bool
+        Whether the gates receive the variances of the sums before them.
     """
 
     cell: Cell
     weights: list[Weights]
     reverse: tuple[bool, ...]
     lengths: Tensor | None = None
+    smoothed: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -117,6 +122,9 @@ def stack_forward(stack: Stack, sequence: Tensor, state: State) -> StackOutput:
             initial = tuple(s[index] for s in state)
             steps = stack.in_reading_order(sequence, reverse)
             out, final, values = stack.cell.forward(steps, initial, stack.weights[index])
+            if stack.smoothed:
+                # A copy: values that are cached for a tensor must not be views of it.
+                values |= {"inputs": steps.clone(), "states": states_before(initial[0], out)}
             outputs.append(stack.in_reading_order(out, reverse))
             activations.append(values)
             finals.append(final)
@@ -136,8 +144,11 @@ def stack_multipliers(
     reference, sample : list of dict
         The activations of every layer and direction.
     """
-    pairs = zip(reference, sample, strict=True)
-    multipliers = [stack.cell.multipliers(r, x) for r, x in pairs]
+    layers = zip(reference, sample, stack.weights, strict=True)
+    multipliers = [
+        stack.cell.multipliers(r, x, Sums.between(r, x, weights) if stack.smoothed else None)
+        for r, x, weights in layers
+    ]
     if stack.lengths is None:
         return multipliers
     return [
@@ -243,7 +254,8 @@ def recurrent_rule(name: str, target: Target, cell: Cell, states: int) -> None:
             function = partial(for_each_cotangent, generic) if batched else generic
             return function(operation, reference, sample, grad)
         reverse = (False, True) if operation["bidirectional"] else (False,)
-        stack = Stack(cell, layer_weights(operation), reverse, operation.get("lengths"))
+        lengths, smoothed = operation.get("lengths"), operation.get("smoothed", False)
+        stack = Stack(cell, layer_weights(operation), reverse, lengths, smoothed)
 
         def forward(endpoint: Tensors) -> StackOutput:
             sequence, initial = sequence_and_states(operation, endpoint, states)

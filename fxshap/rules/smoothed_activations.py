@@ -23,6 +23,7 @@ and (x - r)^2 at the sample; linear layers with squared weights turn it into v. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,26 +96,47 @@ MAX_RATIO = 1e4
 
 
 def multipliers(operation: Operation, r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return S and T of an ``activation`` node."""
+    function = inner_function(operation)
+    return smoothed_multipliers(partial(function_secant, function), function, r, x, v)
+
+
+def smoothed_multipliers(
+    secant: Callable[[Tensor, Tensor], Tensor],
+    function: Callable[[Tensor], Any],
+    r: Tensor,
+    x: Tensor,
+    v: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return S and T; the secant and 0 where `v` is too small for precise squares, or too large.
 
     A sum may be huge for some of its inputs but not for all of them. The activation then takes
     values far from both endpoints, which leave only their rounding errors in the attributions.
+
+    Parameters
+    ----------
+    secant, function : callable
+        ``secant(r, x)`` is the secant of ``function(z)``, a function of one number.
+    r, x : Tensor
+        The sum at both endpoints.
+    v : Tensor
+        Its variance.
     """
-    function, shift = inner_function(operation), (v / 3).sqrt_()  # sqrt 2 standard deviations
-    secant = function_secant(function, r, x)
-    smoothed = function_secant(function, r + shift, x + shift)
-    smoothed += function_secant(function, r - shift, x - shift)
-    smoothed = smoothed.add_(secant, alpha=2).div_(4)
-    rest = (secant - smoothed).mul_(finite_change(r, x)).div_(v)
+    shift = (v / 3).sqrt_()  # sqrt 2 standard deviations
+    slope = secant(r, x)
+    smoothed = secant(r + shift, x + shift)
+    smoothed += secant(r - shift, x - shift)
+    smoothed = smoothed.add_(slope, alpha=2).div_(4)
+    rest = (slope - smoothed).mul_(finite_change(r, x)).div_(v)
     unsmoothed = v <= 1024 * torch.finfo(v.dtype).tiny
     largest = v.amax() if v.numel() else v.new_zeros(())
     if any_or_tracing(~(largest <= MAX_RATIO**2)):
         value = function(x)
         assert isinstance(value, Tensor)
-        size = value.abs() + (secant * finite_change(r, x)).abs()
+        size = value.abs() + (slope * finite_change(r, x)).abs()
         fits = (smoothed.abs() * shift <= MAX_RATIO * (1 + size)) & rest.isfinite() & v.isfinite()
         unsmoothed |= ~fits
-    return torch.where(unsmoothed, secant, smoothed), rest.masked_fill_(unsmoothed, 0.0)
+    return torch.where(unsmoothed, slope, smoothed), rest.masked_fill_(unsmoothed, 0.0)
 
 
 def inner_function(operation: Operation) -> Operation:

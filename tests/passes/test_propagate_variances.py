@@ -184,7 +184,7 @@ def test_what_is_masked_adds_no_variance() -> None:
     assert_exact(model, fxshap.make_explainable(model, rule="variance"), [r], [x], 1e-12)
 
 
-def exact_values(model: nn.Module, x: Tensor, r: Tensor) -> Tensor:
+def exact_values(model: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
     rows = [torch.stack([shapley_values(model, a, b) for b in r]).mean(0) for a in x]
     return torch.stack(rows)
 
@@ -217,6 +217,39 @@ def test_attributions_are_nearer_to_the_exact_values(
         )
         distances.append(np.abs(values - exact).sum())
     assert distances[1] < most * distances[0]
+
+
+RECURRENT = ["rnn_tanh", "rnn_relu", "lstm_time_first_stacked", "lstm_bidirectional_state",
+             "gru_stacked_bidirectional_projected"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_nearer_to_the_exact_values(name: str) -> None:
+    network = NETWORKS[name]
+    model = network.build().double()
+    (x,), (r,) = (network.inputs(6, seed=seed, dtype=torch.float64) for seed in (1, 2))
+
+    def flat(rows: Tensor) -> Tensor:
+        return model(rows.reshape(-1, *x.shape[1:]))
+
+    with torch.no_grad():
+        exact = exact_values(flat, x.flatten(1), r.flatten(1)).numpy()
+    distances = []
+    for rule in ("rescale", "variance"):
+        explainable = fxshap.make_explainable(model, rule=rule)
+        (values,) = assert_exact(model, explainable, [r], [x], 1e-12)
+        distances.append(np.abs(values.reshape(exact.shape) - exact).sum())
+    assert distances[1] < 0.9 * distances[0]
+
+
+def test_compiled_recurrent_layers_give_the_same_values() -> None:
+    network = NETWORKS["lstm_stacked_bidirectional"]
+    model = network.build()
+    (x,), (r,) = (network.inputs(n, seed=n) for n in (2, 5))
+    (values,) = explain(fxshap.make_explainable(model, rule="variance"), [r], [x])
+    compiled = fxshap.make_explainable(model, rule="variance", compile=True)
+    (compiled_values,) = assert_exact(model, compiled, [r], [x], 1e-5)
+    np.testing.assert_allclose(compiled_values, values, rtol=1e-4, atol=1e-6)
 
 
 def test_a_unit_of_one_input_keeps_its_secant() -> None:

@@ -25,6 +25,7 @@ def recurrent(
     batch_first: bool = False,
     state: bool = False,
     lengths: bool = False,
+    smoothed: bool = False,
     note: str = "",
 ) -> Case:
     """Return a case of recurrent layers over 5 steps of 3 features, with 4 hidden units."""
@@ -47,7 +48,9 @@ def recurrent(
     args = (sequence, initial, weights, *options)
     if lengths:
         args = (*args, torch.full((ROWS,), 3))
-    return Case(target, args, output_row=0 if batch_first else 1, state_row=1, note=note)
+    kwargs = {"smoothed": True} if smoothed else {}
+    output_row = 0 if batch_first else 1
+    return Case(target, args, kwargs, output_row=output_row, state_row=1, note=note)
 
 
 CELLS = [
@@ -72,9 +75,17 @@ RECURRENT = [
         for note, options in {
             "": {},
             "of 3 of 5 steps": {"lengths": True, "layers": 2, "directions": 2},
+            "smoothed": {"smoothed": True},
+            "smoothed, of 3 of 5 steps": {
+                "smoothed": True, "lengths": True, "layers": 2, "directions": 2,
+            },
+            "smoothed, of a computed state": {
+                "smoothed": True, "layers": 2, "directions": 2, "state": True, "batch_first": True,
+            },
         }.items()
     ),
     recurrent(aten.lstm.input, 4, projection=2, note="projected"),
+    recurrent(OPERATORS["lstm"], 4, projection=2, smoothed=True, note="smoothed, projected"),
     recurrent(aten.lstm.input, 4, projection=2, layers=2, directions=2, biases=False, state=True,
               batch_first=True, note="with everything"),
 ]  # fmt: skip
