@@ -23,6 +23,7 @@ from fxshap.rules.core.dispatch import (
 )
 from fxshap.rules.core.operation import Operation, Output
 from fxshap.rules.smoothed_activations import activation, no_variance, variance
+from fxshap.rules.smoothed_maxima import maximum
 
 
 class Endpoints:
@@ -107,7 +108,8 @@ def rescale_variance(
     return rescale(endpoints, name, taps, rows, variance, x)
 
 
-def rescale_activation(
+def rescale_smoothed(
+    smoothed: Callable[..., Any],
     endpoints: Endpoints,
     name: str,
     taps: dict[int, str],
@@ -118,17 +120,28 @@ def rescale_activation(
     *args: Any,
     **kwargs: Any,
 ) -> Output:
-    """Rescale :func:`fxshap.rules.smoothed_activations.activation` of an operator."""
-    output = rescale(endpoints, name, taps, rows, activation, z, v, target, *args, **kwargs)
+    """Rescale an operator that receives a variance, by the function that has its rule."""
+    output = rescale(endpoints, name, taps, rows, smoothed, z, v, target, *args, **kwargs)
     _, variance_tap = taps.values()
     endpoints.reference[variance_tap] = no_variance(v)  # zeros, which take no memory
     return output
+
+
+def rescale_activation(*args: Any, **kwargs: Any) -> Output:
+    """Rescale :func:`fxshap.rules.smoothed_activations.activation` of an operator."""
+    return rescale_smoothed(activation, *args, **kwargs)
+
+
+def rescale_maximum(*args: Any, **kwargs: Any) -> Output:
+    """Rescale :func:`fxshap.rules.smoothed_maxima.maximum` of an operator."""
+    return rescale_smoothed(maximum, *args, **kwargs)
 
 
 #: For functions that are no operators, what rescales them.
 RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
     variance: rescale_variance,
     activation: rescale_activation,
+    maximum: rescale_maximum,
 }
 
 

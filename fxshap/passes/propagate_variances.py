@@ -31,9 +31,15 @@ from fxshap.ops.dtypes import is_floating
 from fxshap.ops.recurrent import OPERATORS
 from fxshap.passes.context import Context
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, finite_change, variance
+from fxshap.rules.smoothed_maxima import MAXIMA, maximum
 
 aten = torch.ops.aten
 
+#: Which function takes the place of an operator after a sum.
+SMOOTHED_BY: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(SMOOTHED, activation),
+    **dict.fromkeys(MAXIMA, maximum),
+}
 #: Operators with rules that compute the variances of their own sums.
 RECURRENT = frozenset(OPERATORS.values())
 
@@ -44,14 +50,17 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
         return graph
     variances = VariancePropagation(graph)
     for node in list(graph.nodes):
-        if node.op == "output" or not node.meta["varying"] or not has_real_outputs(node):
+        if node.op == "output" or not node.meta["varying"]:
             continue
         positions = [position for position, _ in varying_arguments(node)]
-        if op_packet(node) in SMOOTHED and positions == [0]:
+        smoothed = SMOOTHED_BY.get(op_packet(node))
+        if smoothed is not None and positions == [0]:
             source, *rest = call_args(node)
             if source in variances.sums:
                 node.args = (source, variances.of[source], node.target, *rest)
-                node.meta["op"], node.target = node.target, activation
+                node.meta["op"], node.target = node.target, smoothed
+        if not has_real_outputs(node):
+            continue
         if node.target in RECURRENT:
             node.kwargs = {**node.kwargs, "smoothed": True}
         variances.propagate(node)
@@ -62,7 +71,7 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
 def remove_variances(graph: fx.Graph) -> fx.Graph:
     """Undo :func:`propagate_variances`, in place."""
     for node in call_nodes(graph):
-        if node.target is activation:
+        if node.target in SMOOTHED_BY.values():
             source, _, target, *rest = call_args(node)
             node.target, node.args = target, (source, *rest)
             del node.meta["op"]

@@ -65,6 +65,7 @@ from fxshap.rules import (  # noqa: F401
     ranking,
     recurrent,
     smoothed_activations,
+    smoothed_maxima,
     softmax,
     sorting,
     univariate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,40 +13,39 @@ from torch import Tensor
 
 from fxshap.rules.core.caching import cached_between
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Target, Tensors, rule
+from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.maximum import max_multiplier, values_grad
 
 aten = torch.ops.aten
 
 
-def max_pool_backward(
-    operation: Operation, r: Tensor, x: Tensor, grad: Tensor, windows: Tensor, dims: int
-) -> Tensor:
-    """Return the cotangent of the input of max pooling over the last `dims` dimensions.
+class Windows(NamedTuple):
+    """The windows of max pooling over the last dimensions of its input.
 
-    Parameters
+    Attributes
     ----------
-    operation : Operation
-    r, x : Tensor
-        Reference and sample.
-    grad : Tensor
-        Cotangent of the pooled values.
-    windows : Tensor
+    indices : Tensor
         The indices into the flattened input that each output pools, of shape (outputs, window
         size). An index one past the end stands for padding.
     dims : int
         Number of pooled dimensions.
     """
 
-    def multiplier() -> Tensor:
-        padded = (F.pad(value.flatten(-dims), (0, 1), value=-math.inf) for value in (r, x))
-        return max_multiplier(*(endpoint[..., windows] for endpoint in padded))
+    indices: Tensor
+    dims: int
 
-    window_grads = cached_between(operation, r, x, multiplier) * grad.flatten(-dims).unsqueeze(-1)
-    size = math.prod(r.shape[-dims:]) + 1  # the last element stands for padding
-    out = window_grads.new_zeros(*window_grads.shape[:-2], size)
-    out.index_add_(-1, windows.flatten(), window_grads.flatten(-2))
-    return out[..., :-1].reshape(r.shape)
+    def gather(self, value: Tensor, padding: float) -> Tensor:
+        """Return the elements of every window of an input, of shape (..., outputs, window size)."""
+        padded = F.pad(value.flatten(-self.dims), (0, 1), value=padding)
+        return padded[..., self.indices]
+
+    def backward(self, multiplier: Tensor, grad: Tensor, sizes: torch.Size) -> Tensor:
+        """Return the cotangent of an input of these sizes, given those of every window."""
+        window_grads = multiplier * grad.flatten(-self.dims).unsqueeze(-1)
+        size = math.prod(sizes[-self.dims :]) + 1  # the last element stands for padding
+        out = window_grads.new_zeros(*window_grads.shape[:-2], size)
+        out.index_add_(-1, self.indices.flatten(), window_grads.flatten(-2))
+        return out[..., :-1].reshape(sizes)
 
 
 @lru_cache(maxsize=256)
@@ -103,45 +102,49 @@ def per_dim(value: int | Sequence[int], length: int) -> tuple[int, ...]:
     return tuple(values * length if len(values) == 1 else values)
 
 
-def max_pool_rule(dims: int, *targets: Target) -> None:
-    """Declare max pooling over `dims` dimensions, with or without indices."""
-
-    @rule(*targets, name="max_pool")
-    def max_pool(
-        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
-    ) -> tuple[Tensor]:
-        (r,), (x,) = reference, sample
-        grad = values_grad(grad)
-        kernel = per_dim(operation["kernel_size"], dims)
-        windows = pooling_windows(
-            tuple(r.shape[-dims:]),
-            tuple(grad.shape[-dims:]),
-            kernel,
-            per_dim(operation["stride"] or kernel, dims),
-            per_dim(operation["padding"], dims),
-            per_dim(operation["dilation"], dims),
-        ).to(r.device)
-        return (max_pool_backward(operation, r, x, grad, windows, dims),)
-
-
-max_pool_rule(1, aten.max_pool1d, aten.max_pool1d_with_indices)
-max_pool_rule(2, aten.max_pool2d, aten.max_pool2d_with_indices)
-max_pool_rule(3, aten.max_pool3d, aten.max_pool3d_with_indices)
+def windows_of(operation: Operation, r: Tensor, grad: Tensor) -> Windows:
+    """Return the windows of a max pooling of `r`, given the cotangent of the pooled values."""
+    packet: Any = operation.target
+    packet = packet.overloadpacket
+    dims = POOLS.get(packet) or ADAPTIVE_POOLS[packet]
+    sizes, outputs = tuple(r.shape[-dims:]), tuple(grad.shape[-dims:])
+    if packet in ADAPTIVE_POOLS:
+        return Windows(adaptive_windows(sizes, outputs).to(r.device), dims)
+    kernel = per_dim(operation["kernel_size"], dims)
+    indices = pooling_windows(
+        sizes,
+        outputs,
+        kernel,
+        per_dim(operation["stride"] or kernel, dims),
+        per_dim(operation["padding"], dims),
+        per_dim(operation["dilation"], dims),
+    )
+    return Windows(indices.to(r.device), dims)
 
 
-def adaptive_max_pool_rule(dims: int, *targets: Target) -> None:
-    """Declare adaptive max pooling over `dims` dimensions."""
-
-    @rule(*targets, name="adaptive_max_pool")
-    def adaptive_max_pool(
-        operation: Operation, reference: Tensors, sample: Tensors, grad: Any
-    ) -> tuple[Tensor]:
-        (r,), (x,) = reference, sample
-        grad = values_grad(grad)
-        windows = adaptive_windows(tuple(r.shape[-dims:]), tuple(grad.shape[-dims:]))
-        return (max_pool_backward(operation, r, x, grad, windows.to(r.device), dims),)
+#: Max pooling, with or without indices, and the number of its dimensions.
+POOLS: dict[Any, int] = {
+    aten.max_pool1d: 1, aten.max_pool1d_with_indices: 1,
+    aten.max_pool2d: 2, aten.max_pool2d_with_indices: 2,
+    aten.max_pool3d: 3, aten.max_pool3d_with_indices: 3,
+}  # fmt: skip
+ADAPTIVE_POOLS: dict[Any, int] = {
+    aten.adaptive_max_pool1d: 1, aten.adaptive_max_pool2d: 2, aten.adaptive_max_pool3d: 3,
+}  # fmt: skip
 
 
-adaptive_max_pool_rule(1, aten.adaptive_max_pool1d)
-adaptive_max_pool_rule(2, aten.adaptive_max_pool2d)
-adaptive_max_pool_rule(3, aten.adaptive_max_pool3d)
+def max_pool_backward(
+    operation: Operation, reference: Tensors, sample: Tensors, grad: Any
+) -> tuple[Tensor]:
+    """Return the cotangent of the input of max pooling."""
+    (r,), (x,), grad = reference, sample, values_grad(grad)
+    windows = windows_of(operation, r, grad)
+
+    def multiplier() -> Tensor:
+        return max_multiplier(*(windows.gather(value, -math.inf) for value in (r, x)))
+
+    return (windows.backward(cached_between(operation, r, x, multiplier), grad, r.shape),)
+
+
+rule(*POOLS, name="max_pool")(max_pool_backward)
+rule(*ADAPTIVE_POOLS, name="adaptive_max_pool")(max_pool_backward)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fxshap
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
+from fxshap.rules.smoothed_maxima import chances, smoothed_max_multipliers
 from fxshap.testing.rule_check import TOLERANCE, Case
 from fxshap.verification.metrics import additivity_error
 from fxshap.verification.shapley import shapley_values
@@ -219,12 +220,64 @@ def test_attributions_are_nearer_to_the_exact_values(
     assert distances[1] < most * distances[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 40])
+def test_maxima_add_up_at_any_two_ends_and_variances(size: int, dtype: torch.dtype) -> None:
+    """From denormal numbers to 1e30, close and far, at ties, with padding and without variance."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2000, size)
+
+    def draw(low: float, high: float) -> Tensor:
+        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return 10**exponents * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+
+    r, x = draw(-42, 30), draw(-42, 30)
+    r[:1000], x[:1000] = draw(-3, 3)[:1000], draw(-3, 3)[:1000]
+    x[:100], x[100:300] = r[:100], r[100:300] + draw(-12, 2)[100:300]
+    r[300:400], x[300:400] = r[300:400, :1], x[300:400, :1]
+    r, x = r.to(dtype), x.to(dtype)
+    v = ((x - r).double().square() * draw(-3, 3).abs()).to(dtype)
+    v[400:500] = 0.0
+    if size > 2:
+        r[500:600, -1] = x[500:600, -1] = -torch.inf
+        v[500:600, -1] = 0.0
+    of_mean, of_variance = smoothed_max_multipliers(r, x, v)
+    assert of_mean.isfinite().all() and of_variance.isfinite().all()
+    step = torch.where(x == r, 0.0, x.double() - r.double())
+    parts = of_mean.double() * step
+    parts = parts + torch.where(of_variance == 0, 0.0, of_variance.double() * v.double())
+    y_x, y_r = (value.double().amax(1) for value in (x, r))
+    size_of_terms = parts.abs().sum(1) + (of_mean.double() * step).abs().sum(1)
+    error = (parts.sum(1) - (y_x - y_r)).abs()
+    # Multipliers that are smaller than numbers of the type are lost.
+    lost = torch.finfo(dtype).tiny * (1 + step.abs().sum(1))
+    assert (error <= TOLERANCE[dtype] * (size_of_terms + y_x.abs() + y_r.abs()) + lost).all()
+    smoothed = (of_variance != 0).any(1)
+    bound = 2e4 * (1 + y_x.abs() + y_r.abs())
+    assert ((of_mean.double() * step).abs().sum(1) <= bound)[smoothed].all()
+
+
+def test_chances_are_those_of_independent_normal_numbers() -> None:
+    """Of two they are known (Clark 1961); those of five are compared with a sample."""
+    points, weights = np.polynomial.hermite_e.hermegauss(40)
+    pairs = list(zip(points.tolist(), (weights / weights.sum()).tolist(), strict=True))
+    mean, variance = numbers(50, 5, seed=1), 0.5 + torch.sigmoid(numbers(50, 5, seed=2))
+    found = chances(mean[:, :2], variance[:, :2], pairs)[:, 0]
+    exact = torch.special.ndtr((mean[:, 0] - mean[:, 1]) / variance[:, :2].sum(1).sqrt())
+    assert (found - exact).abs().max() < 1e-6
+    drawn = mean + variance.sqrt() * numbers(20000, 50, 5, seed=3)
+    frequency = F.one_hot(drawn.argmax(-1), 5).double().mean(0)
+    assert (chances(mean, variance, pairs) - frequency).abs().max() < 0.02
+
+
+MAXIMA = ["max_pool1d_padded_dilated", "max_pool2d_overlapping", "max_pool3d", "adaptive_max_pool",
+          "max_over_dims"]  # fmt: skip
 RECURRENT = ["rnn_tanh", "rnn_relu", "lstm_time_first_stacked", "lstm_bidirectional_state",
              "gru_stacked_bidirectional_projected"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_layers_are_nearer_to_the_exact_values(name: str) -> None:
+@pytest.mark.parametrize("name", [*RECURRENT, *MAXIMA])
+def test_recurrent_layers_and_maxima_are_nearer_to_the_exact_values(name: str) -> None:
     network = NETWORKS[name]
     model = network.build().double()
     (x,), (r,) = (network.inputs(6, seed=seed, dtype=torch.float64) for seed in (1, 2))
@@ -239,7 +292,7 @@ def test_recurrent_layers_are_nearer_to_the_exact_values(name: str) -> None:
         explainable = fxshap.make_explainable(model, rule=rule)
         (values,) = assert_exact(model, explainable, [r], [x], 1e-12)
         distances.append(np.abs(values.reshape(exact.shape) - exact).sum())
-    assert distances[1] < 0.9 * distances[0]
+    assert distances[1] < (0.9 if name in RECURRENT else 0.7) * distances[0]
 
 
 def test_compiled_recurrent_layers_give_the_same_values() -> None:
