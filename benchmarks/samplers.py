@@ -42,7 +42,7 @@ def kernel_values(f: Function, background: Array, x: Array, evaluations: int) ->
 def sampling_values(f: Function, background: Array, x: Array, evaluations: int) -> Array:
     """Explain with SamplingExplainer."""
     explainer = shap.SamplingExplainer(f, background)
-    found = explainer.shap_values(x, nsamples=evaluations, min_samples_per_feature=2, silent=True)
+    found = explainer.shap_values(x, nsamples=evaluations, silent=True)
     return np.asarray(found).reshape(*x.shape, -1)
 
 

@@ -191,7 +191,10 @@ class Propagation(fx.Interpreter):
 def flat(args: Any, kwargs: Any) -> list[Any]:
     """Return the arguments, with those in lists."""
     values = [*args, *kwargs.values()]
-    return [v for a in values for v in (a if type(a) in (list, tuple) else [a])]
+    nested = (
+        a if isinstance(a, list | tuple) and not isinstance(a, Moments) else [a] for a in values
+    )
+    return [v for each in nested for v in each]
 
 
 def propagate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
