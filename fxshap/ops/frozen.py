@@ -1,4 +1,4 @@
-"""Kernels of frozen layers: convolutions and batch norms that save no input for backward.
+"""Kernels of frozen layers: they save no input for backward, and use the fastest kernels.
 
 The gradient of a convolution with respect to its input needs only the weight. Autograd saves the
 input too, for a gradient of the weight that nothing requests. On the tape that would be half of
@@ -9,7 +9,9 @@ the kernels for that layout are up to ten times faster in the backward pass, and
 Elementwise operations keep the layout of their input, so it is changed once at the first
 convolution.
 
-Batch norm also saves its input needlessly: its gradient is the scale of each channel.
+Batch norm also saves its input needlessly: its gradient is the scale of each channel. The gradient
+of a linear layer is a product with its weight, which :mod:`.matrices` computes by the
+fastest library.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fxshap.ops.matrices import multiply_rows
 
 aten = torch.ops.aten
 
@@ -112,3 +116,20 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (grad * ctx.scale, *[None] * 5)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute ``x @ weight.T + bias``."""
+    apply: Callable[..., Tensor] = _FrozenLinear.apply
+    return apply(x, weight, bias)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return multiply_rows(grad, ctx.weight), None, None

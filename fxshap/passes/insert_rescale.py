@@ -17,6 +17,7 @@ from fxshap.capture.unlift import is_fixed
 from fxshap.graph.insertion import insert_call
 from fxshap.graph.nodes import (
     batch_dims,
+    call_args,
     call_nodes,
     has_floating_output,
     is_floating_node,
@@ -25,7 +26,12 @@ from fxshap.graph.nodes import (
     varying_slots,
 )
 from fxshap.graph.provenance import describe_location
-from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolution
+from fxshap.ops.frozen import (
+    CONVOLUTIONS,
+    frozen_batch_norm,
+    frozen_convolution,
+    frozen_linear,
+)
 from fxshap.ops.library import BATCH_NORM
 from fxshap.rules.core.registry import find_rule
 
@@ -117,6 +123,22 @@ def use_frozen_kernels(graph: fx.Graph) -> fx.Graph:
             node.args = (CONVOLUTIONS[target], *node.args)
             node.target = frozen_convolution
     return graph
+
+
+def use_frozen_linears(graph: fx.Graph) -> fx.Graph:
+    """Replace linear layers of float32 with constant weights by their frozen kernel."""
+    for node in call_nodes(graph):
+        if node.target is aten.linear.default and has_constant_weight(node):
+            node.meta["op"] = node.target
+            node.target = frozen_linear
+    return graph
+
+
+def has_constant_weight(node: fx.Node) -> bool:
+    """Return True for a linear layer of float32 whose input varies, and nothing else."""
+    x, weight = (argument.meta["val"] for argument in call_args(node)[:2])
+    varying = [position for position, _ in varying_arguments(node)]
+    return varying == [0] and weight.dim() == 2 and x.dtype == weight.dtype == torch.float32
 
 
 def row_dims(node: fx.Node) -> tuple[int | None, ...]:

@@ -34,6 +34,7 @@ from fxshap.passes.insert_rescale import (
     insert_rescale,
     return_taps,
     use_frozen_kernels,
+    use_frozen_linears,
     without_taps,
 )
 from fxshap.passes.promote_float64 import promote_to_float64, record_compute_dtype
@@ -178,7 +179,7 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
     rewritten = RewrittenModel(
         tapped_graph=fx.GraphModule(root, tapped, "Tapped"),
         output_graph=fx.GraphModule(root, without_taps(tapped), "Output"),
-        rescaled_graph=fx.GraphModule(root, rescaled, "Rescaled"),
+        rescaled_graph=fx.GraphModule(root, use_frozen_linears(rescaled), "Rescaled"),
         tap_names=tap_names,
         constants=fx.GraphModule(root, constants, "Constants"),
         folded=folded,

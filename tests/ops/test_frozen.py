@@ -8,7 +8,12 @@ import shap
 import torch
 
 import fxshap
-from fxshap.ops.frozen import CONVOLUTIONS, frozen_batch_norm, frozen_convolution
+from fxshap.ops.frozen import (
+    CONVOLUTIONS,
+    frozen_batch_norm,
+    frozen_convolution,
+    frozen_linear,
+)
 
 
 @pytest.mark.parametrize("target", CONVOLUTIONS, ids=str)
@@ -108,3 +113,32 @@ def test_outputs_are_the_models_own_bit_for_bit():
         sample, references = model(images[2:3]), model(images[:2])
     endpoints = seen[-1].detach().chunk(2)
     assert torch.equal(endpoints[0][:1], sample) and torch.equal(endpoints[1], references)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (8,), (0, 8)], ids=str)
+def test_frozen_linear_layers_are_those_of_torch(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, requires_grad=True)
+    weight, bias = torch.randn(3, 8, generator=generator), torch.randn(3, generator=generator)
+    ours, theirs = frozen_linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
+    assert torch.equal(ours, theirs)
+    grad = torch.randn(ours.shape, generator=generator)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, x, grad), torch.autograd.grad(theirs, x, grad)
+    )
+
+
+def test_only_linear_layers_of_float32_with_constant_weights_are_frozen():
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.constant = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(self.constant(x), x.mean(0, keepdim=True).tanh())
+
+    for dtype, count in ((torch.float32, 1), (torch.float64, 0)):
+        example = torch.randn(4, 4, dtype=dtype)
+        explainable = fxshap.make_explainable(Layers().to(dtype), example)
+        assert explainable.rescaled_graph.code.count("frozen_linear(") == count
+        assert "frozen_linear" not in explainable.tapped_graph.code
