@@ -100,7 +100,7 @@ class Game:
         )
         drawn = [join(tuple(chain)).repeat(self.samples, 1) for chain in chains.drawn]
         batch = [list(split(torch.cat(drawn), shapes))] if drawn else []
-        weight = chains.weight.repeat(self.samples * count)
+        weight = None if chains.weight is None else chains.weight.repeat(self.samples * count)
         repeated = CoalitionChains(chains.blocks, batch, weight)
         multipliers = refined_multipliers(passes, repeated)
         values = torch.stack([join(tuple(m)) * (x - r) for m in multipliers], -1)
@@ -167,7 +167,8 @@ def chains(
     if uneven:
         drawn = [uneven_halves(rng, features) for _ in drawn]
     together = share_together(differ.sum(1), blocks)
-    return CoalitionChains(blocks, [[block] for block in drawn], trust * together / (1 - together))
+    weight = trust * together / (1 - together) if trust else None
+    return CoalitionChains(blocks, [[block] for block in drawn], weight)
 
 
 def uneven_halves(rng: Random, features: int) -> Tensor:

@@ -90,7 +90,7 @@ class Digits:
             idle.append(float(np.mean(equal)))
 
         passes = coalition_passes(self.program, [samples], [self.references], self.grads, observe)
-        chains = CoalitionChains(2, blocks, torch.zeros(len(samples)))
+        chains = CoalitionChains(2, blocks, None)
         multipliers = refined_multipliers(passes, chains)
         values = [(m * (samples - self.references)).mean(0).flatten() for (m,) in multipliers]
         return torch.stack(values, -1).detach(), float(np.mean(idle))

@@ -26,7 +26,7 @@ from fxshap.autograd.tape import EndpointBackward, Multipliers, Recording, Taps,
 from fxshap.errors import CompileError
 from fxshap.graph.nodes import tensor_at
 from fxshap.rules.core.caching import cached_values, with_cached_values
-from fxshap.rules.core.tracing import tracing_rules
+from fxshap.rules.core.tracing import any_unless_tracing, tracing_rules
 
 logger = logging.getLogger("fxshap")
 
@@ -79,7 +79,7 @@ class CompiledBackward:
                 )
                 self.functions[kind] = compile_function(function, leaves)
             *cotangents, violated = self.functions[kind](*leaves)
-        return None if violated else cotangents
+        return None if any_unless_tracing(violated) else cotangents
 
 
 class CompiledRecording:

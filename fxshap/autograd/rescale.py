@@ -22,6 +22,7 @@ from fxshap.rules.core.dispatch import (
     choose_rule,
 )
 from fxshap.rules.core.operation import Operation, Output
+from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.rules.smoothed_activations import activation, no_variance, variance
 from fxshap.rules.smoothed_maxima import maximum
 
@@ -60,7 +61,8 @@ class Endpoints:
     def check_jumps(self, reference: Mapping[str, Tensor], sample: Mapping[str, Tensor]) -> None:
         """Raise if integers or booleans without a multiplier differ between the endpoints."""
         for operation, taps in self.jumps:
-            if any(bool((sample[tap] != reference[tap]).any()) for tap in taps):
+            changes = [(sample[tap] != reference[tap]).any() for tap in taps]
+            if any_unless_tracing(torch.stack(changes)):
                 raise RuleError(
                     f"{operation.target} ({operation.name}) depends on the input only through "
                     "integers or booleans, which have no derivative, and they differ between "

@@ -236,12 +236,7 @@ class _WithMultipliers(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Give both rows of a pair the multipliers of the pair, each for its own cotangent."""
-        halves = grad.chunk(2)
-        # Libraries that differentiate the sum over all rows pass the same cotangent twice.
-        same = torch.equal(*halves)
-        each = [ctx.multipliers(halves[0])] * 2 if same else list(map(ctx.multipliers, halves))
-        return (None, None, *[torch.cat(pair) for pair in zip(*each, strict=True)])
+        return (None, None, *ctx.multipliers(grad))
 
 
 def with_multipliers(backward: BackwardFn, output: Tensor, inputs: Sequence[Tensor]) -> Tensor:

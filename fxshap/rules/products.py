@@ -108,7 +108,7 @@ def mul(
     cancels = mixed_product_may_exceed(a_r, b_r, a_x, b_x) | mixed_product_may_exceed(
         a_x, b_x, a_r, b_r
     )
-    if any_or_tracing(cancels):
+    if any_or_tracing(cancels, rare=True):
         a, b = sequential_factors((a_r, b_r), (a_x, b_x), (a, b))
         return scale(half, b).sum_to_size(a_r.shape), scale(half, a).sum_to_size(b_r.shape)
     return (half * b).sum_to_size(a_r.shape), (half * a).sum_to_size(b_r.shape)
@@ -189,7 +189,7 @@ def div(
     m_a, m_b = (b_r.reciprocal() + b_x.reciprocal()) / 2, -(a_r + a_x) / 2 * minus_secant
     smaller, larger = torch.minimum(b_r.abs(), b_x.abs()), torch.maximum(b_r.abs(), b_x.abs())
     is_length = (larger > MAX_DIVISOR_RATIO * smaller) & (b_r.sign() == b_x.sign())
-    if any_or_tracing(is_length):
+    if any_or_tracing(is_length, rare=True):
         b_bar = b_r / 2 + b_x / 2
         minus_y_bar = -(a_r / b_r / 2 + a_x / b_x / 2)
         m_a = torch.where(is_length, b_bar.reciprocal(), m_a)
@@ -216,7 +216,7 @@ def complex_div(
     if b_r.is_complex():
         smaller, larger = torch.minimum(b_r.abs(), b_x.abs()), torch.maximum(b_r.abs(), b_x.abs())
         is_length &= larger > MAX_DIVISOR_RATIO * smaller
-    if any_or_tracing(is_length):
+    if any_or_tracing(is_length, rare=True):
         b_bar = b_r / 2 + b_x / 2
         m_a = torch.where(is_length, b_bar.reciprocal(), m_a)
         m_b = torch.where(is_length, -(a_r * v_r + a_x * v_x) / 2 / b_bar, m_b)

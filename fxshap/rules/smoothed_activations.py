@@ -130,7 +130,7 @@ def smoothed_multipliers(
     rest = (slope - smoothed).mul_(finite_change(r, x)).div_(v)
     unsmoothed = v <= 1024 * torch.finfo(v.dtype).tiny
     largest = v.amax() if v.numel() else v.new_zeros(())
-    if any_or_tracing(~(largest <= MAX_RATIO**2)):
+    if any_or_tracing(~(largest <= MAX_RATIO**2), rare=True):
         value = function(x)
         assert isinstance(value, Tensor)
         size = value.abs() + (slope * finite_change(r, x)).abs()

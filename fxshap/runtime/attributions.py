@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from fxshap.autograd.tape import Tangents
 from fxshap.errors import RuleError
 from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
+from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
 from fxshap.runtime.memory import LargestTensor
@@ -125,6 +127,9 @@ class PairBatches:
         columns : Tensor
             The outputs to explain of each sample, of shape (samples, outputs explained).
         """
+        return self.engine.program.deferral(partial(self._explain, samples, columns))
+
+    def _explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
         program = self.engine.program
         version = program.bind_weights(self.explanation)
         if version != self._version:
@@ -255,7 +260,8 @@ class PairBatches:
         return unit.repeat_interleave(self.count, 0)
 
     def _check_outputs(self, output: Tensor, columns: Tensor, paired: Tensor) -> None:
-        if bool(output.isfinite().all()) and bool(paired.isfinite().all()):
+        infinite = torch.stack([~values.isfinite().all() for values in (output, paired)])
+        if not any_unless_tracing(infinite):
             return
         pairs = torch.cat([output.repeat_interleave(self.count, 0), paired.flatten(0, 1)])
         for column in columns.unbind(1):

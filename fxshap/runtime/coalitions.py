@@ -53,18 +53,19 @@ class CoalitionChains:
         How many blocks a chain has.
     drawn : list of (list of Tensor)
         For every chain the block of each feature, counted from 0.
-    weight : Tensor
-        For every reference, the weight w of the extrapolation.
+    weight : Tensor or None
+        For every reference, the weight w of the extrapolation; ``None`` without one.
     """
 
     blocks: int
     drawn: list[Features]
-    weight: Tensor
+    weight: Tensor | None
 
     def of(self, rows: slice) -> CoalitionChains:
         """Return the chains of some of the references."""
         drawn = [[block[rows] for block in chain] for chain in self.drawn]
-        return replace(self, drawn=drawn, weight=self.weight[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return replace(self, drawn=drawn, weight=weight)
 
     @property
     def backward_passes(self) -> int:
@@ -74,7 +75,7 @@ class CoalitionChains:
     @property
     def needs_one_pass(self) -> bool:
         """Whether one pass over all features is needed too."""
-        return bool(self.weight.any()) or not self.drawn
+        return self.weight is not None or not self.drawn
 
 
 def draw_chains(
@@ -90,7 +91,7 @@ def draw_chains(
     """
     numbers, pairs = refinement.features(references), refinement.pairs
     if not pairs:
-        return CoalitionChains(1, [], torch.zeros(len(references[0])))
+        return CoalitionChains(1, [], None)
     differ = differing_features(samples, references, numbers)
     blocks = blocks_of_chain(pairs, len(differ), int(differ.sum(1).max()))
     chains = 2 * pairs // blocks
@@ -109,7 +110,7 @@ def draw_chains(
             ]
             for chain in drawn
         ],
-        trust * together / (1 - together),
+        trust * together / (1 - together) if trust and together.any() else None,
     )
 
 
@@ -235,7 +236,7 @@ def refined_multipliers(passes: CoalitionPasses, chains: CoalitionChains) -> Mul
     if not chains.drawn:
         return passes.backward(passes.reference, passes.sample)
     refined = mean_of_chains(passes, chains)
-    if not chains.needs_one_pass:
+    if chains.weight is None:
         return refined
     one_pass = passes.backward(passes.reference, passes.sample)
     for mean, one in zip(refined, one_pass, strict=True):

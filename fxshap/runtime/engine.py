@@ -21,9 +21,10 @@ from fxshap.runtime.decisions import DecisionCheck
 from fxshap.runtime.exact import ExactGame
 from fxshap.runtime.options import Options
 from fxshap.runtime.pairs import SampleReferencePairs
-from fxshap.runtime.prefetch import EMPTY_CACHE, MAX_BYTES, MultiplierCache, bytes_of
+from fxshap.runtime.prefetch import EMPTY_CACHE, MAX_BYTES, MultiplierCache
 from fxshap.runtime.program import Program
 from fxshap.runtime.references import References, rows_that_fit
+from fxshap.runtime.transfers import bytes_of, read_cotangent, read_rows
 
 logger = logging.getLogger("fxshap")
 
@@ -66,7 +67,7 @@ class Engine:
         self.largest: int | None = None
         #: Whether every rule is linear in the cotangent; ``None`` until it was tried.
         self.is_linear: bool | None = None
-        self.games: dict[tuple[bytes, ...], ExactGame] = {}
+        self.games: dict[bytes, ExactGame] = {}
         self.speed: Speed | None = None
 
     def program_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -123,6 +124,8 @@ class Engine:
     ) -> tuple[BackwardFn, Tensor]:
         """Return the backward pass that gives multipliers, and the outputs at both endpoints.
 
+        The output, its cotangent and the multipliers have rows ``[samples; references]``.
+
         Parameters
         ----------
         samples, references : sequence of Tensor
@@ -132,22 +135,30 @@ class Engine:
         averaged : bool
             Whether the attributions will be averaged over the references of each sample.
         """
+        explained = self.program.explained
         version = self.program.bind_weights(explanation)
-        samples = without_repetitions(samples)
-        check_finite("sample", samples[: self.program.explained])
+        known = self.references if self.references_version == version else None
+        rows = read_rows(samples, explained, references, known.inputs if known else None)
+        if rows.repeated:
+            samples = [x[:1] for x in samples]
+        if not (rows.repeated and rows.finite):
+            check_finite("sample", samples[:explained])
         layout = self.find_layout(samples, references)
-        current = self.current_references(references, layout, version)
+        current = known if known and rows.same_references else None
+        current = current or self.new_references(references, layout, version)
         pairs = self.pairs(samples, current, layout, averaged)
         if not pairs.single:
-            return with_finite_check(pairs.backward, torch.cat([pairs.output(), current.output]))
+            output = torch.cat([pairs.output(), current.output])
+            return partial(backward_of_halves, output, lambda grad, _: pairs.backward(grad)), output
         if self.cache.explanation != explanation or self.cache.references is not current:
             self.cache = MultiplierCache(explanation, current)
-        cached = self.cache.for_sample(samples)
+        cached = self.cache.for_sample(rows.first_row)
         if cached.output is None:
             cached.output = pairs.output()
         repeated = cached.output.expand(len(references[0]), *cached.output.shape[1:])
+        output = torch.cat([repeated, current.output])
         backward = partial(self.cache.backward, cached, pairs.backward_many)
-        return with_finite_check(backward, torch.cat([repeated, current.output]))
+        return partial(backward_of_halves, output, backward), output
 
     def find_layout(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
         """Return the batch dimension of every tap, probed at the first explanation."""
@@ -168,10 +179,17 @@ class Engine:
         """Return these references with their tape, recorded again when anything has changed."""
         current = self.references
         if current is None or self.references_version != version or not current.equal(inputs):
-            self.clear_cache()  # free the memory of the old ones first
-            current = self.record(inputs, layout, self.rows_per_tape(inputs, layout))
-            self.references, self.references_version = current, version
+            return self.new_references(inputs, layout, version)
         return current
+
+    def new_references(
+        self, inputs: Sequence[Tensor], layout: BatchLayout, version: tuple[Any, ...]
+    ) -> References:
+        """Record references in place of those of the call before."""
+        self.clear_cache()  # free the memory of the old ones first
+        self.references = self.record(inputs, layout, self.rows_per_tape(inputs, layout))
+        self.references_version = version
+        return self.references
 
     def pairs(
         self,
@@ -204,7 +222,7 @@ class Engine:
     ) -> ExactGame:
         """Return the coalition games of samples, cached for further outputs."""
         explained = samples[: self.program.explained]
-        key = tuple(map(bytes_of, explained))
+        key = torch.cat([bytes_of(x) for x in explained]).cpu().numpy().tobytes()
         if key not in self.games:
             self.games[key] = ExactGame(
                 self.program,
@@ -255,13 +273,31 @@ def without_repetitions(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return inputs
 
 
-def with_finite_check(backward: BackwardFn, output: Tensor) -> tuple[BackwardFn, Tensor]:
-    """Return a backward pass that first checks its outputs, if any output is not finite."""
-    if bool(output.isfinite().all()):
-        return backward, output
+def backward_of_halves(
+    output: Tensor, backward: Callable[[Tensor, int | None], list[Tensor]], grad: Tensor
+) -> list[Tensor]:
+    """Give both rows of a pair the multipliers of the pair, each for its own cotangent.
 
-    def checked(grad: Tensor) -> list[Tensor]:
-        check_finite_outputs(output, grad)
-        return backward(grad)
+    Parameters
+    ----------
+    output : Tensor
+        The outputs of the samples and of the references.
+    backward : callable
+        Returns the multipliers for the cotangent of one half, and its only column if it has one.
+    grad : Tensor
+        The cotangent of `output`.
 
-    return checked, output
+    Raises
+    ------
+    OutputError
+        If an output that is explained is not finite.
+    """
+    reading, halves = read_cotangent(grad, output), grad.chunk(2)
+    # Libraries that differentiate the sum over all rows pass the same cotangent twice.
+    columns = (reading.column,) if reading.same else (reading.column, None)
+    each = []
+    for half, column in zip(halves, columns, strict=False):
+        if not reading.finite:
+            check_finite_outputs(output, half)
+        each.append(backward(half, column))
+    return [torch.cat(pair) for pair in zip(each[0], each[-1], strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,6 +105,9 @@ class SampleReferencePairs:
         """Return for every cotangent the multipliers from the references to the samples."""
         if self.game is not None:
             return self.game.backward_many(grads)
+        return self.program.deferral(partial(self._backward_many, grads))
+
+    def _backward_many(self, grads: Sequence[Tensor]) -> Multipliers:
         if self.program.rows in (None, 1) or (self.single and self.averaged):
             return self._backward_together(grads)
         by_row = [self._only_row(row)._backward_together(grads) for row in range(self.count)]

@@ -58,11 +58,11 @@ class MultiplierCache:
     def __init__(self, explanation: object, references: References | None) -> None:
         self.explanation = explanation
         self.references = references
-        self.samples: dict[tuple[bytes, ...], CachedMultipliers] = {}
+        self.samples: dict[bytes, CachedMultipliers] = {}
 
-    def for_sample(self, sample: Sequence[Tensor]) -> CachedMultipliers:
-        """Return what is cached for a sample, given as one row per input."""
-        return self.samples.setdefault(tuple(map(bytes_of, sample)), CachedMultipliers())
+    def for_sample(self, row: bytes) -> CachedMultipliers:
+        """Return what is cached for a sample, given the bytes of its rows."""
+        return self.samples.setdefault(row, CachedMultipliers())
 
     def free_outputs(self) -> int:
         """Return for how many more outputs one sample may cache its multipliers."""
@@ -73,7 +73,11 @@ class MultiplierCache:
         return min(fair, max(MAX_BYTES // size - used, 0))
 
     def backward(
-        self, cached: CachedMultipliers, backward_many: BackwardMany, grad: Tensor
+        self,
+        cached: CachedMultipliers,
+        backward_many: BackwardMany,
+        grad: Tensor,
+        column: int | None,
     ) -> list[Tensor]:
         """Return multipliers for the cotangent `grad`, and cache those of other outputs.
 
@@ -85,8 +89,9 @@ class MultiplierCache:
             Returns multipliers from the references to the sample.
         grad : Tensor
             Cotangent of the output, of shape (references, outputs).
+        column : int or None
+            The only output whose cotangent is not 0, if that is 1 in every row.
         """
-        column = single_column(grad)
         if column is None:
             return backward_many([grad])[0]
         if column not in cached.by_output:
@@ -103,21 +108,6 @@ class MultiplierCache:
 
 
 EMPTY_CACHE = MultiplierCache(None, None)
-
-
-def bytes_of(x: Tensor) -> bytes:
-    """Return the values of a tensor as bytes; NumPy lacks some of torch's types."""
-    # A copy, because only a tensor with contiguous strides can be viewed as bytes.
-    copy = torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().flatten())
-    return copy.view(torch.uint8).numpy().tobytes()
-
-
-def single_column(grad: Tensor) -> int | None:
-    """Return the column that is all ones if all other columns are zeros; otherwise ``None``."""
-    if grad.dim() != 2:
-        return None
-    column = int(grad[0].argmax())
-    return column if torch.equal(grad, unit_column(grad, column)) else None
 
 
 def unit_column(grad: Tensor, column: int) -> Tensor:

@@ -18,6 +18,7 @@ from fxshap.graph.nodes import tensor_at
 from fxshap.passes.pipeline import RewrittenModel, rewrite
 from fxshap.rules.smoothed_activations import no_variance
 from fxshap.runtime.batching import check_assumed
+from fxshap.runtime.transfers import Deferral
 
 
 class Program:
@@ -39,6 +40,8 @@ class Program:
     Attributes
     ----------
     rewritten : RewrittenModel
+    deferral : Deferral
+        Runs explanations without reading the conditions of rules one by one.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Program:
         self.rewritten: RewrittenModel = rewrite(captured, variances)
         graph = self.rewritten.rescaled_graph
         self.compiled = CompiledBackward(graph, captured.explained) if compile else None
+        self.deferral = Deferral()
         self._version: tuple[Any, ...] = ()
         self._explanation: Hashable = None
         self._sums: tuple[complex, ...] = ()

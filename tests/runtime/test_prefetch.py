@@ -17,8 +17,8 @@ import fxshap.runtime.program
 import fxshap.runtime.references
 from fxshap.autograd.tape import Tape
 from fxshap.errors import OptionError
-from fxshap.runtime.prefetch import single_column
 from fxshap.runtime.references import container_memory
+from fxshap.runtime.transfers import read_cotangent
 from tests.helpers import assert_exact, assert_same_values, explain
 
 
@@ -122,7 +122,8 @@ def test_a_new_explanation_starts_without_answers():
     ids=str,
 )  # fmt: skip
 def test_only_a_single_requested_output_is_recognised(grad, column):
-    assert single_column(torch.tensor(grad)) == column
+    halves = torch.tensor([*grad, *grad])
+    assert read_cotangent(halves, torch.zeros_like(halves)).column == column
 
 
 # --- memory -------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def endpoint_sums(reference: Tensors, sample: Tensors) -> tuple[Tensor, ...]:
     a_r, b_r, a_x, b_x = (value.abs() for value in (a_r, b_r, a_x, b_x))
     limit = intermediate_limit(torch.maximum(a_r @ b_r, a_x @ b_x))
     exceeds = (a_r @ b_x > limit) | (a_x @ b_r > limit)
-    return (*sums, limit) if any_or_tracing(exceeds) else sums
+    return (*sums, limit) if any_or_tracing(exceeds, rare=True) else sums
 
 
 def matmul_grads_termwise(

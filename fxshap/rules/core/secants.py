@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,12 @@ from fxshap.rules.core.caching import multiply_in_place
 from fxshap.rules.core.generic import GAUSS_LEGENDRE
 from fxshap.rules.core.operation import Operation, vjp
 from fxshap.rules.core.registry import Tensors
-from fxshap.rules.core.tracing import any_or_tracing, is_tracing_rules
+from fxshap.rules.core.tracing import (
+    any_or_tracing,
+    any_unless_tracing,
+    avoids_reading,
+    is_tracing_rules,
+)
 
 
 def scale(grad: Tensor, slope: Tensor) -> Tensor:
@@ -115,6 +121,8 @@ def linear_with_kink_secant(r: Tensor, x: Tensor, operation: Operation) -> Tenso
 #: bound is more precise around it and slower, because more elements take the form that does not
 #: cancel; tests/rules/test_gelu.py checks the precision.
 CLOSE = 0.05
+#: The largest share of the endpoints that may be close where their number is not read.
+MAX_CLOSE_SHARE = 0.25
 
 
 def replace_where_close(
@@ -125,14 +133,46 @@ def replace_where_close(
     Few elements are that close, so `close` is computed for those only.
     """
     size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
+    is_close = size < CLOSE
     if is_tracing_rules():
-        return torch.where(size < CLOSE, close(r, x), slope)
-    index = size.flatten().lt(CLOSE).nonzero().squeeze(1)
+        return torch.where(is_close, close(r, x), slope)
     slope = slope.contiguous()
+    flat, is_close = slope.view(-1), is_close.flatten()
+    padded = avoids_reading(slope)
+    index = (
+        indices_of_few(is_close, math.ceil(len(flat) * MAX_CLOSE_SHARE))
+        if padded
+        else is_close.nonzero().squeeze(1)
+    )
     if len(index):
         close_r, close_x = (value.expand_as(slope).reshape(-1)[index] for value in (r, x))
-        slope.view(-1)[index] = close(close_r, close_x)
+        values = close(close_r, close_x)
+        flat[index] = torch.where(is_close[index], values, flat[index]) if padded else values
     return slope
+
+
+def indices_of_few(condition: Tensor, most: int) -> Tensor:
+    """Return `most` indices: those where a condition holds, and the first of them again.
+
+    Their number is not read, but recorded as a condition if it is more. Where the condition holds
+    nowhere, all indices are 0.
+
+    Parameters
+    ----------
+    condition : Tensor
+        Booleans of shape (n,).
+    most : int
+        At most n.
+    """
+    if not most:
+        return condition.new_zeros(0, dtype=torch.long)
+    number = condition.cumsum(0)
+    any_unless_tracing(number[-1] > most)
+    slot = torch.where(condition & (number <= most), number - 1, most)
+    index = torch.zeros(most + 1, dtype=torch.long, device=condition.device)
+    index.scatter_(0, slot, torch.arange(len(condition), device=condition.device))
+    used = torch.arange(most, device=condition.device) < number[-1]
+    return torch.where(used, index[:-1], torch.where(number[-1] > 0, index[0], 0))
 
 
 def midpoint(
