@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxshap.ops.recurrent import KERNELS, OPERATORS, recurrent
-from fxshap.rules.core.caching import cached, cached_between
+from fxshap.rules.core.caching import before_repetition, cached, cached_between
 from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
@@ -86,6 +86,10 @@ class Stack(NamedTuple):
         shape = (len(steps), *[1] * (steps.dim() - 3), -1, 1)
         return steps.gather(0, index.reshape(shape).expand_as(steps))
 
+    def with_every(self, count: int) -> Stack:
+        """Return the same layers for the first of every `count` rows."""
+        return self if self.lengths is None else self._replace(lengths=self.lengths[::count])
+
     def before_padding(self, steps: int) -> Tensor | None:
         """Return which steps of which rows are no padding, of shape (steps, rows)."""
         if self.lengths is None:
@@ -133,6 +137,11 @@ def stack_forward(stack: Stack, sequence: Tensor, state: State) -> StackOutput:
     return StackOutput(activations, sequence, states)
 
 
+#: Elements of the largest activation in one block of steps, so that its parts stay in the caches of
+#: a processor.
+BLOCK_ELEMENTS = 2**16
+
+
 def stack_multipliers(
     stack: Stack, reference: list[StepValues], sample: list[StepValues]
 ) -> list[StepValues]:
@@ -145,10 +154,7 @@ def stack_multipliers(
         The activations of every layer and direction.
     """
     layers = zip(reference, sample, stack.weights, strict=True)
-    multipliers = [
-        stack.cell.multipliers(r, x, Sums.between(r, x, weights) if stack.smoothed else None)
-        for r, x, weights in layers
-    ]
+    multipliers = [layer_multipliers(stack, *layer) for layer in layers]
     if stack.lengths is None:
         return multipliers
     return [
@@ -158,6 +164,35 @@ def stack_multipliers(
         }
         for values in multipliers
     ]
+
+
+def layer_multipliers(
+    stack: Stack, reference: StepValues, sample: StepValues, weights: Weights
+) -> StepValues:
+    """Return the multipliers of one layer in one direction, block of steps by block.
+
+    The sample has one row for every reference, for all, or for each block of equal size of them.
+    """
+    largest = max(reference.values(), key=Tensor.numel)
+    steps, rows = largest.shape[:2]
+    samples = len(next(iter(sample.values()))[0])
+    several = 1 < samples < rows
+    size = max(BLOCK_ELEMENTS * steps // max(largest.numel(), 1), 1) if largest.is_cpu else steps
+    blocks = []
+    for start in range(0, steps, size):
+        r, x = (
+            {name: value[start : start + size] for name, value in values.items()}
+            for values in (reference, sample)
+        )
+        if several:
+            r = {name: value.unflatten(1, (samples, -1)) for name, value in r.items()}
+            x = {name: value.unsqueeze(2) for name, value in x.items()}
+        sums = Sums.between(r, x, weights) if stack.smoothed else None
+        block = stack.cell.multipliers(r, x, sums)
+        blocks.append({k: v.flatten(1, 2) for k, v in block.items()} if several else block)
+    if len(blocks) == 1:
+        return blocks[0]
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def where_steps(stack: Stack, value: Tensor, padding: float) -> Tensor:
@@ -257,9 +292,15 @@ def recurrent_rule(name: str, target: Target, cell: Cell, states: int) -> None:
         lengths, smoothed = operation.get("lengths"), operation.get("smoothed", False)
         stack = Stack(cell, layer_weights(operation), reverse, lengths, smoothed)
 
+        rows = rows_of(operation, reference)
+        once = tuple(map(before_repetition, sample))
+        sample = sample if rows_of(operation, once) is None else once
+
         def forward(endpoint: Tensors) -> StackOutput:
-            sequence, initial = sequence_and_states(operation, endpoint, states)
-            return stack_forward(rows_of(stack, sequence.shape[1]), sequence, initial)
+            count = rows_of(operation, endpoint)
+            every = rows // count if rows and count else 1
+            sequence, initial = sequence_and_states(operation, endpoint, states, every)
+            return stack_forward(stack.with_every(every), sequence, initial)
 
         out_r = cached(reference[0], operation, lambda _: forward(reference))
         out_x = cached(sample[0], operation, lambda _: forward(sample))
@@ -281,26 +322,33 @@ recurrent_rule("rnn_tanh", aten.rnn_tanh.input, RNN_TANH, states=1)
 recurrent_rule("rnn_relu", aten.rnn_relu.input, RNN_RELU, states=1)
 
 
-def rows_of(stack: Stack, rows: int) -> Stack:
-    """Return the layers for an endpoint: a single row has the lengths of the first."""
-    return stack if stack.lengths is None else stack._replace(lengths=stack.lengths[:rows])
+def rows_of(operation: Operation, endpoint: Tensors) -> int | None:
+    """Return how many rows an endpoint has; ``None`` if its values have different numbers."""
+    rows = {
+        value.shape[0 if slot == 0 and operation["batch_first"] else 1]
+        for slot, value in zip(operation.slots, endpoint, strict=True)
+    }
+    return rows.pop() if len(rows) == 1 else None
 
 
 def sequence_and_states(
-    operation: Operation, endpoint: Tensors, states: int
+    operation: Operation, endpoint: Tensors, states: int, every: int
 ) -> tuple[Tensor, State]:
     """Return the sequence, with the time first, and the initial states at one endpoint.
 
-    Constant ones have as many rows as the references, but the sample may be a single row.
+    Constant ones have as many rows as the references. Where a row of the endpoint stands for
+    `every` references, they are those of the first.
     """
     flat = list(operation.arguments)
     for slot, value in zip(operation.slots, endpoint, strict=True):
         flat[slot] = value
     (sequence, initial, *_), _ = pytree.tree_unflatten(flat, operation.structure)
     sequence = sequence.transpose(0, 1) if operation["batch_first"] else sequence
-    initial = tuple(initial) if states > 1 else (initial,)
-    rows = endpoint[0].shape[0 if operation["batch_first"] and operation.slots[0] == 0 else 1]
-    return sequence[:, :rows], tuple(state[:, :rows] for state in initial)
+    values = [sequence, *(initial if states > 1 else (initial,))]
+    sequence, *initial = (
+        value if slot in operation.slots else value[:, ::every] for slot, value in enumerate(values)
+    )
+    return sequence, tuple(initial)
 
 
 def time_first_grads(

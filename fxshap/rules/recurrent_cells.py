@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxshap.ops.matrices import multiply_rows
 from fxshap.ops.recurrent import OPERATORS
 from fxshap.rules.core.cancellation import abs_aminmax, sequential_factors
 from fxshap.rules.core.tracing import any_unless_tracing
@@ -128,10 +129,10 @@ def through_sums(grads: Tensor, weight: Tensor, change: Tensor | None) -> Tensor
         Shape (..., inputs).
     """
     of_mean, *of_variance = grads.unbind(-2)
-    grad = of_mean @ weight
+    grad = multiply_rows(of_mean, weight)
     for g in of_variance:
         assert change is not None
-        grad = torch.addcmul(grad, g @ weight.square(), change)
+        grad = torch.addcmul(grad, multiply_rows(g, weight.square()), change)
     return grad
 
 

@@ -18,6 +18,7 @@ from fxshap.capture.captured import Captured
 from fxshap.errors import CaptureError
 from fxshap.ops.dtypes import ACCUMULATE_IN, accumulating
 from fxshap.passes.split_at_layer import ModelPrefix
+from fxshap.rules.core.caching import mark_repetition
 from fxshap.runtime.row_independence import (
     check_another_size,
     check_comparison,
@@ -59,12 +60,15 @@ class BatchLayout:
 
     def expand_rows(self, taps: Sequence[Tensor], samples: int, rows: int) -> list[Tensor]:
         """Repeat the taps of each sample so that they broadcast to those of `rows` rows."""
-        return [
-            tap
-            if dim is None or tap.shape[dim] == 1
-            else repeat_samples(tap, dim, samples, rows // samples)
-            for tap, dim in zip(taps, self.dims, strict=True)
-        ]
+        expanded = []
+        for tap, dim in zip(taps, self.dims, strict=True):
+            if dim is None or tap.shape[dim] == 1:
+                expanded.append(tap)
+                continue
+            repeated = repeat_samples(tap, dim, samples, rows // samples)
+            mark_repetition(repeated, tap)
+            expanded.append(repeated)
+        return expanded
 
     def max_batched(self, rows: int, device: torch.device, compiled: bool = False) -> int:
         """Return the largest number of outputs of `rows` rows in one batched backward pass.

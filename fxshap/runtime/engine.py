@@ -145,6 +145,7 @@ class Engine:
             check_finite("sample", samples[:explained])
         layout = self.find_layout(samples, references)
         current = known if known and rows.same_references else None
+        del known  # the old tape is freed before a new one is recorded
         current = current or self.new_references(references, layout, version)
         pairs = self.pairs(samples, current, layout, averaged)
         if not pairs.single:

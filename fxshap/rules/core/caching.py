@@ -128,6 +128,17 @@ def caching_between(taps: Iterable[Tensor]) -> Iterator[None]:
             _BETWEEN.discard(tap)
 
 
+def mark_repetition(tap: Tensor, before: Tensor) -> None:
+    """Record that every row of a tap repeats a row of another tensor."""
+    _OF_ENDPOINT.add(tap)["before repetition"] = None, before
+
+
+def before_repetition(tap: Tensor) -> Tensor:
+    """Return the rows that a tap of many rows repeats, or the tap if it repeats none."""
+    before: Tensor = (_OF_ENDPOINT.get(tap) or {}).get("before repetition", (None, tap))[1]
+    return before
+
+
 def accumulating_tap(tap: Tensor) -> Tensor:
     """Return a tapped value in the type in which rules compute, cached if it is another type."""
     return cached(tap, "accumulating", accumulating) if tap.dtype in ACCUMULATE_IN else tap
