@@ -64,6 +64,7 @@ from fxshap.rules import (  # noqa: F401
     products,
     ranking,
     recurrent,
+    recurrent_steps,
     smoothed_activations,
     smoothed_maxima,
     softmax,

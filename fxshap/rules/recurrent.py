@@ -3,19 +3,15 @@
 The rows may have different numbers of steps. Every direction reads the steps of a row first, and
 the padding after them, so that padding changes nothing before it. Its multipliers are 0, and the
 cotangents of the final states enter at the last step of each row.
-
-A cell in the user's own loop, such as ``nn.LSTMCell``, is decomposed into the formulas of one step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -24,7 +20,7 @@ from fxshap.rules.core.caching import before_repetition, cached, cached_between
 from fxshap.rules.core.dispatch import for_each_cotangent
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
-from fxshap.rules.core.registry import Target, Tensors, decomposition, rule
+from fxshap.rules.core.registry import Target, Tensors, rule
 from fxshap.rules.recurrent_cells import (
     GRU,
     LSTM,
@@ -388,57 +384,3 @@ def layer_weights(operation: Operation) -> list[Weights]:
         )
         for group in groups
     ]
-
-
-# --- single steps, in a loop of the user's ----------------------------------------------------
-
-
-@decomposition(aten.lstm_cell.default)
-def lstm_cell(
-    input: Tensor,
-    hx: list[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> State:
-    """i, f, o = s(z), g = tanh(z), c' = f c + i g, h' = o tanh(c')."""
-    h, c = hx
-    i, f, g, o = (F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-@decomposition(aten.gru_cell.default)
-def gru_cell(
-    input: Tensor,
-    hx: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> Tensor:
-    """a, z = s(.), n = tanh(input + a * hidden), h' = n + z (h - n)."""
-    a_i, z_i, n_i = F.linear(input, w_ih, b_ih).chunk(3, -1)
-    a_h, z_h, n_h = F.linear(hx, w_hh, b_hh).chunk(3, -1)
-    n = (n_i + (a_i + a_h).sigmoid() * n_h).tanh()
-    return n + (z_i + z_h).sigmoid() * (hx - n)
-
-
-def rnn_cell_decomposition(target: Target, activation: Callable[[Tensor], Tensor]) -> None:
-    """Declare h' = activation(W x + U h)."""
-
-    @decomposition(target)
-    def rnn_cell(
-        input: Tensor,
-        hx: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None = None,
-        b_hh: Tensor | None = None,
-    ) -> Tensor:
-        return activation(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
-
-
-rnn_cell_decomposition(aten.rnn_tanh_cell.default, torch.tanh)
-rnn_cell_decomposition(aten.rnn_relu_cell.default, torch.relu)
