@@ -271,3 +271,39 @@ def test_attributions_that_do_not_sum_up_are_an_error(model, monkeypatch):
     with pytest.raises(AdditivityError, match="fxshap.verify"):
         explainer.shap_values(SAMPLES)
     assert explainer.shap_values(SAMPLES, check_additivity=False).shape == (5, 4, 3)
+
+
+class Recurrent(nn.Module):
+    """Two bidirectional layers over series of different lengths, from a state of each series."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = layer(3, 4, 2, batch_first=True, bidirectional=True)
+        self.state, self.head = nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor, varies: Tensor) -> Tensor:
+        first = self.state(torch.where(varies[:, None], x[:, 0], 1.0)).expand(4, -1, -1)
+        state = (first, first) if isinstance(self.layer, nn.LSTM) else first
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, False)
+        out, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed, state)[0], True)
+        return self.head(out[:, 0] + out[:, -1])
+
+
+@pytest.mark.parametrize("rule", ["rescale", "variance"])
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_stacked_series_of_different_lengths_are_those_of_one_at_a_time(layer, rule):
+    torch.manual_seed(0)
+    model = Recurrent(layer)
+    background, samples = torch.randn(3, 6, 3), torch.randn(4, 6, 3)
+    arguments = {
+        "lengths": torch.tensor([6, 2, 4, 1]),
+        "varies": torch.tensor([True, False, True, False]),
+    }
+    bound = {name: value[:1] for name, value in arguments.items()}
+    one, many = (
+        fxshap.DeepExplainer(
+            model, background, forward_kwargs=bound, rule=rule, batch_size=size
+        ).shap_values(samples, **arguments)
+        for size in (1, 4)
+    )
+    np.testing.assert_allclose(many, one, rtol=0, atol=1e-6 * np.abs(one).max())
