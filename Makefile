@@ -57,6 +57,7 @@ refinement: $(VENV)/.test
 	$(BIN)/python -m benchmarks.accuracy.variances
 	$(BIN)/python -m benchmarks.accuracy.refinement
 	$(BIN)/python -m benchmarks.accuracy.curves
+	$(BIN)/python -m benchmarks.performance.refinement
 
 speed: $(VENV)/.speed
 	$(BIN)/python -m benchmarks.performance.speed --memory --growth --page docs/speed.md

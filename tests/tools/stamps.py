@@ -30,7 +30,7 @@ CORE = tuple(
 )
 MAKERS = {
     "fidelity": ("tests/networks", "benchmarks/accuracy"),
-    "refinement": ("tests/networks", "benchmarks/accuracy"),
+    "refinement": ("tests/networks", "benchmarks/accuracy", "benchmarks/performance/refinement.py"),
     "speed": ("fxshap/explainer.py", "benchmarks/performance"),
     "datasets": ("fxshap/explainer.py", "fxshap/datasets", "benchmarks/performance/datasets"),
     "gpu": ("fxshap/explainer.py", "benchmarks/performance/gpu"),
