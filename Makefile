@@ -55,6 +55,7 @@ refinement: $(VENV)/.test
 	-$(BIN)/python -m benchmarks.accuracy.coalitions
 	$(BIN)/python -m benchmarks.accuracy.patches
 	$(BIN)/python -m benchmarks.accuracy.variances
+	$(BIN)/python -m benchmarks.accuracy.local_averages
 	$(BIN)/python -m benchmarks.accuracy.refinement
 	$(BIN)/python -m benchmarks.accuracy.curves
 	$(BIN)/python -m benchmarks.performance.refinement
