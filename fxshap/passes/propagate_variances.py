@@ -35,7 +35,7 @@ from fxshap.rules.smoothed_maxima import MAXIMA, maximum
 
 aten = torch.ops.aten
 
-#: Which function takes the place of an operator after a sum.
+#: Which function takes the place of an operator, or of an overload, after a sum.
 SMOOTHED_BY: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(SMOOTHED, activation),
     **dict.fromkeys(MAXIMA, maximum),
@@ -53,7 +53,7 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
         if node.op == "output" or not node.meta["varying"]:
             continue
         positions = [position for position, _ in varying_arguments(node)]
-        smoothed = SMOOTHED_BY.get(op_packet(node))
+        smoothed = SMOOTHED_BY.get(node.target) or SMOOTHED_BY.get(op_packet(node))
         if smoothed is not None and positions == [0]:
             source, *rest = call_args(node)
             if source in variances.sums:

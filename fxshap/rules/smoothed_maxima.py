@@ -36,8 +36,11 @@ from fxshap.rules.smoothed_activations import MAX_RATIO, finite_change, inner_fu
 
 aten = torch.ops.aten
 
-#: Maxima over dimensions, and what makes them maxima.
-REDUCTIONS: dict[Any, int] = {aten.amax: 1, aten.max: 1, aten.amin: -1, aten.min: -1}
+#: Overloads that are maxima over dimensions, and what makes them maxima. Others are of two tensors.
+REDUCTIONS: dict[Any, int] = {
+    aten.amax.default: 1, aten.max.dim: 1, aten.max.default: 1,
+    aten.amin.default: -1, aten.min.dim: -1, aten.min.default: -1,
+}  # fmt: skip
 #: Maxima of a single argument.
 MAXIMA = frozenset({*REDUCTIONS, *POOLS, *ADAPTIVE_POOLS})
 
@@ -60,8 +63,7 @@ def maximum_rule(
     """S for the argument of the maximum and T for its variance."""
     (r, _), (x, v), function = reference, sample, inner_function(operation)
     x, v = x.expand_as(r), v.expand_as(r)
-    packet: Any = function.target
-    sign, grad = REDUCTIONS.get(packet.overloadpacket), values_grad(grad)
+    sign, grad = REDUCTIONS.get(function.target), values_grad(grad)
     if sign is None:
         windows = windows_of(function, r, grad)
 

@@ -270,6 +270,24 @@ def test_chances_are_those_of_independent_normal_numbers() -> None:
     assert (chances(mean, variance, pairs) - frequency).abs().max() < 0.02
 
 
+MAXIMA_OF_SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of two tensors": lambda z: torch.max(z, torch.ones(5).double()),
+    "smaller of two tensors": lambda z: torch.min(z, torch.zeros(5).double()),
+    "over a dimension": lambda z: z.max(-1)[0],
+    "minimum over a dimension": lambda z: z.min(2, keepdim=True)[0],
+    "over two dimensions": lambda z: z.amax((1, 3)),
+    "minimum over two dimensions": lambda z: z.amin((2, 3)),
+    "pooled with indices": lambda z: F.max_pool2d(z, (2, 3), return_indices=True)[0],
+}
+
+
+@pytest.mark.parametrize("name", MAXIMA_OF_SUMS)
+def test_every_maximum_of_sums_adds_up(name: str) -> None:
+    model = Applied(LINEAR, MAXIMA_OF_SUMS[name])
+    x, r = numbers(2, 2, 4, 4, seed=1), numbers(3, 2, 4, 4, seed=2)
+    assert_exact(model, fxshap.make_explainable(model, rule="variance"), [r], [x], 1e-12)
+
+
 MAXIMA = ["max_pool1d_padded_dilated", "max_pool2d_overlapping", "max_pool3d", "adaptive_max_pool",
           "max_over_dims"]  # fmt: skip
 RECURRENT = ["rnn_tanh", "rnn_relu", "lstm_time_first_stacked", "lstm_bidirectional_state",
