@@ -35,6 +35,7 @@ quick: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.tools.stamps
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m tests.tools.notebooks docs/guides/gallery
 
 # The figures are those of the sources, and the wheel is one that a user can install.
 release: $(VENV)/.release
@@ -110,9 +111,12 @@ EXTRAS := cli,demo
 $(VENV)/.test $(VENV)/.ecosystem: EXTRAS := cli,demo,draw,ray,zarr
 $(VENV)/.docs: EXTRAS := cli,demo,examples
 
-$(VENV)/.torch: constraints.txt
+$(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) 'pip>=25.1'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.pip constraints.txt
 	$(INSTALL) torch
 	touch $@
 

@@ -8,8 +8,9 @@ import warnings
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks of the examples are small
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
+from inventories import write_inventories  # noqa: E402
 from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
 
 from fxshap._version import __version__  # noqa: E402
@@ -22,6 +23,7 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_click",
@@ -50,6 +52,50 @@ myst_heading_anchors = 3
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_preprocess_types = True
+napoleon_type_aliases = {
+    "Tensor": "torch.Tensor",
+    "nn.Module": "torch.nn.Module",
+    "fx.Graph": "torch.fx.Graph",
+    "fx.GraphModule": "torch.fx.GraphModule",
+    "fx.Node": "torch.fx.Node",
+    "Dataset": "torch.utils.data.Dataset",
+    "DataLoader": "torch.utils.data.DataLoader",
+    "ndarray": "numpy.ndarray",
+    "DataFrame": "pandas.DataFrame",
+    "Path": "pathlib.Path",
+    "sequence": "collections.abc.Sequence",
+    "mapping": "collections.abc.Mapping",
+    "callable": "collections.abc.Callable",
+    "iterable": "collections.abc.Iterable",
+    "iterator": "collections.abc.Iterator",
+    "Refinement": "fxshap.Refinement",
+    "ExplainableModule": "fxshap.ExplainableModule",
+    "Report": "fxshap.Report",
+    "Verification": "fxshap.Verification",
+    "Summary": "fxshap.datasets.Summary",
+    "ReportEntry": "fxshap.report.report.ReportEntry",
+    "SampleCheck": "fxshap.verification.result.SampleCheck",
+    "Leak": "fxshap.verification.leaks.Leak",
+    "Rule": "fxshap.rules.Rule",
+    "Operation": "fxshap.rules.Operation",
+    "RuleFn": "fxshap.rules.core.registry.RuleFn",
+    "ExplainedBatch": "fxshap.datasets.batch.ExplainedBatch",
+    "RefusedRow": "fxshap.datasets.summary.RefusedRow",
+    "Sample": "fxshap.datasets.summary.Sample",
+}
+# Members of tuples.
+for word in ("Tensor", "ndarray", "nn.Module", "str", "list", "None"):
+    target = napoleon_type_aliases.get(word, word)
+    napoleon_type_aliases[f"({word}"] = f":py:obj:`({word} <{target}>`"
+    napoleon_type_aliases[f"{word})"] = f":py:obj:`{word}) <{target}>`"
+#: Words in the types of parameters, and names of packages whose pages have no inventory here.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:(class|obj)", r"arrays?|these|pair|paths?|operators?|of|per|of one such .*|str to str"),
+    ("py:(class|obj)", r"(\w+\.)*(ray\.data\.Dataset|pyarrow\.Table|Table|TreeSpec|OpOverload\w*)"),
+]
+intersphinx_mapping = write_inventories(Path(__file__).parent / "_build" / "inventories")
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # the docstrings have them
 add_module_names = False
@@ -65,6 +111,25 @@ def whole_figures(*block):
     return matplotlib_scraper(*block, bbox_inches="tight")
 
 
+#: What every notebook begins with.
+FIRST_CELL = """\
+# Start this notebook in a clone of fxshap, or write the path of one in place of the dot.
+try:
+    import fxshap
+except ImportError:
+    %pip install -q ".[examples]"
+"""
+
+
+def name_pages(notebook, path):
+    """Replace links to pages of this documentation, which a notebook lacks, by their texts."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            text = re.sub(r":doc:`/?([^<`]*?)\s*(?:<[^>]*>)?`", r"*\1*", text)
+            cell["source"] = text.splitlines(keepends=True)
+
+
 suppress_warnings = ["config.cache"]  # a function in the settings
 
 sphinx_gallery_conf = {
@@ -76,6 +141,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,
+    "first_notebook_cell": FIRST_CELL,
+    "notebook_modification_function": name_pages,
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 10**6,
@@ -90,6 +157,7 @@ warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module=r"s
 
 html_theme = "pydata_sphinx_theme"
 html_title = "fxshap"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["fxshap.css"]
 html_sidebars = {"start": [], "**": ["sidebar-nav-bs"]}
@@ -103,6 +171,7 @@ html_theme_options = {
     # The tables of these pages need the width.
     "secondary_sidebar_items": {"**": ["page-toc"], "coverage": [], "fidelity": [], "speed": []},
     "navbar_end": ["theme-switcher"],
+    "logo": {"text": "fxshap"},
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
@@ -139,7 +208,43 @@ def keep_examples(app, context, lines):
             lines[at] = f"|   ``{line.removeprefix('|').strip()}``"
 
 
+#: Classes that only functions of the library create; their constructors are not public.
+MADE_BY_THE_LIBRARY = {
+    "fxshap.ExplainableModule",
+    "fxshap.Report",
+    "fxshap.datasets.batch.ExplainedBatch",
+    "fxshap.datasets.summary.RefusedRow",
+    "fxshap.datasets.summary.Sample",
+    "fxshap.rules.core.registry.RuleFn",
+    "fxshap.Verification",
+    "fxshap.datasets.Summary",
+    "fxshap.report.report.ReportEntry",
+    "fxshap.verification.leaks.Leak",
+    "fxshap.verification.result.SampleCheck",
+}
+#: Public names of base classes, by the private names.
+BASES = {
+    "fxshap.integrations.isolation.ProbedModule": "torch.nn.Module",
+    "shap.explainers._explainer.Explainer": "shap.Explainer",
+}
+
+
+def hide_constructors(app, what, name, obj, options, signature, returns):
+    """Show no arguments of classes that users do not create."""
+    return ("", returns) if name in MADE_BY_THE_LIBRARY else None
+
+
+def name_bases(app, name, obj, options, bases):
+    """Name a base class as the documentation of its package does."""
+    for at, base in enumerate(bases):
+        public = BASES.get(f"{base.__module__}.{base.__qualname__}")
+        if public:
+            bases[at] = f":py:class:`{public}`"
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", hide_constructors)
+    app.connect("autodoc-process-bases", name_bases)
     app.connect("autodoc-process-docstring", keep_formulas)
     app.connect("source-read", list_present)
     app.connect("sphinx-click-process-description", keep_examples)

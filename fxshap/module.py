@@ -75,11 +75,11 @@ def make_explainable(
         How an activation treats the sum that it receives. ``"rescale"`` is DeepLIFT's rule
         (Shrikumar et al. 2017), averaged over references as in DeepSHAP (Lundberg and Lee 2017).
         ``"variance"`` uses how the sum varies over the coalitions of its inputs
-        (:mod:`fxshap.rules.smoothed_activations`): as additive, much nearer to the exact Shapley
+        (``fxshap/rules/smoothed_activations.py``): as additive, much nearer to the exact Shapley
         values where activations follow linear layers, and two to three times as slow.
     refine : int, "exact", "auto" or Refinement
         How many complementary pairs of random half-coalitions of features to use for every
-        reference (:mod:`fxshap.runtime.coalitions`). 0 is one pass; more pairs are nearer to the
+        reference (``fxshap/runtime/coalitions.py``). 0 is one pass; more pairs are nearer to the
         exact Shapley values, as additive, and take two to five passes each. ``"exact"`` gives the
         exact Shapley values, for up to 16 features or groups of features; ``"auto"`` what fits into
         a time. A :class:`Refinement` also has the seed, the limits and what a feature is.
@@ -331,7 +331,7 @@ class ExplainableModule(ProbedModule):
 
     @property
     def active_library(self) -> str:
-        """What requests multipliers: 'shap', 'captum', ... 'multiplier_mode', or 'plain'."""
+        """The library that requests multipliers, such as 'shap'; 'plain' without a request."""
         return active_library(self._probe)
 
     def report(self) -> Report:

@@ -10,9 +10,8 @@ A convolutional network on scikit-learn's digits: which pixels support which cla
 # ---------
 # It is the network of ``python -m fxshap.demo``: a functional GELU, one GELU module that is called
 # twice, and an in-place residual sum.
-#
-# .. literalinclude:: /../fxshap/demo/network.py
-#    :pyobject: DigitNet
+
+import inspect
 
 import numpy as np
 import shap
@@ -20,6 +19,8 @@ import torch
 
 from fxshap import make_explainable
 from fxshap.demo.network import DigitNet, load_digits, train
+
+print(inspect.getsource(DigitNet))
 
 torch.manual_seed(0)
 train_x, train_y, test_x, test_y = load_digits()

@@ -12,7 +12,7 @@ them. The makers that register rules are public, so an operator of your own gets
 Declare a rule before the model is captured. A later declaration for the same operator wins.
 
 Public besides these are :class:`Operation` and :func:`vjp`, which a rule uses, and the registry:
-:data:`RULES` maps operators to their :class:`Rule`, :data:`DECOMPOSITIONS` maps overloads to the
+``RULES`` maps operators to their :class:`Rule`, ``DECOMPOSITIONS`` maps overloads to the
 functions that take their place, and :func:`find_rule` looks up the rule of an overload.
 
 Examples

@@ -12,7 +12,7 @@ from fxshap.runtime.refinement import ONE_PASS, Refinement
 
 #: How activations treat the sum that they receive.
 RuleName = Literal["rescale", "variance"]
-#: How many references go onto one tape: a number, or as many as free memory holds.
+#: How many references go onto one tape: a number, or as many as half of the free memory holds.
 ReferenceBatchSize = int | Literal["auto"]
 
 

@@ -96,7 +96,7 @@ def check_rule(
         Its arguments, with a :class:`Varying` for each that depends on a model's input.
     kwargs : mapping, optional
     output_row : int, optional
-        The batch dimension of the output. ``None`` means that all is one row, :data:`EACH` that the
+        The batch dimension of the output. ``None`` means that all is one row, ``EACH`` that the
         operation treats every element by itself.
     state_row : int
         The batch dimension of the outputs after the first.

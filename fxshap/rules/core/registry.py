@@ -62,8 +62,9 @@ class Rule:
     name : str
         Name of the rule, for reports.
     backward : callable, optional
-        ``backward(operation, reference, sample, grad) -> grads``, see :class:`RuleFn`. ``None`` for
-        operations that are linear in everything.
+        ``backward(operation, reference, sample, grad) -> grads``, see
+        :class:`~fxshap.rules.core.registry.RuleFn`. ``None`` for operations that are linear in
+        everything.
     linear_in : tuple of frozenset of int
         Sets of argument positions in which the operation is jointly linear (affine).
     closed_form : bool
