@@ -1,6 +1,7 @@
 """The Sphinx configuration of the documentation: ``make docs``."""
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -120,16 +121,6 @@ except ImportError:
     %pip install -q ".[examples]"
 """
 
-
-def name_pages(notebook, path):
-    """Replace links to pages of this documentation, which a notebook lacks, by their texts."""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            text = "".join(cell["source"])
-            text = re.sub(r":doc:`/?([^<`]*?)\s*(?:<[^>]*>)?`", r"*\1*", text)
-            cell["source"] = text.splitlines(keepends=True)
-
-
 suppress_warnings = ["config.cache"]  # a function in the settings
 
 sphinx_gallery_conf = {
@@ -142,7 +133,6 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "first_notebook_cell": FIRST_CELL,
-    "notebook_modification_function": name_pages,
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 10**6,
@@ -242,7 +232,19 @@ def name_bases(app, name, obj, options, bases):
             bases[at] = f":py:class:`{public}`"
 
 
+def name_pages(app):
+    """Replace links to pages of this documentation, which a notebook lacks, by their texts."""
+    for path in (Path(app.srcdir) / "guides" / "gallery").glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                text = "".join(cell["source"])
+                cell["source"] = [re.sub(r":doc:`/?([^<`]*?)\s*(?:<[^>]*>)?`", r"*\1*", text)]
+        path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
+
 def setup(app):
+    app.connect("builder-inited", name_pages, priority=900)  # after the gallery has written them
     app.connect("autodoc-process-signature", hide_constructors)
     app.connect("autodoc-process-bases", name_bases)
     app.connect("autodoc-process-docstring", keep_formulas)
