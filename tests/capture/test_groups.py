@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
+from fxshap._compat import TORCH
 from fxshap.errors import CaptureError
 from fxshap.verification.shapley import shapley_values
 from tests.helpers import assert_exact, explain
@@ -310,6 +311,8 @@ def distance_of_dense() -> float:
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_values_are_about_as_near_as_if_every_expert_were_called(way, distance_of_dense):
     """An expert may have no token of a sample, and all of another."""
+    if way is assigned and TORCH < (2, 12):
+        pytest.skip("torch.export of this release cannot assign to a slice of a computed size")
     assert distance(way) <= 1.25 * distance_of_dense
 
 
