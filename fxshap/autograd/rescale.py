@@ -174,6 +174,7 @@ class _Rescale(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         output = operation(*varying)
+        ctx.single = isinstance(output, Tensor)
         outputs = (output,) if isinstance(output, Tensor) else output
         ctx.mark_non_differentiable(*[o for o in outputs if not differentiable(o)])
         return output
@@ -185,7 +186,7 @@ class _Rescale(torch.autograd.Function):
         if all(g is None for g in grad):
             return (None, None, None, *[None] * len(reference))
         sample = [ctx.endpoints.sample[tap] for tap in ctx.taps]
-        cotangent = grad[0] if len(grad) == 1 else grad
+        cotangent = grad[0] if ctx.single else grad
         if ctx.endpoints.copies > 1:
             cotangents = apply_rule_batched(
                 operation, reference, sample, cotangent, ctx.endpoints.copies

@@ -67,11 +67,12 @@ linear(
 linear(BATCH_NORM)
 rule(aten._native_batch_norm_legit_no_training, aten.batch_norm, linear_in=((0,),))(generic)
 
-# Linear in the values, not in the indices, masks or windows: the generic rule where those vary.
+# Linear in the values, not in the indices, masks, windows or coordinates: the generic rule where
+# those vary.
 rule(
     aten.index_select, aten.gather, aten.index, aten._unsafe_index, aten.take, aten.take_along_dim,
     aten.embedding, aten.masked_select,
-    aten.istft,
+    aten.istft, aten.gradient,
     linear_in=((0,),), closed_form=False,
 )(generic)  # fmt: skip
 rule(

@@ -111,6 +111,11 @@ def log_volume(h: Tensor) -> Tensor:
     return torch.stack([torch.logdet(symmetric(h)), torch.linalg.slogdet(symmetric(h))[1]], 1)
 
 
+def finite_differences(h: Tensor) -> Tensor:
+    (slope,) = torch.gradient(h.tanh(), spacing=0.5, dim=1)
+    return slope * h
+
+
 def strided_windows(h: Tensor) -> Tensor:
     """Overlapping windows by ``as_strided`` of a copy."""
     windows = h.contiguous().as_strided((h.shape[0], 5, 4), (h.shape[1], 2, 1))
@@ -128,5 +133,10 @@ REPORTS = [
     report("pseudo_inverse", architecture=lambda: Between(pseudo_inverse), source="ELM"),
     report("cholesky_solved", architecture=lambda: Between(solved), source="Gaussian processes"),
     report("log_volume", architecture=lambda: Between(log_volume), source="flows"),
+    report(
+        "finite_differences",
+        architecture=lambda: Between(finite_differences),
+        source="torch.gradient",
+    ),
     report("strided_windows", architecture=lambda: Between(strided_windows), source="as_strided"),
 ]

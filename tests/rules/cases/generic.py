@@ -46,5 +46,6 @@ GENERIC = [
     ),
     Case(aten.linalg_eigvalsh.default, (v(3, 3), "U")),
     Case(aten.cholesky_solve.default, (v(1, 2), v(1, 1, low=0.5, high=9.0))),
+    Case(aten.gradient.scalarint, (v(5),), {"dim": 1}),
     Case(aten.linalg_inv.default, (Varying((1, 1), low=0.5, high=2.0),)),
 ]
