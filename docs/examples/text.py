@@ -196,7 +196,7 @@ Page(explained[2][1])
 # A sentence has few words, so its exact Shapley values are affordable. ``"exact"`` runs the network
 # on all coalitions of the words: those of a coalition are known, and the others are ``[MASK]``.
 # ``feature_dims=(1,)`` makes a token one feature, not 384. The tokens that are the same in both
-# leave the game, so eight words take 256 rows.
+# leave the game, so eight words take 256 rows, and twelve take 4096.
 
 
 def refined(how):
