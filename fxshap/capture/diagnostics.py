@@ -25,6 +25,8 @@ TAKES_NUMBER = (
     "graph describes it; choose with torch.where, or compute with the tensor itself"
 )
 
+#: The error of torch for outputs whose sizes depend on values, where it cannot name them.
+DYNAMIC_SIZE = "DynamicOutputShapeException"
 #: The error of torch for tensors that leave it for NumPy.
 LEAVES_FOR_NUMPY = ".numpy() is not supported"
 
@@ -62,9 +64,14 @@ def is_data_dependent(error: BaseException) -> bool:
 
 
 def takes_values(error: BaseException) -> bool:
-    """Return True if Python reading the values of a tensor caused an error."""
-    leaves = any(LEAVES_FOR_NUMPY in str(cause) for cause in exception_chain(error))
-    return leaves or is_data_dependent(error)
+    """Return True if Python reading the values of a tensor caused an error.
+
+    In torch 2.6, ``bincount``, whose size depends on values, is refused before its size is read.
+    """
+    causes = exception_chain(error)
+    leaves = any(LEAVES_FOR_NUMPY in str(cause) for cause in causes)
+    has_size = any(type(cause).__name__ == DYNAMIC_SIZE for cause in causes)
+    return leaves or has_size or is_data_dependent(error)
 
 
 def exception_chain(error: BaseException | None) -> list[BaseException]:
