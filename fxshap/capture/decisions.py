@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +26,14 @@ from torch.utils import _pytree as pytree
 
 from fxshap.capture.captured import Captured
 from fxshap.capture.diagnostics import DECIDES, TAKES_NUMBER, not_one_graph
-from fxshap.capture.readings import Answers, EndlessTraceError, Trace, alternatives
+from fxshap.capture.readings import (
+    Answers,
+    EndlessTraceError,
+    Trace,
+    alternative,
+    alternatives,
+    always,
+)
 from fxshap.errors import CaptureError
 
 #: A trace with other answers may have so many times as many readings and operations, and as many
@@ -59,20 +68,7 @@ def check_decisions(
     CaptureError
         If the model computes something else when a line reads something else.
     """
-    limits = [LONGER * count + SLACK for count in (len(trace.readings), trace.operations)]
-    computed = structure(captured)
-
-    def outcome(line: str, choice: int) -> Outcome:
-        answers = Answers(True, {line: choice}, *limits)
-        try:
-            with silenced():
-                other = structure(retrace(answers))
-        except EndlessTraceError:
-            return Outcome.DIFFERENT
-        except Exception:
-            return Outcome.RAISES
-        return Outcome.SAME if other == computed else Outcome.DIFFERENT
-
+    attempts = Attempts(captured, trace, retrace)
     lines: dict[str, list[Any]] = {}
     for reading in captured.readings:
         lines.setdefault(reading.line, []).append(reading.value)
@@ -81,7 +77,7 @@ def check_decisions(
         choices = range(max(len(alternatives(value)) for value in values))
         outcomes = []
         for choice in choices:
-            outcomes.append(outcome(line, choice))
+            outcomes.append(attempts.outcome({line: partial(alternative, choice)}))
             if outcomes[-1] is Outcome.DIFFERENT:
                 reason = TAKES_NUMBER if any(map(is_fraction, values)) else DECIDES
                 raise CaptureError(not_one_graph(line, reason))
@@ -89,7 +85,75 @@ def check_decisions(
             decisions[line] = [r.value for r in trace.readings if r.line == line]
         if not all(isinstance(value, bool) for value in values):
             numbers.append(line)
+    attempts.check_together(decisions)
     return replace(captured, decisions=decisions, numbers=tuple(numbers))
+
+
+class Attempts:
+    """What a model computes if its lines read something else.
+
+    Parameters
+    ----------
+    captured, trace, retrace
+        As in :func:`check_decisions`.
+
+    Attributes
+    ----------
+    truths : dict of str to int
+        How many truth values a line has read, at most.
+    """
+
+    def __init__(
+        self, captured: Captured, trace: Trace, retrace: Callable[[Answers], Captured]
+    ) -> None:
+        self.limits = [LONGER * count + SLACK for count in (len(trace.readings), trace.operations)]
+        self.computed = structure(captured)
+        self.retrace = retrace
+        self.truths: Counter[str] = Counter()
+        self.count_truths(captured)
+
+    def outcome(self, altered: Mapping[str, Callable[[Any], Any]]) -> Outcome:
+        """Capture the model with other answers, and compare."""
+        try:
+            with silenced():
+                other = self.retrace(Answers(True, altered, *self.limits))
+                same = structure(other) == self.computed
+        except EndlessTraceError:
+            return Outcome.DIFFERENT
+        except Exception:
+            return Outcome.RAISES
+        self.count_truths(other)
+        return Outcome.SAME if same else Outcome.DIFFERENT
+
+    def count_truths(self, captured: Captured) -> None:
+        """Count the truth values that every line of a capture has read."""
+        self.truths |= Counter(r.line for r in captured.readings if is_truth(r.value))
+
+    def check_together(self, raising: Collection[str]) -> None:
+        """Alter several readings at once, because ``a and b`` may need both to be another.
+
+        Parameters
+        ----------
+        raising : collection of str
+            Lines that are left as they are: the model raises if they read something else.
+
+        Raises
+        ------
+        CaptureError
+            If the model then computes something else.
+        """
+        lines = [line for line in self.truths if line not in raising]
+        if sum(self.truths[line] for line in lines) < 2:
+            return
+        for alter in (partial(alternative, 0), partial(always, True), partial(always, False)):
+            altered = {line: alter for line in lines}
+            if self.outcome(altered) is Outcome.DIFFERENT:
+                raise CaptureError(not_one_graph(lines[0], DECIDES))
+
+
+def is_truth(value: Any) -> bool:
+    """Return True if a value is a truth value, or a tensor of them."""
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool)
 
 
 def is_fraction(value: Any) -> bool:

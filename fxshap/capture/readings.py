@@ -103,14 +103,14 @@ class Answers:
     varying : bool
         Whether to answer those that depend on the explained inputs. Otherwise they are left to
         torch, which returns an unknown number or raises.
-    altered : dict of str to int
-        For lines whose readings are not answered truly, which of the :func:`alternatives` is.
+    altered : dict of str to callable
+        For lines whose readings are not answered truly, ``altered[line](value) -> answer``.
     max_readings, max_operations : int or None
         A trace with more of them is not finished.
     """
 
     varying: bool = False
-    altered: Mapping[str, int] = field(default_factory=dict)
+    altered: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     max_readings: int | None = None
     max_operations: int | None = None
 
@@ -221,8 +221,7 @@ class ReadingRecorder(TorchDispatchMode):
         value = self.values.compute(func, *arguments)
         line, varying = user_line(), self.is_varying(arguments)
         if varying and line in self.answers.altered:
-            others = alternatives(value)
-            value = others[min(self.answers.altered[line], len(others) - 1)]
+            value = self.answers.altered[line](value)
         self.readings.append(Reading(line, value, varying))
         if len(self.readings) > (self.answers.max_readings or math.inf):
             raise EndlessTraceError
@@ -333,6 +332,19 @@ def alternatives(value: Any) -> list[Any]:
         return [value + step for step in steps]
     size = 1 + abs(value)
     return [value + sign * step * size for step in STEPS for sign in (1, -1)]
+
+
+def alternative(choice: int, value: Any) -> Any:
+    """Return one of the :func:`alternatives`, the last if there are fewer."""
+    others = alternatives(value)
+    return others[min(choice, len(others) - 1)]
+
+
+def always(truth: bool, value: Any) -> Any:
+    """Return the same answer to all questions for a truth value, and numbers as they are."""
+    if isinstance(value, Tensor) and value.dtype is torch.bool:
+        return torch.full_like(value, truth)
+    return truth if isinstance(value, bool) else value
 
 
 @contextmanager

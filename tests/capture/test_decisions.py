@@ -41,11 +41,32 @@ def table(h: Tensor) -> Tensor:
 DECIDES = "decides by the value of a tensor"
 TAKES = "takes a number out of a tensor"
 
+
+def both(h: Tensor) -> Tensor:
+    positive = bool(h.sum() > 10)
+    large = bool(h.amax() > 10)
+    return -h if positive and large else h
+
+
+def nested(h: Tensor) -> Tensor:
+    if h.sum() > 10:
+        if h.amax() > 10:  # noqa: SIM102
+            return -h
+    return h
+
+
+def in_one_line(h: Tensor) -> Tensor:
+    return -h if h.sum() > 10 and h.amin() < 10 and h.amax() > 10 else h
+
+
 CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "another computation": (lambda h: h if h.sum() > 0 else h.sin(), DECIDES),
     "a return before the end": (lambda h: h if h.norm() < 1 else h / h.norm(), DECIDES),
     "a loop": (loop, DECIDES),
     "equality": (lambda h: h if torch.equal(h, h.abs()) else h.sin(), DECIDES),
+    "two conditions": (both, DECIDES),
+    "a condition in another": (nested, DECIDES),
+    "conditions in one line": (in_one_line, DECIDES),
     "a Python number": (lambda h: h / float(h.norm()), TAKES),
     "a choice by a Python number": (lambda h: h if float(h.mean()) > 0 else -h, TAKES),
     "an entry of a Python list": (table, TAKES),
