@@ -61,11 +61,17 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
                 node.meta["op"], node.target = node.target, smoothed
         if not has_real_outputs(node):
             continue
-        if node.target in RECURRENT:
+        if node.target in RECURRENT and not is_smoothed(node):
             node.kwargs = {**node.kwargs, "smoothed": True}
         variances.propagate(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def is_smoothed(node: fx.Node) -> bool:
+    """Return True if the call of a recurrent operator has the argument ``smoothed`` by position."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return len(node.args) > names.index("smoothed")
 
 
 def remove_variances(graph: fx.Graph) -> fx.Graph:

@@ -314,7 +314,7 @@ def test_recurrent_layers_and_maxima_are_nearer_to_the_exact_values(name: str) -
 
 
 def test_compiled_recurrent_layers_give_the_same_values() -> None:
-    network = NETWORKS["lstm_stacked_bidirectional"]
+    network = NETWORKS["rnn_tanh"]
     model = network.build()
     (x,), (r,) = (network.inputs(n, seed=n) for n in (2, 5))
     (values,) = explain(fxshap.make_explainable(model, rule="variance"), [r], [x])
