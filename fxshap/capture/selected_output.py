@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fxshap._compat import skips_contexts
 from fxshap.capture.diagnostics import convert_data_dependent_errors
 from fxshap.capture.groups import EnumerateGroups, GroupChoice
-from fxshap.capture.numpy_functions import numpy_by_torch
 from fxshap.capture.readings import Trace
 from fxshap.capture.recurrent import RecordRecurrent, without_packed_checks
 from fxshap.capture.sparse import DenseForSparse
@@ -68,7 +67,6 @@ class SelectedOutput(nn.Module):
             RecordOwnOperators(),
             RecordRecurrent(),
             DenseForSparse(),
-            numpy_by_torch(),
             trace_scripted_modules(self.model),
             without_packed_checks(self.model),
             convert_data_dependent_errors(),
