@@ -63,7 +63,8 @@ def with_sampler(
     @torch.no_grad()
     def function(rows: Array) -> Array:
         flat = torch.as_tensor(rows, dtype=dtype)
-        return model(*split(flat, shapes)).numpy()  # type: ignore[no-any-return]
+        output: torch.Tensor = model(*split(flat, shapes))
+        return output.numpy()
 
     def explain(samples: Inputs) -> torch.Tensor:
         background, x = join(references).numpy(), join(samples).numpy()

@@ -35,6 +35,7 @@ import fxshap
 from benchmarks import adapters
 from benchmarks.accuracy.dasp import with_dasp
 from benchmarks.accuracy.groups import Array, GroupedProblem, Truth, dna, images, text
+from benchmarks.accuracy.refinement import draw_error
 from benchmarks.samplers import SAMPLERS, Sampler
 from tests.tools.pages import COMMIT, replace_section
 
@@ -321,16 +322,16 @@ def draw(store: Store, errors: dict[str, float]) -> None:
                 zorder=3 if ours else 2,
             )  # fmt: skip
         if errors[problem]:
-            panel.axhline(errors[problem], color="grey", linestyle=":")
-            panel.annotate(
-                "error of the truth itself", (0.98, errors[problem]), xytext=(0, 3), ha="right",
-                xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
+            draw_error(panel, errors[problem])
         panel.set(xscale="log", yscale="log", ylim=(6e-5, 10), title=problem)
         panel.set(xlabel="seconds a sample")
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("distance to the Shapley values")
-    handles = {label: h for panel in axes for h, label in zip(*panel.get_legend_handles_labels())}  # noqa: B905
+    handles = {
+        label: h
+        for panel in axes
+        for h, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
     )

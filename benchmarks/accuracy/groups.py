@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sklearn import datasets
 from torch import Tensor, nn
 
-from benchmarks.performance.workloads import cnn
+from benchmarks.performance.workloads import DilatedConvolutions, cnn
 from fxshap.verification.shapley import shapley_values
 
 Array = NDArray[Any]
@@ -276,27 +276,6 @@ def text() -> GroupedProblem:
         )
 
 
-class DilatedConvolutions(nn.Module):
-    """Four dilated residual layers of 64 channels, and the maximum over the positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(4, 64, 15, padding=7)
-        self.first_activation = nn.ReLU()
-        self.layers = nn.ModuleList(
-            nn.Conv1d(64, 64, 3, padding=2**i, dilation=2**i) for i in range(1, 5)
-        )
-        self.activations = nn.ModuleList(nn.ReLU() for _ in range(4))
-        self.head = nn.Linear(64, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map one-hot sequences of shape (rows, 4, length)."""
-        x = self.first_activation(self.first(x))
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            x = x + activation(layer(x))
-        return self.head(x.amax(-1))
-
-
 MOTIFS = ("TGACTCA", "CACGTG")
 LENGTH, SHUFFLES = 200, 5
 
@@ -325,7 +304,7 @@ def dna() -> GroupedProblem:
         return F.one_hot(torch.from_numpy(codes), 4).transpose(1, 2).float().contiguous()
 
     labels = torch.from_numpy(both).float().unsqueeze(1)
-    model = fit(DilatedConvolutions(), one_hot(codes), labels, 600)
+    model = fit(DilatedConvolutions(15, 4, 1, torch.amax), one_hot(codes), labels, 600)
     new, both = sequences(20, rng)
     explained = new[both][:SAMPLES]
     shuffles = rng.permuted(np.tile(explained[0], (SHUFFLES, 1)), axis=1)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,11 +234,7 @@ def draw(found: list[Outcome]) -> None:
                 zorder=3 if ours else 2,
             )  # fmt: skip
         if problem.error:
-            panel.axhline(problem.error, color="grey", linestyle=":")
-            panel.annotate(
-                "error of the truth itself", (0.98, problem.error), xytext=(0, 3), ha="right",
-                xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
+            draw_error(panel, problem.error)
         panel.set(xscale="log", yscale="log", ylim=(1e-4, 3))
         panel.set_title(f"{problem.name} (accuracy {problem.accuracy:.2f})", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
@@ -250,6 +247,15 @@ def draw(found: list[Outcome]) -> None:
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=130)
     plt.close(figure)
+
+
+def draw_error(panel: Any, error: float) -> None:
+    """Draw the error of the true values as a line, with what it is."""
+    panel.axhline(error, color="grey", linestyle=":")
+    panel.annotate(
+        "error of the truth itself", (0.98, error), xytext=(0, 3), ha="right",
+        xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8,
+    )  # fmt: skip
 
 
 def main() -> int:

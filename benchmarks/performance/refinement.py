@@ -14,6 +14,7 @@ import datetime
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def measure(workload: Workload, rounds: int) -> list[str]:
     explained = {}
     for pairs in (0, 1):
         explain = adapters.with_fxshap(model, [references], 1, refine=pairs)
-        explained[pairs] = milliseconds(lambda explain=explain: explain([sample]), rounds)  # type: ignore[misc]
+        explained[pairs] = milliseconds(partial(explain, [sample]), rounds)
     with torch.no_grad():
         outputs = model(references).shape[1]
     program = bound_program(model, [references])

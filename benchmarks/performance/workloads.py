@@ -54,24 +54,42 @@ def cnn() -> nn.Module:
 
 
 class DilatedConvolutions(nn.Module):
-    """A genomics network in the manner of BPNet (Avsec et al. 2021): dilated residual layers."""
+    """A genomics network in the manner of BPNet (Avsec et al. 2021): dilated residual layers.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    kernel : int
+        The odd size of the first kernel.
+    depth : int
+        How many dilated layers follow.
+    outputs : int
+    pool : callable
+        ``pool(x, -1)`` reduces the positions.
+    """
+
+    def __init__(
+        self,
+        kernel: int = 21,
+        depth: int = 8,
+        outputs: int = 2,
+        pool: Callable[[Tensor, int], Tensor] = torch.mean,
+    ) -> None:
         super().__init__()
-        self.first = nn.Conv1d(4, 64, 21, padding=10)
+        self.first = nn.Conv1d(4, 64, kernel, padding=kernel // 2)
         self.first_activation = nn.ReLU()
         self.layers = nn.ModuleList(
-            nn.Conv1d(64, 64, 3, padding=2**i, dilation=2**i) for i in range(1, 9)
+            nn.Conv1d(64, 64, 3, padding=2**i, dilation=2**i) for i in range(1, depth + 1)
         )
-        self.activations = nn.ModuleList(nn.ReLU() for _ in range(8))
-        self.head = nn.Linear(64, 2)
+        self.activations = nn.ModuleList(nn.ReLU() for _ in range(depth))
+        self.head = nn.Linear(64, outputs)
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         """Map one-hot sequences of shape (batch, 4, length)."""
         x = self.first_activation(self.first(x))
         for layer, activation in zip(self.layers, self.activations, strict=True):
             x = x + activation(layer(x))
-        return self.head(x.mean(-1))
+        return self.head(self.pool(x, -1))
 
 
 class Transformer(nn.Module):

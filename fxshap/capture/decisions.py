@@ -33,6 +33,7 @@ from fxshap.capture.readings import (
     alternative,
     alternatives,
     always,
+    is_truth,
 )
 from fxshap.errors import CaptureError
 
@@ -149,11 +150,6 @@ class Attempts:
             altered = {line: alter for line in lines}
             if self.outcome(altered) is Outcome.DIFFERENT:
                 raise CaptureError(not_one_graph(lines[0], DECIDES))
-
-
-def is_truth(value: Any) -> bool:
-    """Return True if a value is a truth value, or a tensor of them."""
-    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool)
 
 
 def is_fraction(value: Any) -> bool:

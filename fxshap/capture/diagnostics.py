@@ -68,10 +68,10 @@ def takes_values(error: BaseException) -> bool:
 
     In torch 2.6, ``bincount``, whose size depends on values, is refused before its size is read.
     """
-    causes = exception_chain(error)
-    leaves = any(LEAVES_FOR_NUMPY in str(cause) for cause in causes)
-    has_size = any(type(cause).__name__ == DYNAMIC_SIZE for cause in causes)
-    return leaves or has_size or is_data_dependent(error)
+    return is_data_dependent(error) or any(
+        LEAVES_FOR_NUMPY in str(cause) or type(cause).__name__ == DYNAMIC_SIZE
+        for cause in exception_chain(error)
+    )
 
 
 def exception_chain(error: BaseException | None) -> list[BaseException]:

@@ -342,9 +342,14 @@ def alternative(choice: int, value: Any) -> Any:
 
 def always(truth: bool, value: Any) -> Any:
     """Return the same answer to all questions for a truth value, and numbers as they are."""
-    if isinstance(value, Tensor) and value.dtype is torch.bool:
-        return torch.full_like(value, truth)
-    return truth if isinstance(value, bool) else value
+    if not is_truth(value):
+        return value
+    return torch.full_like(value, truth) if isinstance(value, Tensor) else truth
+
+
+def is_truth(value: Any) -> bool:
+    """Return True if a value is a truth value, or a tensor of them."""
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool)
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
 
 def is_smoothed(node: fx.Node) -> bool:
     """Return True if the call of a recurrent operator has the argument ``smoothed`` by position."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    overload: Any = node.target
+    names = [argument.name for argument in overload._schema.arguments]
     return len(node.args) > names.index("smoothed")
 
 

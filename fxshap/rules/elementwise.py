@@ -43,8 +43,7 @@ def elementwise(
         Whether the secant is finite at every pair of finite points.
     holomorphic : callable, optional
         The formula of the secant of complex numbers, if f is a holomorphic function of them. It is
-        the quotient in complex arithmetic. Without a formula,
-        complex numbers get the generic rule.
+        the quotient in complex arithmetic. Without a formula, complex numbers get the generic rule.
 
     Raises
     ------

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.core.caching import cached_between
+from fxshap.rules.core.generic import GAUSS_LEGENDRE
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import RULES, Rule, Tensors
 from fxshap.rules.core.shapes import reduced_dims, restore_dims
@@ -48,8 +49,6 @@ MAXIMA = frozenset({*REDUCTIONS, *POOLS, *ADAPTIVE_POOLS})
 MAX_SIZE = 32
 #: Points and weights of the mean over a standard normal number (Gauss-Hermite).
 NORMAL_POINTS = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
-#: Points and weights of the mean over t.
-POINTS = ((0.5 - math.sqrt(0.15), 5 / 18), (0.5, 8 / 18), (0.5 + math.sqrt(0.15), 5 / 18))
 
 
 def maximum(z: Tensor, v: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -106,7 +105,7 @@ def smoothed_max_multipliers(r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, T
     if r.shape[-1] > MAX_SIZE:
         return game, torch.zeros_like(game)
     change, slopes = finite_change(r, x), torch.zeros_like(game)
-    for t, weight in POINTS:
+    for t, weight in GAUSS_LEGENDRE:
         mean = torch.where(r == x, r, torch.lerp(r, x, t))
         slopes += weight * chances(mean, t * (1 - t) * v)
     parts, y_r, y_x = slopes * change, r.amax(-1, keepdim=True), x.amax(-1, keepdim=True)

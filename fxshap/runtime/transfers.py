@@ -137,7 +137,7 @@ class Deferral:
                 result = run()
             except torch.OutOfMemoryError:
                 raise
-            except Exception:
+            except Exception:  # perhaps because an assumption did not hold
                 if not any_holds(conditions):
                     raise
         if any_holds(conditions):
