@@ -38,7 +38,7 @@ from tests.tools.pages import COMMIT, replace_section
 #: How much faster two workers are than one, at least.
 LEAST_SPEEDUP = 1.7
 #: Workers of the jobs in turn, and the part of the rows that they explain.
-TURNS = ((0, 1), (1, 1), (2, 1), (2, 4), (1, 1), (2, 1), (0, 1))
+TURNS = ((0, 1), (1, 1), (2, 1), (2, 4), (1, 1), (2, 1), (0, 1), (2, 1), (1, 1))
 #: How much more memory four times as many rows take, at most.
 MOST_GROWTH = 1.15
 #: What is assumed of the storage that all workers share, in bytes per second.
