@@ -68,7 +68,7 @@ def parity(numbers: NDArray[np.int64]) -> NDArray[Any]:
 def existing_packets(*names: str) -> tuple[OpOverloadPacket, ...]:
     """Return the packets of those ATen operators that this release has.
 
-    Torch 2.6 has no grouped products, and torch 2.9 not all.
+    Torch 2.6 has no grouped products, and torch 2.9 not all. Torch 2.14 has no `aten.cholesky`.
 
     Examples
     --------

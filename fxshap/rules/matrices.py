@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxshap._compat import existing_packets
 from fxshap.ops.schemas import named_arguments
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
@@ -38,7 +39,7 @@ class Triangle(NamedTuple):
 
 
 TRIANGLES: dict[Any, Triangle] = {
-    aten.cholesky: Triangle("self", hermitian=True),
+    **dict.fromkeys(existing_packets("cholesky"), Triangle("self", hermitian=True)),
     aten.linalg_cholesky_ex: Triangle("self", hermitian=True),
     aten._linalg_eigh: Triangle("A", "UPLO", hermitian=True),
     aten.linalg_cholesky: Triangle("self", hermitian=True),

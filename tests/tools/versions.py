@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, pytest_arguments = parser.parse_known_args(arguments)
     outcome = Outcome()
     code = int(pytest.main(["-q", *TESTS, *pytest_arguments], plugins=[outcome]))
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return code  # pytest did not run all tests
     row, reasons = result_row(outcome, COMMIT), reason_rows(outcome)
     print(table(HEADER, [row]), table(REASONS_HEADER, reasons), sep="\n\n")
     if options.page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fxshap._compat import existing_packets
 from fxshap.testing.rule_check import Case, Varying
 from tests.rules.cases.base import AWAY, NEAR, constant, v
 
@@ -36,7 +37,7 @@ GENERIC = [
     *(
         Case(t, (v(1, 1, low=0.5, high=9.0),))
         for t in (
-            aten.cholesky.default,
+            *(packet.default for packet in existing_packets("cholesky")),
             aten.linalg_cholesky.default,
             aten.linalg_cholesky_ex.default,
             aten.cholesky_inverse.default,
