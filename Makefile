@@ -21,7 +21,7 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.tools.house_words
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What a contributor runs before a commit, in under a minute: a part of the tests.
 QUICK := docs/test_docs.py ops report rules/test_softmax.py test_module.py testing verification
@@ -30,7 +30,7 @@ quick: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.tools.house_words
-	$(BIN)/pytest -n 2 $(QUICK:%=tests/%)
+	$(BIN)/pytest -n 2 --dist worksteal $(QUICK:%=tests/%)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.tools.stamps

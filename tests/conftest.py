@@ -10,10 +10,15 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Every capture collects garbage, and need not look at what was there before the file."""
+def pytest_collection_finish() -> None:
+    """Keep what was imported, and the tests, from the collections of garbage that captures make."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Do the same with what the tests of a file leave, as what torch caches."""
     yield
-    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
