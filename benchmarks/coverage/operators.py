@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -137,14 +139,17 @@ def worst_outcome(found: Iterable[Verdict]) -> str:
     return max((v.outcome for v in found), key=OUTCOMES.index)
 
 
+#: Where a message places an operation, which is in the same model for all operators.
+PLACE = r"\S*operators\.py:\d+"
+WHERE = re.compile(rf", at {PLACE} \(`.*?`\)|at {PLACE} \(`.*?`\),? ?| \(\w+, {PLACE}\)")
+
+
 def remark(verdict: Verdict) -> str:
     """Return what went wrong, short enough for a table."""
     if verdict.outcome in ("dummies", "not additive"):
         return f"{max(verdict.error, verdict.dummies):.0e}"
-    text = verdict.message.replace("|", "/")
-    for cut in (", at /", "at /"):
-        text = text.partition(cut)[0] + text.partition("operators.py")[2].partition("`)")[2]
-    return text[:150].replace("`", "")
+    text = WHERE.sub("", verdict.message).replace("|", "/").replace("`", "")
+    return textwrap.shorten(text, 150, placeholder=" ...")
 
 
 def software() -> str:
