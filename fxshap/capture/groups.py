@@ -137,13 +137,15 @@ def static_counts(
     return equal.sum(0) if weights is None else (equal * weights.reshape(-1, 1)).sum(0)
 
 
-def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> Tensor | None:
-    """``unique``: a list of all groups, as if it were of those that have rows."""
+def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> Any:
+    """``unique``: a list of all groups, as if it were of those that have rows, and their counts."""
     size = candidates(node)
+    with_counts = named.pop("return_counts", False)
     if size is None or any(options) or any({**named, "sorted": False}.values()):
         return None
-    equal = numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)
-    return equal.sum(0).nonzero().squeeze(1)
+    counts = (numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)).sum(0)
+    occupied_groups = counts.nonzero().squeeze(1)
+    return (occupied_groups, counts) if with_counts else occupied_groups
 
 
 def each_number(numbers: Tensor, node: fx.Node, dim: int = 0) -> tuple[Tensor, ...] | None:

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.insertion import insert_call, insert_function
-from fxshap.graph.nodes import call_args, call_nodes, op_packet
+from fxshap.graph.nodes import call_args, call_nodes, op_packet, output_tensors
 from fxshap.graph.symbols import free_unbacked_symbols
 from fxshap.passes.context import Context
 
@@ -72,7 +72,10 @@ def densify_masked_ops(graph: fx.Graph, context: Context) -> fx.Graph:
     """
     densifier = MaskDensifier(graph)
     for node in call_nodes(graph):
-        if node.meta["varying"]:
+        of_masked_shape = output_tensors(node) and any(
+            map(densifier.dense.get, node.all_input_nodes)
+        )
+        if node.meta["varying"] or of_masked_shape:
             with graph.inserting_before(node):
                 densifier.densify(node)
     graph.eliminate_dead_code()

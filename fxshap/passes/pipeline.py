@@ -44,6 +44,7 @@ from fxshap.passes.propagate_variances import (
     remove_variances,
 )
 from fxshap.passes.relax_booleans import relax_booleans
+from fxshap.passes.split_listed_rows import split_listed_rows
 from fxshap.passes.unsort_rows import unsort_rows
 from fxshap.passes.validate import check_deterministic, check_static
 
@@ -51,6 +52,7 @@ from fxshap.passes.validate import check_deterministic, check_static
 PASSES: tuple[Pass, ...] = (
     copy_strided,  # before copies are dropped
     drop_identities,
+    split_listed_rows,
     unsort_rows,
     record_compute_dtype,  # before promotion: it is the model's own
     promote_to_float64,

@@ -18,6 +18,12 @@ aten = torch.ops.aten
 SORTS = (aten.sort.default, aten.sort.stable)
 ARGSORTS = (aten.argsort.default, aten.argsort.stable)
 
+#: Assign rows in place of the old ones, unless they accumulate.
+ASSIGNMENTS = (aten.index_put, aten._unsafe_index_put, aten.index_copy, aten.scatter)
+#: Add rows to the old ones, or assign them.
+ROW_WRITES = (*ASSIGNMENTS, aten.index_add, aten.scatter_add, aten.scatter_reduce)
+ROW_READS = (aten.index, aten._unsafe_index, aten.index_select, aten.gather)
+
 #: Products of every group of rows with a matrix of its own, with a bias or a scale.
 GROUPED_PRODUCTS = existing_packets("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 

@@ -41,6 +41,9 @@ from fxshap.graph.symbols import free_unbacked_symbols
 from fxshap.passes.canonicalize import VIEWS
 from fxshap.passes.context import Context
 from fxshap.passes.sorted_rows import (
+    ASSIGNMENTS,
+    ROW_READS,
+    ROW_WRITES,
     Sort,
     accumulates,
     group_number,
@@ -53,13 +56,6 @@ from fxshap.passes.sorted_rows import (
 )
 
 aten = torch.ops.aten
-
-#: Assign rows in place of the old ones, unless they accumulate.
-ASSIGNMENTS = (aten.index_put, aten._unsafe_index_put, aten.index_copy, aten.scatter)
-#: Add rows to the old ones, or assign them.
-ROW_WRITES = (*ASSIGNMENTS, aten.index_add, aten.scatter_add, aten.scatter_reduce)
-ROW_READS = (aten.index, aten._unsafe_index, aten.index_select, aten.gather)
-
 
 #: Make tensors of zeros, or of what is not to be read.
 BLANKS = (

@@ -68,8 +68,36 @@ def split(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) ->
     return (y.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(1)
 
 
+def dispatcher(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """List the pairs of a token and an expert, sort them by expert, and split them."""
+    gates = torch.zeros_like(x[:, : len(experts)]).scatter(1, chosen, weights)
+    numbers, order = torch.nonzero(gates).sort(0)
+    _, number = numbers.split(1, dim=1)
+    token = torch.nonzero(gates)[order[:, 1], 0]
+    parts = torch.split(x[token], (gates > 0).sum(0).tolist(), dim=0)
+    rows = torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)], 0)
+    rows = rows.mul(torch.gather(gates[token.flatten()], 1, number))
+    return torch.zeros(gates.size(0), 4, requires_grad=True).index_add(0, token, rows)
+
+
+def joined(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Find the tokens of every expert, and add what all experts return at once."""
+    found = [torch.where(chosen == number) for number in range(len(experts))]
+    rows = [
+        expert(x[at]) * weights[at, slot, None]
+        for expert, (at, slot) in zip(experts, found, strict=True)
+    ]
+    return torch.zeros_like(x).index_add(0, torch.cat([at for at, _ in found]), torch.cat(rows))
+
+
 REPORTS = [
     report("experts_with_tokens", architecture=partial(Experts, with_tokens), source="Mixtral"),
     report("experts_hit", architecture=partial(Experts, hit), source="Mixtral in transformers"),
     report("experts_split", architecture=partial(Experts, split), source="DeepSeek-V3"),
+    report(
+        "experts_dispatched",
+        architecture=partial(Experts, dispatcher),
+        source="davidmrau/mixture-of-experts, SparseDispatcher",
+    ),
+    report("experts_joined", architecture=partial(Experts, joined), source="a habit"),
 ]
