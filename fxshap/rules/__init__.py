@@ -60,6 +60,7 @@ from fxshap.rules import (  # noqa: F401
     multilinear,
     multivariate,
     normalization,
+    piecewise,
     pooling,
     products,
     ranking,

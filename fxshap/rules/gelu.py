@@ -18,7 +18,7 @@ from torch import Tensor
 from fxshap.rules.core.caching import cached
 from fxshap.rules.core.secants import replace_where_close
 from fxshap.rules.elementwise import elementwise
-from fxshap.rules.univariate import relu_secant
+from fxshap.rules.piecewise import relu_secant
 
 aten = torch.ops.aten
 

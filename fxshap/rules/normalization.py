@@ -28,7 +28,8 @@ from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Target, Tensors, rule
 from fxshap.rules.core.shapes import reduced_dims, restore_dims
 from fxshap.rules.maximum import max_backward
-from fxshap.rules.univariate import abs_secant, positive_power_secant, sqrt_secant
+from fxshap.rules.piecewise import abs_secant
+from fxshap.rules.univariate import positive_power_secant, sqrt_secant
 
 aten = torch.ops.aten
 

@@ -20,49 +20,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
+from fxshap.rules.core.caching import cached
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import Tensors, rule
 from fxshap.rules.core.secants import (
-    divide_parts,
-    linear_with_kink_secant,
     piecewise_secant,
     quotient,
     replace_where_close,
     scale,
     smooth_secant,
-    step_secant,
     values_at,
 )
 from fxshap.rules.core.tracing import any_or_tracing
 from fxshap.rules.elementwise import elementwise
+from fxshap.rules.piecewise import relu_secant
 
 aten = torch.ops.aten
-
-
-# --- any function -----------------------------------------------------------------------------
-
-
-def relu_secant(r: Tensor, x: Tensor) -> Tensor:
-    """hi+ / (hi+ + lo-): the positive part of the larger endpoint, the negative one of the smaller.
-
-    It is 1 where both are positive, 0 where neither is, and the secant across the kink.
-    """
-    positive = torch.maximum(x, r).clamp_(min=0)
-    negative = torch.minimum(x, r).clamp_(max=-torch.finfo(r.dtype).tiny)
-    return positive.div_(torch.sub(positive, negative, out=negative))
 
 
 # --- exponentials and logarithms --------------------------------------------------------------
 
 
 def mean_decay(r: Tensor, x: Tensor) -> Tensor:
-    """(1 - e^-|d|) / |d|, the mean of e^-t for t from 0 to |d|; 1 at d = 0 and where d is nan."""
-    least = torch.finfo(r.dtype).tiny
-    decay = (x - r).abs_().neg_().clamp_max_(-least)
-    decay.nan_to_num_(nan=-least, neginf=-math.inf)  # the difference of equal infinities
-    return torch.expm1(decay).div_(decay)
+    """(1 - e^-|d|) / |d|, the mean of e^-t for t from 0 to |d|; 1 at d = 0 and where d is nan.
+
+    The difference of equal infinities is nan.
+    """
+    decay = (x - r).abs_().neg_()
+    return torch.expm1(decay).div_(decay).nan_to_num_(1.0)
 
 
 def exp_secant(r: Tensor, x: Tensor) -> Tensor:
@@ -346,19 +332,6 @@ elementwise(aten.cos, secant=cos_secant, bounded=True, holomorphic=smooth_secant
 
 
 elementwise(
-    aten.relu6, aten.hardtanh, aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max,
-    aten.threshold, aten.hardshrink, aten.softshrink, aten.frac, aten.nan_to_num,
-    secant=piecewise_secant,
-)  # fmt: skip
-elementwise(
-    aten.sign, aten.floor, aten.ceil, aten.round, aten.trunc, aten.fix, aten.heaviside,
-    secant=step_secant,
-)  # fmt: skip
-elementwise(
-    aten.leaky_relu, aten.prelu, aten._prelu_kernel, aten.rrelu, secant=linear_with_kink_secant
-)
-
-elementwise(
     aten.tan, aten.asin, aten.acos, aten.atan, aten.sinh, aten.cosh, aten.asinh, aten.acosh,
     aten.atanh, aten.sinc, aten.special_sinc, aten.special_log1p, aten.special_expm1,
     holomorphic=smooth_secant,
@@ -370,50 +343,6 @@ elementwise(
     aten.special_i0, aten.i0, aten.special_i0e, aten.special_i1, aten.special_i1e,
     aten.special_ndtri, aten.special_log_ndtr, aten.special_erfcx, aten.deg2rad, aten.rad2deg,
 )  # fmt: skip
-
-
-@rule(aten.relu, grads_batched=True)
-def relu(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """max(0, x)."""
-    (r,), (x,) = reference, sample
-    return (multiply_in_place(cached_between(operation, r, x, lambda: relu_secant(r, x)), grad),)
-
-
-def abs_secant(r: Tensor, x: Tensor) -> Tensor:
-    """(|x| - |r|) / (x - r) = (x + r) / (|x| + |r|); 0 where both are 0."""
-    return (x + r) / (x.abs() + r.abs()).clamp_min(torch.finfo(x.dtype).tiny)
-
-
-@rule(aten.abs)
-def absolute(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """|x| - |r| = Re(conj(x + r) (x - r)) / (|x| + |r|), for real and for complex numbers."""
-    (r,), (x,) = reference, sample
-    return (grad * abs_secant(r, x),)
-
-
-@rule(aten.sgn)
-def sgn(
-    operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """y = z / |z|: the midpoint rule for y |z| = z; of a real number a step.
-
-    With a bar for the mean of both endpoints, dy = (dz - y_bar d|z|) / |z|_bar, and d|z| has the
-    multiplier of :func:`abs_secant`. All of it is computed for the larger endpoint of length 1.
-    """
-    (r,), (x,) = reference, sample
-    if not r.is_complex():
-        return (scale(grad, step_secant(r, x, operation)),)
-    unit = torch.maximum(r.abs(), x.abs())
-    unit = torch.where(unit == 0, 1.0, unit)
-    r, x = divide_parts(r.expand_as(unit), unit), divide_parts(x.expand_as(unit), unit)
-    twice_y, twice_length = r.sgn() + x.sgn(), r.abs() + x.abs()
-    of_length = (grad.conj() * twice_y).real * abs_secant(r, x) / 2
-    slope = torch.where(twice_length == 0, 0.0, 2 * (grad - of_length) / twice_length)
-    return (divide_parts(slope, unit),)
 
 
 @rule(aten.pow.Scalar)
