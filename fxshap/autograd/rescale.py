@@ -7,7 +7,7 @@ read from an :class:`Endpoints` at backward time, so one recorded graph serves e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,19 @@ RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
 }
 
 
+def output_of_copies(operation: Operation, varying: Sequence[Tensor], copies: int) -> Output:
+    """Run an operation on rows that are several equal copies: on one of them."""
+    if copies == 1:
+        return operation(*varying)
+    dims = [row or 0 for row in operation.rows]  # in a graph every tensor has rows
+    first = [x.narrow(d, 0, x.shape[d] // copies) for x, d in zip(varying, dims, strict=False)]
+    output = operation(*first)
+    if isinstance(output, Tensor):
+        return torch.cat([output] * copies, dims[-1])
+    outputs = zip(output, dims[len(varying) :], strict=True)
+    return tuple(torch.cat([value] * copies, dim) for value, dim in outputs)
+
+
 class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -173,7 +186,7 @@ class _Rescale(torch.autograd.Function):
             taps,
         )
         ctx.set_materialize_grads(False)
-        output = operation(*varying)
+        output = output_of_copies(ctx.operation, varying, endpoints.copies)
         ctx.single = isinstance(output, Tensor)
         outputs = (output,) if isinstance(output, Tensor) else output
         ctx.mark_non_differentiable(*[o for o in outputs if not differentiable(o)])

@@ -100,9 +100,12 @@ class PairBatches:
         layout = engine.find_layout(first, self._inputs(first))
         device = samples[0].device
         passes = min(columns.shape[1], sum(r[0].numel() for r in self.references))
+        most = batched_bytes(device) // max(self.count * passes, 1)  # of the pairs of one sample
+        if 2 * layout.largest > most:
+            return 1
         if engine.largest is None:
             engine.largest = max(layout.largest, self._largest_of_pair(first, columns[:1, :1]))
-        size = batched_bytes(device) // max(engine.largest * self.count * passes, 1)
+        size = most // max(engine.largest, 1)
         if isinstance(limit := engine.options.reference_batch_size, int):
             size = min(size, limit // self.count)
         fit = rows_that_fit(layout.size, device, engine.options.max_memory)
@@ -112,6 +115,7 @@ class PairBatches:
         """Return the bytes of one pair in the largest tensor of a backward pass, as measured."""
         if self.engine.program.compiled is not None:  # compiled code is not measured
             return 0
+        self.explain(sample, column)  # computes what depends on the references only
         with LargestTensor() as largest:
             self.explain(sample, column)
         size: int = largest.size // self.count

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxshap
 from fxshap.ops.recurrent import OPERATORS
+from fxshap.rules import recurrent, recurrent_stack
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.operation import Operation
 from fxshap.testing.rule_check import TOLERANCE
@@ -135,6 +138,10 @@ VARIANTS = {
     "bidirectional, stacked": {"num_layers": 2, "bidirectional": True},
     "projected": {"num_layers": 2, "bidirectional": True, "proj_size": 3},
 }
+#: Only an LSTM has projections.
+KINDS_AND_VARIANTS = [
+    (k, v) for k in OPERATORS for v in VARIANTS if v != "projected" or k == "lstm"
+]
 
 
 def recurrent_layer(kind: str, variant: str) -> nn.RNNBase:
@@ -175,10 +182,7 @@ def row_of(tensors: list[Tensor], row: int, steps: int) -> list[Tensor]:
     return [sequence[:steps], *states]
 
 
-@pytest.mark.parametrize(
-    ("kind", "variant"),
-    [(k, v) for k in OPERATORS for v in VARIANTS if v != "projected" or k == "lstm"],
-)
+@pytest.mark.parametrize(("kind", "variant"), KINDS_AND_VARIANTS)
 def test_rows_of_different_lengths_are_computed_as_each_row_by_itself(kind, variant):
     layer = recurrent_layer(kind, variant)
     r, x = drawn(layer, 1), drawn(layer, 2)
@@ -232,3 +236,50 @@ def test_weights_that_vary_add_up_over_rows_of_different_lengths(kind):
     attributed = (m * (changed[0] - weights[0])).sum()
     change = sum((a - b).sum() for a, b in zip(after, before, strict=True))
     assert attributed.item() == pytest.approx(change.item(), rel=1e-10)
+
+
+# --- several samples, each with several references ------------------------------------------------
+
+
+@pytest.mark.parametrize("elements", [1, 2**16])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("kind", "variant"), KINDS_AND_VARIANTS)
+def test_samples_with_references_are_computed_as_each_pair(
+    kind, variant, shared, elements, monkeypatch
+):
+    """Three samples with three references each, and two cotangents, in parts and blocks.
+
+    Samples of different lengths do not share the activations of their references.
+    """
+    monkeypatch.setattr(recurrent_stack, "BLOCK_ELEMENTS", elements)
+    layer = recurrent_layer(kind, variant)
+    r, x = [torch.cat([t] * 3, 1) for t in drawn(layer, 1)], drawn(layer, 2)
+    if not shared:
+        r = [t + torch.arange(9).reshape(1, 9, 1) / 9 for t in r]
+    lengths = None if shared else LENGTHS.repeat_interleave(3)
+    operation = replace(bound_operation(kind, layer, r, lengths), name="layer")
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(2, *y.shape) for y in operation(*r)]
+    grad = tuple(torch.randn(shape, generator=generator).double() for shape in shapes)
+    found = apply_rule(operation, r, x, grad)
+    repeated = [t.repeat_interleave(3, 1) for t in x]
+    for k in range(2):
+        by_pair = apply_rule(
+            bound_operation(kind, layer, r, lengths), r, repeated, tuple(g[k] for g in grad)
+        )
+        for m, expected in zip(found, by_pair, strict=True):
+            torch.testing.assert_close(m[k], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_activations_of_references_that_all_samples_share_are_computed_once(monkeypatch):
+    rows = []
+    forward = recurrent.stack_forward
+    monkeypatch.setattr(
+        recurrent,
+        "stack_forward",
+        lambda stack, steps, *rest: (rows.append(steps.shape[1]), forward(stack, steps, *rest))[1],
+    )
+    torch.manual_seed(0)
+    background, samples = torch.randn(4, 5, 3), torch.randn(6, 5, 3)
+    fxshap.DeepExplainer(Layer("LSTM"), background, batch_size=3).shap_values(samples)
+    assert rows == [4, 3, 3]

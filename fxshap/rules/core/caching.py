@@ -115,6 +115,11 @@ def cached_between(
     return result
 
 
+def caches_between(x: Tensor) -> bool:
+    """Return True inside :func:`caching_between` for a tap of the sample."""
+    return _BETWEEN.get(x) is not None
+
+
 @contextmanager
 def caching_between(taps: Iterable[Tensor]) -> Iterator[None]:
     """Cache what :func:`cached_between` computes for these taps of a sample."""
