@@ -14,31 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+#: An attribute of a module: the module, and the name.
+Attribute = tuple[nn.Module, str]
+
 #: The attributes of every module, which torch sets itself.
 COMMON_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def restore_attributes(model: nn.Module) -> Iterator[None]:
+def restore_attributes(model: nn.Module) -> Iterator[set[Attribute]]:
     """Restore the attributes that ``forward`` assigns, and the contents of lists and dicts.
+
+    The context is a set to which these attributes are added at the end.
 
     Export of torch 2.6 and 2.9 leaves them changed. Only what has changed is written, because other
     threads may read the attributes.
     """
     before = [
-        (vars(module), {k: (v, contents(v)) for k, v in own_attributes(module).items()})
+        (module, {k: (v, contents(v)) for k, v in own_attributes(module).items()})
         for module in model.modules()
     ]
+    written: set[Attribute] = set()
     try:
-        yield
+        yield written
     finally:
-        for attributes, known in before:
+        for module, known in before:
+            attributes = vars(module)
             for name, (value, inside) in known.items():
                 if attributes.get(name, attributes) is not value:
                     attributes[name] = value
-                restore_contents(value, inside)
+                    written.add((module, name))
+                if restore_contents(value, inside):
+                    written.add((module, name))
             for name in attributes.keys() - known.keys() - COMMON_ATTRIBUTES:
                 del attributes[name]
+                written.add((module, name))
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -53,12 +63,14 @@ def contents(value: Any) -> list[Any]:
     return list(value) if type(value) is list else []
 
 
-def restore_contents(value: Any, before: list[Any]) -> None:
-    """Restore the contents of a list or a dict, if they have changed."""
+def restore_contents(value: Any, before: list[Any]) -> bool:
+    """Restore the contents of a list or a dict; return True if they had changed."""
     now = contents(value)
-    if len(now) != len(before) or any(not same(a, b) for a, b in zip(now, before, strict=True)):
-        value.clear()
-        (value.update if type(value) is dict else value.extend)(before)
+    if len(now) == len(before) and all(same(a, b) for a, b in zip(now, before, strict=True)):
+        return False
+    value.clear()
+    (value.update if type(value) is dict else value.extend)(before)
+    return True
 
 
 def same(a: Any, b: Any) -> bool:
@@ -68,13 +80,16 @@ def same(a: Any, b: Any) -> bool:
 
 
 @contextmanager
-def restore_state(model: nn.Module) -> Iterator[None]:
-    """Restore what a call of a model changes: attributes, buffers, and tensors written in place."""
+def restore_state(model: nn.Module) -> Iterator[set[Attribute]]:
+    """Restore what a call of a model changes: attributes, buffers, and tensors written in place.
+
+    The context is a set to which the changed attributes are added at the end.
+    """
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     before = [(x, x._version, x.detach().clone()) for x in state_tensors(model)]
     try:
-        with restore_attributes(model):
-            yield
+        with restore_attributes(model) as written:
+            yield written
     finally:
         for present, known in buffers:
             for name, value in known.items():

@@ -7,6 +7,7 @@ import pytest
 import shap
 import torch
 import torch.nn.functional as F
+from captum.attr import DeepLiftShap
 from torch import Tensor, nn
 
 import fxshap
@@ -266,6 +267,9 @@ MIXING = {
     "centred_rows": lambda: Model(lambda y, h: y - y.mean(0)),
     "flipped": lambda: Model(lambda y, h: y.flip(0)),
     "attention_over_rows": lambda: Model(lambda y, h: (h @ h.T).softmax(1) @ y),
+    "largest_of_all": lambda: Model(lambda y, h: y / (10 * h).amax()),
+    "norm_of_all": lambda: Model(lambda y, h: y / h.norm()),
+    "small_mean": lambda: Model(lambda y, h: y + 1e-4 * y.mean(0)),
 }
 
 
@@ -277,6 +281,14 @@ def test_rows_that_influence_each_other_raise_an_error(name):
     assert "model.eval()" in message
     if "batch_norm" not in name:
         assert re.search(r"error_cases\.py:\d+ \(`return self\.end", message)
+
+
+@pytest.mark.parametrize("first", [0.1, 10.0])
+def test_one_row_that_decides_for_all_is_found_whichever_it_is(first):
+    """The largest element of all rows is in the first reference, or in the first sample."""
+    explainable = fxshap.make_explainable(Model(lambda y, h: y / h.abs().max()))
+    with pytest.raises(BatchMixingError):
+        DeepLiftShap(explainable).attribute(SAMPLES, first * REFERENCES, target=0)
 
 
 TABLE = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))

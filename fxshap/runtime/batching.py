@@ -23,7 +23,8 @@ from fxshap.runtime.row_independence import (
     check_another_size,
     check_comparison,
     in_another_order,
-    with_another_row,
+    with_another_first_row,
+    with_other_rows,
 )
 
 #: The tolerance between masked operations and their dense form.
@@ -130,17 +131,17 @@ def probe_layout(
     """
     # The rows differ in every element, so that equal taps come from equal rows.
     free = len(inputs) if explained is None else explained
-    rows_of = [[x[:1] for x in inputs], [x[-1:] for x in inputs], [x[-1:] for x in inputs]]
-    first, second, third = (
-        [perturb(x, seed) for x in row[:free]] + row[free:] for seed, row in enumerate(rows_of)
+    ends = [x[:1] for x in inputs], [x[-1:] for x in inputs]
+    first, second, other_first, other_second = (
+        [perturb(x, seed) for x in row[:free]] + row[free:]
+        for seed, row in enumerate((*ends, *reversed(ends)))
     )
     if rows is not None:
-        check_fixed_rows(tapped_graph, first, second, rows)
+        check_fixed_rows(tapped_graph, first, second, other_first, rows)
         return BatchLayout((), tile=True)
-    both, others = (concatenated(first, last, 2) for last in (second, third))
+    both = concatenated(first, second, 2)
     out, taps = tapped_graph(*both)
-    check_comparison(tapped_graph, with_another_row(both, others), out)
-    check_comparison(tapped_graph, in_another_order(both), out)
+    check_rows(tapped_graph, both, (other_first, other_second), out)
     (out_1, taps_1), (out_2, taps_2) = tapped_graph(*first), tapped_graph(*second)
     check_another_size(out, torch.cat([out_1, out_2]))
     batch_dims = [batch_dim(t, a, b) for t, a, b in zip(taps, taps_1, taps_2, strict=True)]
@@ -180,15 +181,43 @@ def check_prefix_rows(
 
 
 def check_fixed_rows(
-    tapped_graph: Callable[..., Any], first: Sequence[Tensor], second: Sequence[Tensor], rows: int
+    tapped_graph: Callable[..., Any],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    other_first: Sequence[Tensor],
+    rows: int,
 ) -> None:
     """Compare a row among copies of itself with the same row before copies of another."""
-    if rows == 1:
-        return
-    copies, mixed = concatenated(first, first, rows), concatenated(first, second, rows)
-    out = tapped_graph(*mixed)[0]
-    check_comparison(tapped_graph, with_another_row(mixed, copies), out)
-    check_comparison(tapped_graph, in_another_order(mixed), out)
+    if rows > 1:
+        mixed = concatenated(first, second, rows)
+        check_rows(tapped_graph, mixed, (other_first, first), tapped_graph(*mixed)[0])
+
+
+def check_rows(
+    tapped_graph: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    others: tuple[Sequence[Tensor], Sequence[Tensor]],
+    output: Tensor,
+) -> None:
+    """Raise a BatchMixingError if a row is computed otherwise next to another row.
+
+    Parameters
+    ----------
+    tapped_graph : callable
+        ``tapped_graph(*inputs) -> (output, taps)``.
+    inputs : sequence of Tensor
+        A row, and copies of another.
+    others : pair of sequences of Tensor
+        Rows to put in the place of the first and of the others.
+    output : Tensor
+        The output for `inputs`.
+    """
+    rows = len(inputs[0])
+    later = concatenated([x[:1] for x in inputs], others[1], rows)
+    earlier = concatenated(others[0], [x[-1:] for x in inputs], rows)
+    check_comparison(tapped_graph, with_other_rows(inputs, later), output)
+    check_comparison(tapped_graph, in_another_order(inputs), output)
+    check_comparison(tapped_graph, with_another_first_row(inputs, earlier), output)
 
 
 def concatenated(first: Sequence[Tensor], others: Sequence[Tensor], rows: int) -> list[Tensor]:

@@ -26,7 +26,8 @@ from fxshap.runtime.options import Options
 from fxshap.runtime.program import Program
 from fxshap.runtime.progress import progress_bar
 from fxshap.runtime.row_independence import relative_difference
-from fxshap.state import restore_state
+from fxshap.runtime.settings import PLAIN, settings_of, state_of
+from fxshap.state import Attribute, restore_state
 
 logger = logging.getLogger("fxshap")
 
@@ -46,6 +47,8 @@ class CaptureCache:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.engines: dict[Any, Engine] = {}
+        #: The attributes that ``forward`` itself assigns.
+        self.state: set[Attribute] = set()
 
     def get(
         self, arguments: Arguments, options: Options, hook_point: HookPoint | None = None
@@ -60,11 +63,13 @@ class CaptureCache:
         hook_point : HookPoint, optional
             Where in the model the explained tensors are, instead of its inputs.
         """
-        modes = tuple((module, module.training) for module in self.model.modules())
-        kind = (modes, constants_of(self.model), options.entry, hook_point, arguments.kind)
-        key = self._find(kind, arguments.tensors)
+        call = options.entry, hook_point, arguments.kind
+        key = self._find((*call, *self._model_key()), arguments.tensors)
         if key is None:
-            engine = capture_engine(self.model, arguments, options, hook_point)
+            engine, state = capture_engine(self.model, arguments, options, hook_point)
+            self.state |= state
+            engine.state = state_of(self.state)
+            kind = (*call, *self._model_key())
             key = (kind, engine.program.rows, engine.program.captured.guards)
             self.engines[key] = engine
         self.engines[key] = self.engines.pop(key)  # the latest last
@@ -73,12 +78,17 @@ class CaptureCache:
             logger.debug("dropped the least recently used capture")
         return self.engines[key]
 
+    def _model_key(self) -> tuple[Any, ...]:
+        """Return what the model is captured again for: modes, constants and settings."""
+        modes = tuple((module, module.training) for module in self.model.modules())
+        return modes, constants_of(self.model), settings_of(self.model, self.state)
+
     def _find(self, kind: Any, tensors: Sequence[Tensor]) -> Any:
         """Return the key of the capture of this kind that holds for the present values."""
         for key, engine in reversed(self.engines.items()):
             # A model that fixes its number of rows is captured once for each number.
             if key[:2] in ((kind, None), (kind, len(tensors[0]))):
-                if engine.holds(tensors):
+                if engine.holds(tensors) and engine.has_state(state_of(self.state), tensors):
                     return key
                 logger.debug("a capture does not hold: a decision would be another now")
         return None
@@ -109,13 +119,19 @@ def constants_of(model: nn.Module) -> tuple[Any, ...]:
 
     A graph has copies of them.
     """
-    return tuple(
-        array_key(value)
-        for module in model.modules()
-        for values in (vars(module), module._buffers, module._parameters)
-        for value in values.values()
-        if isinstance(value, np.ndarray) or is_sparse(value)
-    )
+    keys = []
+    for module in model.modules():
+        for values in (vars(module), module._buffers, module._parameters):
+            for value in values.values():
+                kind = type(value)
+                if kind not in PLAIN and kind is not dict and is_held(value):
+                    keys.append(array_key(value))
+    return tuple(keys)
+
+
+def is_held(value: Any) -> bool:
+    """Return True for an array or a sparse tensor."""
+    return isinstance(value, np.ndarray) or is_sparse(value)
 
 
 def array_key(value: Any) -> Any:
@@ -128,8 +144,15 @@ def array_key(value: Any) -> Any:
 
 def capture_engine(
     model: nn.Module, arguments: Arguments, options: Options, hook_point: HookPoint | None
-) -> Engine:
-    """Capture a model with the tensors of a call, and split it at a hook point if one is given."""
+) -> tuple[Engine, set[Attribute]]:
+    """Capture a model with the tensors of a call, and split it at a hook point if one is given.
+
+    Returns
+    -------
+    engine : Engine
+    state : set of (nn.Module, str)
+        The attributes that ``forward`` assigns.
+    """
     inputs, template = arguments.tensors, arguments.template
 
     def call(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
@@ -157,13 +180,13 @@ def capture_engine(
         compared = plain if captured.assumed and prefix is None else None
         program = Program(model, captured, options.rule == "variance", options.compile, compared)
         rows = inputs if captured.rows else list(map(with_two_rows, inputs))
-        check_repeatable(model, lambda: plain(rows))
-    return Engine(program, options, prefix, plain)
+        state = check_repeatable(model, lambda: plain(rows))
+    return Engine(program, options, prefix, plain), state
 
 
 @torch.no_grad()
-def check_repeatable(model: nn.Module, run: Callable[[], Tensor]) -> None:
-    """Raise a CaptureError if a model returns another output when it runs again.
+def check_repeatable(model: nn.Module, run: Callable[[], Tensor]) -> set[Attribute]:
+    """Return the attributes that a model assigns; raise if it returns another output again.
 
     Random numbers of torch are in its graph, which a pass checks; here they are the same in both
     runs. This is for those of NumPy and Python, and for a state outside of the model.
@@ -173,8 +196,13 @@ def check_repeatable(model: nn.Module, run: Callable[[], Tensor]) -> None:
     model : nn.Module
     run : callable
         Runs the model on the same inputs.
+
+    Raises
+    ------
+    CaptureError
+        If the output is another one.
     """
-    with restore_state(model), torch.random.fork_rng(devices=[]):
+    with restore_state(model) as state, torch.random.fork_rng(devices=[]):
         first = run()
     with restore_state(model), torch.random.fork_rng(devices=[]):
         second = run()
@@ -185,3 +213,4 @@ def check_repeatable(model: nn.Module, run: Callable[[], Tensor]) -> None:
             "a state outside of the model. So it has no single output to explain; give it fixed "
             "numbers, or an argument that is bound (explainable.bind)"
         )
+    return state

@@ -15,7 +15,7 @@ from fxshap.autograd.tape import BackwardFn
 from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.passes.split_at_layer import ModelPrefix
-from fxshap.runtime.batching import BatchLayout, check_densified, probe_layout
+from fxshap.runtime.batching import BatchLayout, allclose_to_largest, check_densified, probe_layout
 from fxshap.runtime.budget import Speed, measure_speed, refinement_within_budget
 from fxshap.runtime.decisions import DecisionCheck
 from fxshap.runtime.exact import ExactGame
@@ -25,6 +25,7 @@ from fxshap.runtime.prefetch import EMPTY_CACHE, MAX_BYTES, MultiplierCache
 from fxshap.runtime.program import Program
 from fxshap.runtime.references import References, rows_that_fit
 from fxshap.runtime.transfers import bytes_of, read_cotangent, read_rows
+from fxshap.state import restore_state
 
 logger = logging.getLogger("fxshap")
 
@@ -56,6 +57,9 @@ class Engine:
         self.program = program
         self.options = options
         self.prefix = prefix
+        self.output = output
+        #: The attributes that the model assigns, as they were when the graph was compared last.
+        self.state: dict[Any, Any] = {}
         self.decisions = (
             None if output is None else DecisionCheck(output, self.run_graph, program.captured)
         )
@@ -96,6 +100,30 @@ class Engine:
         if self.program.rows not in (None, len(inputs[0])):
             return True  # they are run in batches of another size
         return self.program.captured.guards.hold(self.program.model, inputs)
+
+    def has_state(self, state: dict[Any, Any], inputs: Sequence[Tensor]) -> bool:
+        """Return True if the graph computes what the model does in its present state.
+
+        Most attributes that ``forward`` assigns, such as stored attention weights, change no
+        output. A hidden state does. The two are compared once the state has changed.
+
+        Parameters
+        ----------
+        state : dict
+            The attributes that the model assigns, from :func:`~fxshap.runtime.settings.state_of`.
+        inputs : sequence of Tensor
+            One tensor per input of the model.
+        """
+        if state == self.state or self.output is None:
+            return True
+        if self.program.rows not in (None, len(inputs[0])):
+            return True  # they are run in batches of another size
+        with torch.no_grad(), restore_state(self.program.model):
+            own = self.output(inputs)
+        if not allclose_to_largest(self.run_graph(inputs), own):
+            return False
+        self.state = state
+        return True
 
     def check_decisions(
         self, samples: Sequence[Tensor], references: Sequence[Tensor], explanation: Hashable
