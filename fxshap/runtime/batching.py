@@ -131,10 +131,10 @@ def probe_layout(
     """
     # The rows differ in every element, so that equal taps come from equal rows.
     free = len(inputs) if explained is None else explained
-    ends = [x[:1] for x in inputs], [x[-1:] for x in inputs]
+    endpoints = [x[:1] for x in inputs], [x[-1:] for x in inputs]
     first, second, other_first, other_second = (
         [perturb(x, seed) for x in row[:free]] + row[free:]
-        for seed, row in enumerate((*ends, *reversed(ends)))
+        for seed, row in enumerate((*endpoints, *reversed(endpoints)))
     )
     if rows is not None:
         check_fixed_rows(tapped_graph, first, second, other_first, rows)
@@ -208,7 +208,7 @@ def check_rows(
     inputs : sequence of Tensor
         A row, and copies of another.
     others : pair of sequences of Tensor
-        Rows to put in the place of the first and of the others.
+        Rows that replace the first and the others.
     output : Tensor
         The output for `inputs`.
     """

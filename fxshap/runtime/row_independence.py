@@ -108,7 +108,7 @@ def with_other_rows(before: Sequence[Tensor], after: Sequence[Tensor]) -> Compar
 def with_another_first_row(before: Sequence[Tensor], after: Sequence[Tensor]) -> Comparison:
     """Compare the later rows of two batches in which only the first row differs.
 
-    The first row alone may hold what influences all others, such as the largest element of all.
+    It may hold what influences all others, such as the largest element of all rows.
     """
     return Comparison(before, after, later_rows, later_rows, MIXED, None)
 
