@@ -4,6 +4,9 @@ RELEASES := oldest torch-2.9 torch-2.11 newest
 .PHONY: demo test quick docs release ecosystem fidelity refinement speed datasets gpu coverage operators zoo fuzz capture low-precision narrow \
 	soak clean $(RELEASES:%=test-%)
 
+# The tests start many processes, and each would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 # Has PyTorch with CUDA; docs/gpu.md says what else.
 GPU_PYTHON ?= python3
