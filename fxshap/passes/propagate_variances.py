@@ -56,7 +56,8 @@ def propagate_variances(graph: fx.Graph, context: Context) -> fx.Graph:
         smoothed = SMOOTHED_BY.get(node.target) or SMOOTHED_BY.get(op_packet(node))
         if smoothed is not None and positions == [0]:
             source, *rest = call_args(node)
-            if source in variances.sums:
+            dependent = smoothed is maximum and source in variances.joined
+            if source in variances.sums and not dependent:
                 node.args = (source, variances.of[source], node.target, *rest)
                 node.meta["op"], node.target = node.target, smoothed
         if not has_real_outputs(node):
@@ -134,12 +135,16 @@ class VariancePropagation:
         The variance of a node.
     sums : set of Node
         Nodes with elements that add several terms.
+    joined : set of Node
+        Those that add two computed tensors, as a residual layer does. Their terms often depend on
+        each other: in such sums the max game of :mod:`fxshap.rules.maximum` is nearer.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.of: dict[fx.Node, fx.Node] = {}
         self.sums: set[fx.Node] = set()
+        self.joined: set[fx.Node] = set()
 
     def propagate(self, node: fx.Node) -> None:
         """Add the variance of a node after it."""
@@ -152,6 +157,8 @@ class VariancePropagation:
                 self.of[node] = result
                 if adds_terms(node, sources) or not self.sums.isdisjoint(sources):
                     self.sums.add(node)
+                if joins_tensors(node, sources) or not self.joined.isdisjoint(sources):
+                    self.joined.add(node)
             elif isinstance(node.meta["val"], Tensor):
                 self.of[node] = self.call(node, variance, node)
 
@@ -311,4 +318,9 @@ ADDING = (*PRODUCTS, aten.addmm, *MEANS, aten.sum)
 
 def adds_terms(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Return True if an operation adds terms that vary."""
-    return op_packet(node) in ADDING or (op_packet(node) in SUMS and len(sources) > 1)
+    return op_packet(node) in ADDING or joins_tensors(node, sources)
+
+
+def joins_tensors(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Return True if an operation adds two tensors that vary."""
+    return op_packet(node) in SUMS and len(sources) > 1

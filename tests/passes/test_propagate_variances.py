@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxshap
+from fxshap.autograd.rescale import rescale_maximum
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
 from fxshap.rules.smoothed_maxima import chances, smoothed_max_multipliers
@@ -311,6 +312,46 @@ def test_recurrent_layers_and_maxima_are_nearer_to_the_exact_values(name: str) -
         (values,) = assert_exact(model, explainable, [r], [x], 1e-12)
         distances.append(np.abs(values.reshape(exact.shape) - exact).sum())
     assert distances[1] < (0.9 if name in RECURRENT else 0.7) * distances[0]
+
+
+class MaximumOfResidual(nn.Module):
+    """The largest of groups of values, to which a layer was added or not."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.stem, self.layer = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        y = self.layer(torch.tanh(h))
+        y = 2 * (h + y) if self.residual else y
+        return y.unflatten(1, (2, 4)).amax(2)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_maxima_after_residual_sums_keep_the_max_game(residual: bool) -> None:
+    model, r = MaximumOfResidual(residual).double(), numbers(3, 6, seed=1)
+    explainable = fxshap.make_explainable(model, (r,), rule="variance")
+    (engine,) = explainable._calls.captures.engines.values()
+    rescaled = {node.target for node in engine.program.rewritten.rescaled_graph.graph.nodes}
+    assert (rescale_maximum in rescaled) is not residual
+    assert_exact(model, explainable, [r], [numbers(3, 6, seed=2)], 1e-12)
+
+
+def test_the_variance_rule_is_not_farther_on_a_residual_block() -> None:
+    network = NETWORKS["inverted_residual"]
+    model = network.build().double()
+    (x,), (r,) = (network.inputs(6, seed=seed, dtype=torch.float64) for seed in (1, 2))
+    exact = exact_values(
+        lambda rows: model(rows.reshape(-1, *x.shape[1:])), x.flatten(1), r.flatten(1)
+    )
+    distances = [
+        np.abs(values[0].reshape(exact.shape) - exact.numpy()).sum()
+        for rule in ("rescale", "variance")
+        for values in [explain(fxshap.make_explainable(model, rule=rule), [r], [x])]
+    ]
+    assert distances[1] <= 1.05 * distances[0]
 
 
 def test_compiled_recurrent_layers_give_the_same_values() -> None:
