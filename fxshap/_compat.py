@@ -62,6 +62,20 @@ def parity(numbers: NDArray[np.int64]) -> NDArray[Any]:
     return numbers & 1
 
 
+# --- types --------------------------------------------------------------------------------------
+
+
+def existing_dtypes(*names: str) -> tuple[torch.dtype, ...]:
+    """Return those dtypes that this release has. Torch up to 2.13 has no ``bcomplex32``.
+
+    Examples
+    --------
+    >>> existing_dtypes("complex64", "no_such_dtype")
+    (torch.complex64,)
+    """
+    return tuple(getattr(torch, name) for name in names if hasattr(torch, name))
+
+
 # --- operators ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxshap._compat import existing_dtypes
+
 #: The largest additivity error that the rounding of a deep network explains, by dtype.
 ADDITIVITY_TOLERANCES = {
     torch.float64: 1e-9,
@@ -19,7 +21,7 @@ ADDITIVITY_TOLERANCES = {
 ACCUMULATE_IN = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
-    torch.complex32: torch.complex64,
+    **dict.fromkeys(existing_dtypes("complex32", "bcomplex32"), torch.complex64),
 }
 
 
