@@ -289,7 +289,7 @@ class ExplainableModule(ProbedModule):
     def prefix(self, *args: Any, **kwargs: Any) -> Any:
         """Return the tensor at the layer where the model was split; see :meth:`split_at`."""
         remove_stale_hooks(self, self.original_model)
-        with model_call():
+        with explanation_lock():  # it changes the mode of the model for a while
             return self._calls.prefix(Call.of(args, kwargs))
 
     # --- captures -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -89,12 +89,17 @@ def hook_keys(module: nn.Module) -> tuple[HookKey, ...]:
 
 
 def remove_hooks(
-    modules: Iterable[nn.Module], packages: Sequence[str] = EXPLAINING_MODULES
+    modules: Iterable[nn.Module],
+    packages: Sequence[str] = EXPLAINING_MODULES,
+    keep: Collection[HookKey] = (),
 ) -> None:
-    """Remove the hooks of some packages, by default of those that request multipliers."""
+    """Remove the hooks of some packages, by default of those that request multipliers.
+
+    Hooks whose keys are in `keep` stay.
+    """
     for module in modules:
         for hook in registered_hooks(module):
-            if hook.is_from(packages):
+            if hook.is_from(packages) and hook.key not in keep:
                 hook.remove()
 
 
@@ -139,14 +144,14 @@ class LayerHook:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Unregister the hook for a while, so that it is not called while the model is captured."""
-        hooks = self.hook.hooks
-        before = dict(hooks)
+        hooks, number = self.hook.hooks, self.hook.number
+        later = [key for key in hooks if key > number]
         self.hook.remove()
         try:
             yield
-        finally:
-            hooks.clear()
-            hooks.update(before)
+        finally:  # another thread may have registered or removed hooks meanwhile
+            hooks[number] = self.hook.function
+            hooks.update({key: hooks.pop(key) for key in later if key in hooks})
 
     def call_hook(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Call the hook as the module would, and return the tensors that replace `tensors`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-from fxshap.integrations.hooks import hooking_libraries, remove_hooks
+from fxshap.integrations.hooks import hooking_libraries, live_hooks, remove_hooks
 from fxshap.integrations.libraries import belongs_to_library
 
 
@@ -147,7 +148,13 @@ class ProbedModule(nn.Module):
             raise
 
     def _remove_hooks(self, probe: nn.Module) -> None:
-        remove_hooks([self._isolated, probe, *self.original_model.modules()])
+        """Remove hooks from the probe of this thread, and those elsewhere that are of no other."""
+        me = get_ident()
+        others = [frame for thread, frame in sys._current_frames().items() if thread != me]
+        remove_hooks([probe])
+        remove_hooks(
+            [self._isolated, *self.original_model.modules()], keep=live_hooks(others, self)
+        )
 
 
 @contextmanager

@@ -102,6 +102,47 @@ def test_a_failure_in_one_thread_does_not_reach_another(model):
         assert_same_values(found, expected)
 
 
+def test_a_failure_in_one_thread_leaves_the_layer_hook_of_another(model):
+    """Removing the hooks of a failed call must not stop a running explanation of a layer."""
+    explainable = fxshap.make_explainable(model)
+    layer = explainable.get_submodule("act")
+    expected = shap.DeepExplainer((explainable, layer), REFERENCES).shap_values(SAMPLES)
+    bad = SAMPLES.clone()
+    bad[0, 0] = torch.nan
+
+    def work(k: int) -> Any:
+        if k == 0:
+            explainer = shap.DeepExplainer((explainable, layer), REFERENCES)
+            return [explainer.shap_values(SAMPLES) for _ in range(6)]
+        explainer = shap.DeepExplainer(explainable, REFERENCES)
+        for _ in range(12):
+            with pytest.raises(InputError):
+                explainer.shap_values(bad)
+        return None
+
+    for values_of_layer in in_threads(work, 2)[0]:
+        np.testing.assert_allclose(values_of_layer, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_split_prefix_runs_while_another_thread_explains():
+    """Both put the model into evaluation mode for a while; it stays in training mode after both."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, 2)).double()
+    explainable = fxshap.make_explainable(net)
+    prefix, _ = explainable.split_at("2")
+    expected = prefix(SAMPLES)
+
+    def work(k: int) -> Any:
+        if k == 0:
+            explainer = fxshap.DeepExplainer(explainable, REFERENCES)
+            return [explainer(SAMPLES) for _ in range(6)] and []
+        return [prefix(SAMPLES) for _ in range(100)]
+
+    for passing in in_threads(work, 2)[1]:
+        assert torch.equal(passing, expected)
+    assert all(module.training for module in net.modules())
+
+
 def test_a_thread_predicts_while_another_explains(model):
     explainable = fxshap.make_explainable(model)
     values(explainable)
