@@ -260,6 +260,17 @@ def replace_views(graph: fx.Graph) -> None:
                 node.target = aten.reshape.default
 
 
+def replace_positions(graph: fx.Graph) -> None:
+    """Replace ``where(mask)`` by the same ``nonzero``, up to torch 2.10.
+
+    There ``run_decompositions`` cannot run it on a mask of unknown size.
+    """
+    if TORCH < (2, 11):
+        for node in graph.nodes:
+            if node.target is aten.where.default:
+                node.target = aten.nonzero_numpy.default
+
+
 def is_size_constraint(node: fx.Node) -> bool:
     """Return True if a node only states the bounds of a size, as torch 2.6 and 2.9 write it.
 

@@ -25,6 +25,7 @@ from fxshap._compat import (
     infer_softmax_of_any_size,
     is_size_constraint,
     parity,
+    replace_positions,
     replace_views,
     restore_final_states,
     run_compiled_eagerly,
@@ -243,6 +244,21 @@ def test_views_become_reshapes_where_memory_is_laid_out_anew(monkeypatch, releas
     left = aten.view.default if release == (2, 13) else aten.reshape.default
     assert [node.target for node in graph.nodes][1] is left
     assert [node.target for node in bits.nodes][1] is aten.view.dtype
+
+
+@pytest.mark.parametrize("release", [(2, 9), (2, 11)])
+def test_positions_of_a_mask_are_those_of_nonzero(monkeypatch, release):
+    monkeypatch.setattr(_compat, "TORCH", release)
+    graph = graph_with(aten.where.default)
+    chosen = graph_with(aten.where.ScalarOther, 1.0, 2.0)
+    replace_positions(graph)
+    replace_positions(chosen)
+    left = aten.where.default if release == (2, 11) else aten.nonzero_numpy.default
+    assert [node.target for node in graph.nodes][1] is left
+    assert [node.target for node in chosen.nodes][1] is aten.where.ScalarOther
+    mask = torch.tensor([[True, False], [True, True]])
+    for one, other in zip(aten.where.default(mask), left(mask), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bounds_of_sizes_are_told_from_other_nodes(monkeypatch):

@@ -200,7 +200,7 @@ def test_stacked_references_stay_within_reference_batch_size(model, monkeypatch)
 
     monkeypatch.setattr(PairBatches, "explain", noted)
     fxshap.DeepExplainer(model, BACKGROUND, reference_batch_size=12).shap_values(SAMPLES)
-    assert sizes == [1, 2, 2, 1]  # the first one measures how large a pair is
+    assert sizes == [1, 1, 2, 2, 1]  # the first two measure how large a pair is
 
 
 def test_the_users_model_keeps_its_mode(model):

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxshap._compat import replace_views
+from fxshap._compat import replace_positions, replace_views
 from fxshap.graph.insertion import inline_graph, trace_function
 from fxshap.graph.nodes import output_tensors
 from fxshap.rules.core.registry import DECOMPOSITIONS, find_rule
@@ -60,6 +60,7 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     """
     remove_unused(program.graph)
     replace_views(program.graph)
+    replace_positions(program.graph)
     forms = functional_forms(program.graph)
     if forms is None:
         decomposed: ExportedProgram = program.run_decompositions(dict(DECOMPOSITIONS))
