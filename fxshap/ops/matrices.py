@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from fxshap.ops.library import LIBRARY
 
 #: The fewest multiplications for which oneDNN is faster despite its longer setup.
 MIN_MULTIPLICATIONS = 2**20
@@ -30,9 +31,8 @@ def multiply_rows(rows: Tensor, matrix: Tensor) -> Tensor:
     """
     if not runs_by_onednn(rows, matrix):
         return rows @ matrix
-    flat = rows.reshape(-1, rows.shape[-1]).contiguous()
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, matrix.t(), None, "none", [], "")
-    return product.view(*rows.shape[:-1], matrix.shape[1])
+    product: Tensor = MULTIPLY_ROWS(rows, matrix)
+    return product
 
 
 def runs_by_onednn(rows: Tensor, matrix: Tensor) -> bool:
@@ -43,7 +43,6 @@ def runs_by_onednn(rows: Tensor, matrix: Tensor) -> bool:
         and rows.numel() * matrix.shape[1] >= MIN_MULTIPLICATIONS
         and not (torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad))
         and onednn_is_faster()
-        and get_proxy_mode() is None  # compiled code chooses its own kernels
     )
 
 
@@ -64,3 +63,22 @@ def is_amd(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if cpuinfo.exists():
         return "AuthenticAMD" in cpuinfo.read_text()
     return "AuthenticAMD" in platform.processor()  # on Windows
+
+
+def multiply_by_onednn(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``rows @ matrix`` by oneDNN."""
+    flat = rows.reshape(-1, rows.shape[-1]).contiguous()
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, matrix.t(), None, "none", [], "")
+    return product.view(*rows.shape[:-1], matrix.shape[1])
+
+
+def shape_of_product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return an empty tensor like the product, for fake tensors."""
+    return rows.new_empty(*rows.shape[:-1], matrix.shape[1])
+
+
+# One operator, which compiled code calls as it is.
+LIBRARY.define("multiply_rows(Tensor rows, Tensor matrix) -> Tensor")
+LIBRARY.impl("multiply_rows", multiply_by_onednn, "CPU")
+LIBRARY.impl("multiply_rows", shape_of_product, "Meta")
+MULTIPLY_ROWS = torch.ops.fxshap.multiply_rows.default
