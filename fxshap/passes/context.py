@@ -25,12 +25,16 @@ class Context:
     densified : bool
         Reported by :func:`fxshap.passes.densify_masks.densify_masked_ops`: whether something that
         the model computes only where a mask is True is now computed at all positions.
+    separated : bool
+        Reported by :func:`fxshap.passes.separate_rows.separate_rows`: whether something that the
+        model computes from all rows is now computed from each row.
     """
 
     input_dtype: torch.dtype
     variances: bool = False
     compute_dtype: torch.dtype | None = None
     densified: bool = False
+    separated: bool = False
 
 
 #: A pass takes a functional ATen graph whose nodes tell in ``meta["varying"]`` whether they depend

@@ -44,6 +44,7 @@ from fxshap.passes.propagate_variances import (
     remove_variances,
 )
 from fxshap.passes.relax_booleans import relax_booleans
+from fxshap.passes.separate_rows import separate_rows
 from fxshap.passes.split_listed_rows import split_listed_rows
 from fxshap.passes.unsort_rows import unsort_rows
 from fxshap.passes.validate import check_deterministic, check_static
@@ -52,6 +53,7 @@ from fxshap.passes.validate import check_deterministic, check_static
 PASSES: tuple[Pass, ...] = (
     copy_strided,  # before copies are dropped
     drop_identities,
+    separate_rows,
     split_listed_rows,
     unsort_rows,
     record_compute_dtype,  # before promotion: it is the model's own
@@ -96,6 +98,9 @@ class RewrittenModel:
     masked_graph : fx.GraphModule or None
         The captured graph, if it computes something only where a mask that depends on the input is
         True. The other graphs compute that at all positions.
+    shared_graph : fx.GraphModule or None
+        ``shared_graph(*inputs) -> (output, ())`` is the captured graph, if it computes something
+        from all rows. The other graphs compute that from each row.
     compute_dtype : torch.dtype
         The least precise type in which the model computes what depends on its input.
     """
@@ -109,6 +114,7 @@ class RewrittenModel:
     variance_graph: fx.GraphModule | None
     variance_tap_names: tuple[str, ...]
     masked_graph: fx.GraphModule | None
+    shared_graph: fx.GraphModule | None
     compute_dtype: torch.dtype
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
@@ -120,7 +126,8 @@ class RewrittenModel:
             self.variance_graph,
         ]
         with_constants = [graph for graph in graphs if graph is not None]
-        others = [graph for graph in (self.constants, self.masked_graph) if graph is not None]
+        captured = (self.masked_graph, self.shared_graph)
+        others = [self.constants, *(graph for graph in captured if graph is not None)]
         for name, weight in weights.items():
             for module in (*with_constants, *others):
                 setattr(module, name, weight.detach())
@@ -178,6 +185,7 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         graph_of_variances = build_variance_graph(rescaled, variance_tap_names)
         variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
     tapped = use_frozen_kernels(tapped)
+    shared_graph = fx.GraphModule(root, return_taps(root.graph, ()), "Shared")
     rewritten = RewrittenModel(
         tapped_graph=fx.GraphModule(root, tapped, "Tapped"),
         output_graph=fx.GraphModule(root, without_taps(tapped), "Output"),
@@ -188,6 +196,7 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         variance_graph=variance_graph,
         variance_tap_names=variance_tap_names,
         masked_graph=root if context.densified else None,
+        shared_graph=shared_graph if context.separated else None,
         compute_dtype=context.compute_dtype or context.input_dtype,
     )
     rewritten.bind({})

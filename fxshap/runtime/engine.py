@@ -197,6 +197,8 @@ class Engine:
                 few = [r[: rows or COMPARED_ROWS] for r in references]
                 check_densified(rewritten.tapped_graph, rewritten.masked_graph, few)
             pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
+            if rewritten.shared_graph is not None:
+                probe_layout(rewritten.shared_graph, pairs, rows, self.program.explained)
             self.layout = probe_layout(rewritten.tapped_graph, pairs, rows, self.program.explained)
             how = "as many copies of itself" if self.layout.tile else "as one row"
             logger.debug("a sample is run %s", how)
