@@ -21,8 +21,9 @@ DECIDES = (
 
 #: What to do about a number that depends on the explained inputs and enters the computation.
 TAKES_NUMBER = (
-    "it takes a number out of a tensor (`float()`, `int()`, `.item()` or a loop), so no single "
-    "graph describes it; choose with torch.where, or compute with the tensor itself"
+    "it takes a number out of a tensor (`float()`, `int()`, `.item()`, `.numpy()`, a product with "
+    "an array, or a loop), so no single graph describes it; choose with torch.where, or compute "
+    "with tensors (`torch.as_tensor(array)`)"
 )
 
 #: The error of torch for outputs whose sizes depend on values, where it cannot name them.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import shap
 import torch
 from torch import Tensor, nn
 
 import fxshap
-from fxshap.errors import CaptureError
+from fxshap.errors import CaptureError, InputError
 from tests.error_cases import Model, assert_raises
 from tests.helpers import assert_exact
 
@@ -40,6 +41,7 @@ def table(h: Tensor) -> Tensor:
 
 DECIDES = "decides by the value of a tensor"
 TAKES = "takes a number out of a tensor"
+TWOS = np.full(6, 2.0, dtype="float32")
 
 
 def both(h: Tensor) -> Tensor:
@@ -70,6 +72,9 @@ CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a Python number": (lambda h: h / float(h.norm()), TAKES),
     "a choice by a Python number": (lambda h: h if float(h.mean()) > 0 else -h, TAKES),
     "an entry of a Python list": (table, TAKES),
+    "an array": (lambda h: torch.from_numpy(h.detach().numpy() * TWOS), TAKES),
+    "a product with an array": (lambda h: h.detach() * TWOS, TAKES),
+    "a list": (lambda h: torch.tensor([[2 * v for v in row] for row in h.tolist()]), TAKES),
 }
 
 
@@ -134,3 +139,11 @@ def test_an_assertion_is_captured_in_bfloat16() -> None:
     shap.DeepExplainer(explainable, torch.randn(5, 4)).shap_values(
         torch.randn(2, 4), check_additivity=False
     )
+
+
+def test_a_number_that_no_other_answer_hits_is_found_when_a_sample_does():
+    model = Chooses(lambda h: 2 * h if float(h.amax()) == 1.0 else h)  # tanh of a large number is 1
+    x = torch.randn(4, 4)
+    explainer = shap.DeepExplainer(fxshap.make_explainable(model), x)
+    with pytest.raises(InputError, match=r"of a number that it takes out of a tensor at .*== 1\.0"):
+        explainer.shap_values(1e4 * x)
