@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.graph.insertion import insert_call
-from fxshap.graph.nodes import is_floating_node
+from fxshap.graph.nodes import is_floating_node, size_key
 from fxshap.passes.context import Context
 
 aten = torch.ops.aten
@@ -55,9 +55,15 @@ def reduces_all_rows(node: fx.Node) -> bool:
 
 
 def has_rows(node: fx.Node) -> bool:
-    """Return True if the first dimension of a node counts the samples, and no other."""
-    grows = [isinstance(size, torch.SymInt) for size in node.meta["val"].shape]
-    return bool(grows) and grows[0] and not any(grows[1:])
+    """Return True if the first dimension of a node counts the rows of the inputs, and no other.
+
+    A dimension of rows times tokens does not: then it might matter that tokens share an extreme.
+    """
+    inputs = node.graph.find_nodes(op="placeholder")
+    rows = {size_key(source.meta["val"].shape[0]) for source in inputs if dimensions_of(source)}
+    shape = node.meta["val"].shape
+    grows = [isinstance(size, torch.SymInt) for size in shape]
+    return bool(grows) and grows[0] and size_key(shape[0]) in rows and not any(grows[1:])
 
 
 def users_of_copies(node: fx.Node) -> list[fx.Node]:

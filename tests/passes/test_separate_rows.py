@@ -76,6 +76,20 @@ def test_values_are_those_of_a_model_that_reduces_each_row(function):
     fxshap.testing.assert_explainable(fxshap.make_explainable(model), r[:3], x)
 
 
+def test_elements_of_a_row_share_their_extreme():
+    """As softmax over all tokens of a row, after rows and tokens were one dimension."""
+
+    def over_tokens(h: Tensor) -> Tensor:
+        tokens = torch.stack([h, 2 * h.sin()], 1).flatten(0, 1)
+        return (tokens - tokens.max()).reshape(-1, 6).softmax(-1)
+
+    model = Head(over_tokens)
+    x = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    explainable = fxshap.make_explainable(model)
+    fxshap.testing.assert_explainable(explainable, x[:3], x[3:])
+    torch.testing.assert_close(explainable(x), model(x), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "function",
     [lambda h: h / h.abs().max(), lambda h: h - h.mean(), lambda h: (h * h.max()).softmax(-1)],
