@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch._decomp import decomposition_table, decompositions
-from torch._ops import OpOverloadPacket
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
 from fxshap._requirements import release_of
@@ -255,9 +255,7 @@ def replace_views(graph: fx.Graph) -> None:
     after it fail.
     """
     if TORCH < (2, 13):
-        for node in graph.nodes:
-            if node.target is aten.view.default:
-                node.target = aten.reshape.default
+        replace_operator(graph, aten.view.default, aten.reshape.default)
 
 
 def replace_positions(graph: fx.Graph) -> None:
@@ -266,9 +264,13 @@ def replace_positions(graph: fx.Graph) -> None:
     There ``run_decompositions`` cannot run it on a mask of unknown size.
     """
     if TORCH < (2, 11):
-        for node in graph.nodes:
-            if node.target is aten.where.default:
-                node.target = aten.nonzero_numpy.default
+        replace_operator(graph, aten.where.default, aten.nonzero_numpy.default)
+
+
+def replace_operator(graph: fx.Graph, old: OpOverload, new: OpOverload) -> None:
+    """Call another operator, with the same arguments, wherever a graph calls one."""
+    for node in graph.find_nodes(op="call_function", target=old):
+        node.target = new
 
 
 def is_size_constraint(node: fx.Node) -> bool:

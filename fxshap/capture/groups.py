@@ -139,11 +139,12 @@ def static_counts(
 
 def all_numbers(numbers: Tensor, node: fx.Node, *options: Any, **named: Any) -> Any:
     """``unique``: a list of all groups, as if it were of those that have rows, and their counts."""
-    size = candidates(node)
     with_counts = named.pop("return_counts", False)
-    if size is None or any(options) or any({**named, "sorted": False}.values()):
+    if any(options) or any({**named, "sorted": False}.values()):
         return None
-    counts = (numbers.reshape(-1, 1) == torch.arange(size, device=numbers.device)).sum(0)
+    counts = static_counts(numbers, node)
+    if counts is None:
+        return None
     occupied_groups = counts.nonzero().squeeze(1)
     return (occupied_groups, counts) if with_counts else occupied_groups
 

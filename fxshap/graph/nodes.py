@@ -114,6 +114,12 @@ def size_key(size: int | torch.SymInt) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
+def row_sizes(graph: fx.Graph) -> set[Any]:
+    """Return the keys of the sizes that count the rows: those of the inputs' first dimensions."""
+    values = (node.meta.get("val") for node in graph.find_nodes(op="placeholder"))
+    return {size_key(x.shape[0]) for x in values if isinstance(x, Tensor) and x.dim()}
+
+
 # --- weights -------------------------------------------------------------------------------------
 
 

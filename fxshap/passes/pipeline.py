@@ -185,7 +185,9 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         graph_of_variances = build_variance_graph(rescaled, variance_tap_names)
         variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
     tapped = use_frozen_kernels(tapped)
-    shared_graph = fx.GraphModule(root, return_taps(root.graph, ()), "Shared")
+    shared_graph = None
+    if context.separated:
+        shared_graph = fx.GraphModule(root, return_taps(root.graph, ()), "Shared")
     rewritten = RewrittenModel(
         tapped_graph=fx.GraphModule(root, tapped, "Tapped"),
         output_graph=fx.GraphModule(root, without_taps(tapped), "Output"),
@@ -196,7 +198,7 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         variance_graph=variance_graph,
         variance_tap_names=variance_tap_names,
         masked_graph=root if context.densified else None,
-        shared_graph=shared_graph if context.separated else None,
+        shared_graph=shared_graph,
         compute_dtype=context.compute_dtype or context.input_dtype,
     )
     rewritten.bind({})

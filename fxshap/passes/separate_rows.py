@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxshap.graph.insertion import insert_call
-from fxshap.graph.nodes import is_floating_node, size_key
+from fxshap.graph.nodes import is_floating_node, row_sizes, size_key
 from fxshap.passes.context import Context
 
 aten = torch.ops.aten
@@ -59,11 +59,11 @@ def has_rows(node: fx.Node) -> bool:
 
     A dimension of rows times tokens does not: then it might matter that tokens share an extreme.
     """
-    inputs = node.graph.find_nodes(op="placeholder")
-    rows = {size_key(source.meta["val"].shape[0]) for source in inputs if dimensions_of(source)}
     shape = node.meta["val"].shape
     grows = [isinstance(size, torch.SymInt) for size in shape]
-    return bool(grows) and grows[0] and size_key(shape[0]) in rows and not any(grows[1:])
+    if not grows or not grows[0] or any(grows[1:]):
+        return False
+    return size_key(shape[0]) in row_sizes(node.graph)
 
 
 def users_of_copies(node: fx.Node) -> list[fx.Node]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from fxshap.errors import BatchMixingError
 from fxshap.graph.dataflow import value_dependents
-from fxshap.graph.nodes import is_floating_node, size_key
+from fxshap.graph.nodes import is_floating_node, row_sizes, size_key
 from fxshap.graph.provenance import UNKNOWN_LINE, source_line, user_module
 
 #: Runs the rows of a batch: ``graph(*inputs) -> (output, taps)``.
@@ -201,7 +201,7 @@ def find_culprit(graph: fx.GraphModule, comparison: Comparison) -> fx.Node | Non
     no integers, such as the positions of elements. Those differ as much as what they are computed
     from.
     """
-    rows = batch_sizes(graph, len(comparison.before[0]))
+    rows = row_sizes(graph.graph) or {len(comparison.before[0])}
     dependents = value_dependents(graph.graph, graph.graph.find_nodes(op="placeholder"))
     first: dict[fx.Node, Tensor] = {}
     differences: dict[fx.Node, float] = {}
@@ -231,13 +231,6 @@ def find_culprit(graph: fx.GraphModule, comparison: Comparison) -> fx.Node | Non
     except _ReachedError as reached:
         return reached.node
     return None
-
-
-def batch_sizes(graph: fx.GraphModule, rows: int) -> set[Any]:
-    """Return the keys of the sizes that count the rows: those of the inputs' first dimensions."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    sizes = {size_key(node.meta["val"].shape[0]) for node in inputs if "val" in node.meta}
-    return sizes or {rows}
 
 
 def batch_dim_of(node: fx.Node, sizes: set[Any]) -> int | None:
