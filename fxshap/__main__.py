@@ -12,7 +12,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        print("The command line needs click: pip install 'fxshap[cli]'", file=sys.stderr)
+        print("The command line needs click: pip install click", file=sys.stderr)
         return 2
     cli(prog_name="fxshap")  # click exits by itself
     return 0

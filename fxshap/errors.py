@@ -46,7 +46,7 @@ class AdditivityError(FxshapError, AssertionError):
 
 
 class MissingExtraError(FxshapError, ImportError):
-    """A feature needs a package that is not installed; the message names the extra."""
+    """A feature needs a package that is not installed; the message names the package."""
 
 
 class RecognitionError(FxshapError, RuntimeError):

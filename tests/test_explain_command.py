@@ -141,8 +141,8 @@ def test_a_stopped_job_tells_how_to_continue(monkeypatch):
     assert result.exit_code == 130 and "Continue out with --resume" in result.stderr
 
 
-def test_without_ray_the_error_names_the_extra(monkeypatch):
+def test_without_ray_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     command = ["explain", "explained_models:net", "--background", "b.npy", "--data", "in.parquet"]
     result = CliRunner().invoke(cli, [*command, "--inputs", "a,b,c", "--out", "out"])
-    assert result.exit_code == 2 and "pip install 'fxshap[ray]'" in result.stderr
+    assert result.exit_code == 2 and "pip install 'ray[data]'" in result.stderr

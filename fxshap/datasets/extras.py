@@ -8,13 +8,13 @@ from typing import Any
 from fxshap.errors import MissingExtraError
 
 
-def import_extra(module: str, extra: str) -> Any:
+def import_extra(module: str, requirement: str) -> Any:
     """Import a module of an optional package.
 
     Raises
     ------
     MissingExtraError
-        If the package is not installed; the message names the extra that has it.
+        If the package is not installed; the message has the requirement to install.
     """
     try:
         return importlib.import_module(module)
@@ -23,5 +23,5 @@ def import_extra(module: str, extra: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(
-            f"this needs {package}, which is not installed: pip install 'fxshap[{extra}]'"
+            f"this needs {package}, which is not installed: pip install '{requirement}'"
         ) from error

@@ -210,8 +210,8 @@ def start_ray() -> Any:
     MissingExtraError
         If Ray is not installed.
     """
-    ray = import_extra("ray", "ray")
-    import_extra("ray.data", "ray")
+    ray = import_extra("ray", "ray[data]")
+    import_extra("ray.data", "ray[data]")
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             ray.init()

@@ -98,7 +98,7 @@ def open_sink(
     if name not in kinds:
         raise OptionError(f"format is {' or '.join(get_args(Format))}, not {name!r}")
     if name == "zarr":
-        import_extra("zarr", "zarr")
+        import_extra("zarr", "zarr>=3")
     return kinds[name](out, rows, rows_per_part, keep)
 
 
@@ -192,7 +192,7 @@ class ZarrSink(ArraySink):
         return max(fit, default=1)
 
     def _put(self, name: str, start: int, values: Array) -> None:
-        zarr = import_extra("zarr", "zarr")
+        zarr = import_extra("zarr", "zarr>=3")
         group = zarr.open_group(self.folder, mode="a")
         zarr.open_group(self.folder / FOLDER, mode="a")  # else Zarr warns of an unknown folder
         if name not in group:

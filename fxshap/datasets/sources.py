@@ -80,7 +80,7 @@ class ParquetSource(Source):
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        parquet = import_extra("pyarrow.parquet", "ray")
+        parquet = import_extra("pyarrow.parquet", "pyarrow")
         self.files = [file for path in paths for file in parquet_files(path)]
         self.groups: list[tuple[Path, int, int]] = []
         starts = [0]
@@ -197,7 +197,7 @@ class ZarrSource(ArraySource):
 
     def arrays(self) -> dict[str, Any]:
         """Return the arrays of the group."""
-        zarr = import_extra("zarr", "zarr")
+        zarr = import_extra("zarr", "zarr>=3")
         node = zarr.open(self.path, mode="r")
         return {"x": node} if isinstance(node, zarr.Array) else dict(node.arrays())
 

@@ -54,7 +54,7 @@ def draw_graph(graph: fx.Graph, treatments: Mapping[fx.Node, str], title: str, p
         import graphviz
     except ImportError as error:
         raise MissingExtraError(
-            "drawing needs the package graphviz: pip install 'fxshap[draw]'"
+            "drawing needs the package graphviz: pip install graphviz"
         ) from error
     suffix = path.suffix.removeprefix(".")
     if suffix not in graphviz.FORMATS:

@@ -146,7 +146,7 @@ class Report:
         Raises
         ------
         MissingExtraError
-            If the package ``graphviz`` is not installed (``pip install 'fxshap[draw]'``), or, for
+            If the package ``graphviz`` is not installed (``pip install graphviz``), or, for
             any format except ``.dot``, the program `dot` of Graphviz is not installed.
         OptionError
             If Graphviz does not support the suffix.

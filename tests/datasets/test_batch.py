@@ -382,5 +382,5 @@ except MissingExtraError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "(3, 4, 4)",
-        "this needs ray, which is not installed: pip install 'fxshap[ray]'",
+        "this needs ray, which is not installed: pip install 'ray[data]'",
     ]

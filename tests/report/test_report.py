@@ -191,9 +191,9 @@ def test_drawing_without_the_graphviz_program_names_it(report, tmp_path, monkeyp
     assert not (tmp_path / "graph.svg").exists()
 
 
-def test_drawing_without_the_graphviz_package_names_the_extra(report, tmp_path, monkeypatch):
+def test_drawing_without_the_graphviz_package_names_it(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "graphviz", None)
-    with pytest.raises(ImportError, match=r"pip install 'fxshap\[draw\]'"):
+    with pytest.raises(ImportError, match=r"pip install graphviz"):
         report.draw(tmp_path / "graph.dot")
 
 
