@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from inventories import write_inventories  # noqa: E402
 from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
+from tables import fit_cells  # noqa: E402
 
 from fxshap._version import __version__  # noqa: E402
 
@@ -249,4 +250,5 @@ def setup(app):
     app.connect("autodoc-process-bases", name_bases)
     app.connect("autodoc-process-docstring", keep_formulas)
     app.connect("source-read", list_present)
+    app.connect("doctree-read", fit_cells)
     app.connect("sphinx-click-process-description", keep_examples)

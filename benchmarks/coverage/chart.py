@@ -32,7 +32,7 @@ def draw(path: Path, measurements: Sequence[Measurement]) -> None:
         figsize=(10, 3.6),
         sharey=True,
         squeeze=False,
-        width_ratios=[max(30, len({m.name for m in members})) for _, members in zoos],
+        width_ratios=[max(60, len({m.name for m in members})) for _, members in zoos],
         layout="constrained",
     )
     for (zoo, members), axis in zip(zoos, axes[0], strict=True):

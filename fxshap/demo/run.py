@@ -55,7 +55,8 @@ def run_demo(path: Path) -> int:
     missing = missing_package("matplotlib", "sklearn")
     if missing:
         print(
-            f"The demo needs {missing}, which is not installed: pip install matplotlib scikit-learn",
+            f"The demo needs {missing}, which is not installed: "
+            "pip install matplotlib scikit-learn",
             file=sys.stderr,
         )
         return 1

@@ -1,0 +1,34 @@
+"""Cells of tables: numbers stay on one line, and long names break only between their words."""
+
+import re
+
+from docutils import nodes
+
+#: A number with a negative exponent, or a range of numbers.
+NUMBER = re.compile(r"\(?\d[\d.,]*(?:e-\d+)?-?[\d.,]*(?:e-\d+)?\)?")
+#: Where a name may break: after an underscore, and before a capital letter.
+BREAK = re.compile(r"(?<=_)|(?<=[a-z])(?=[A-Z])")
+#: Names that are shorter do not break.
+LONG = 16
+
+
+def fit_cells(app, doctree):
+    """Mark the numbers and the long names in the tables of a page."""
+    for entry in doctree.findall(nodes.entry):
+        for text in list(entry.findall(nodes.Text)):
+            if not isinstance(text.parent, nodes.literal):
+                text.parent.replace(text, marked(str(text)))
+
+
+def marked(text):
+    """Return a text as nodes, in which the browser knows where it may break."""
+    found = []
+    for word in re.split(r"(\s+)", text):
+        if "-" in word and NUMBER.fullmatch(word):
+            found.append(nodes.inline("", word, classes=["number"]))
+        elif len(word) >= LONG:
+            for part in BREAK.split(word):
+                found += [nodes.Text(part), nodes.raw("", "<wbr>", format="html")]
+        else:
+            found.append(nodes.Text(word))
+    return found
