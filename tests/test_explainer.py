@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fxshap
 from fxshap.errors import AdditivityError, InputError, OptionError
 from fxshap.runtime.attributions import PairBatches
+from fxshap.runtime.engine import Engine
 from tests.helpers import as_list
 from tests.networks import NETWORKS
 
@@ -200,7 +201,26 @@ def test_stacked_references_stay_within_reference_batch_size(model, monkeypatch)
 
     monkeypatch.setattr(PairBatches, "explain", noted)
     fxshap.DeepExplainer(model, BACKGROUND, reference_batch_size=12).shap_values(SAMPLES)
-    assert sizes == [1, 1, 2, 2, 1]  # the first two measure how large a pair is
+    assert sizes == [1, 1, 2, 2, 2]  # the first two measure how large a pair is
+
+
+@pytest.mark.parametrize(("total", "batch"), [(1, 1), (4, 4), (7, 4), (9, 3), (11, 4)])
+def test_one_tape_serves_all_batches_and_calls(model, monkeypatch, total, batch):
+    samples = torch.randn(total, *SAMPLES.shape[1:])
+    expected = fxshap.DeepExplainer(model, BACKGROUND, batch_size=1).shap_values(samples)
+    explainer = fxshap.DeepExplainer(model, BACKGROUND, batch_size=4)
+    tapes = []
+    record = Engine.record
+
+    def noted(self, inputs, *arguments):
+        tapes.append(len(inputs[0]))
+        return record(self, inputs, *arguments)
+
+    monkeypatch.setattr(Engine, "record", noted)
+    for _ in range(2):
+        values = explainer.shap_values(samples)
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert tapes == [batch * len(BACKGROUND)]
 
 
 def test_the_users_model_keeps_its_mode(model):
@@ -223,7 +243,7 @@ def test_out_of_memory_halves_the_batch(model, monkeypatch):
     monkeypatch.setattr(PairBatches, "explain", small_only)
     explainer = fxshap.DeepExplainer(model, BACKGROUND, batch_size=5)
     np.testing.assert_allclose(explainer.shap_values(SAMPLES), expected, atol=1e-6)
-    assert sizes == [5, 2, 2, 1]
+    assert sizes == [5, 2, 2, 2]
 
 
 class Sum(nn.Module):

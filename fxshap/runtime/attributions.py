@@ -9,6 +9,7 @@ samples.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
 from fxshap.runtime.memory import LargestTensor
 from fxshap.runtime.pairs import SampleReferencePairs
-from fxshap.runtime.references import References, rows_that_fit
+from fxshap.runtime.references import rows_that_fit
 
 logger = logging.getLogger("fxshap")
 
@@ -52,6 +53,13 @@ class Attributions:
     output: Tensor
     expected: Tensor
 
+    def from_sample(self, start: int) -> Attributions:
+        """Return the attributions without those of the first `start` samples."""
+        if not start:
+            return self
+        expected = self.expected[start:] if len(self.expected) > 1 else self.expected
+        return Attributions([v[start:] for v in self.values], self.output[start:], expected)
+
 
 class PairBatches:
     """Explains batches of samples with one capture of a model.
@@ -70,19 +78,12 @@ class PairBatches:
         self.references = references
         self.count = len(references[0])
         self.explanation = explanation
-        self._shared: References | None = None  # those of the last batch, if they serve another
-        self._version: tuple[object, ...] = ()
 
     @property
     def one_at_a_time(self) -> bool:
         """Whether samples cannot be stacked: in a graph of fixed rows, or between coalitions."""
         engine = self.engine
         return engine.program.rows is not None or engine.options.refinement.coalitions != 0
-
-    def clear(self) -> None:
-        """Free the tapes."""
-        self._shared = None
-        self.engine.clear_cache()
 
     def batch_size(self, samples: Sequence[Tensor], columns: Tensor) -> int:
         """Return how many samples to stack in one batch, by the largest tensor of a pair.
@@ -136,10 +137,10 @@ class PairBatches:
     def _explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
         program = self.engine.program
         version = program.bind_weights(self.explanation)
-        if version != self._version:
-            self._shared, self._version = None, version
-        references = self._references(samples)
-        layout = self.engine.find_layout(samples, references.inputs)
+        inputs = self._inputs(samples)
+        layout = self.engine.find_layout(samples, inputs)
+        rows = None if len(columns) == 1 else len(inputs[0])  # stacked pairs are on one tape
+        references = self.engine.current_references(inputs, layout, version, rows)
         pairs = self.engine.pairs(samples, references, layout, averaged=True)
         output = pairs.output()
         output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
@@ -241,22 +242,6 @@ class PairBatches:
         bound = samples[self.engine.program.explained :]
         return inputs + [x.repeat_interleave(self.count, 0) for x in bound]
 
-    def _references(self, samples: Sequence[Tensor]) -> References:
-        """Return the references of a batch: those of the background, for every sample."""
-        engine, rows = self.engine, len(samples[0])
-        shared = len(samples) == engine.program.explained
-        if self._shared is not None and len(self._shared.inputs[0]) == rows * self.count:
-            return self._shared
-        self._shared = None  # frees the old tape first
-        inputs = self._inputs(samples)
-        layout = engine.find_layout(samples, inputs)
-        if rows == 1:
-            references = engine.current_references(inputs, layout, self._version)
-        else:
-            references = engine.record(inputs, layout, rows * self.count)
-        self._shared = references if shared else None
-        return references
-
     def _cotangent(self, column: Tensor, paired: Tensor) -> Tensor:
         """Return the cotangent of the output that is chosen for each sample, for all pairs."""
         unit = paired.new_zeros(len(column), paired.shape[-1])
@@ -283,7 +268,9 @@ def explain_in_batches(
 ) -> Iterator[tuple[int, Attributions]]:
     """Yield the attributions of batch after batch, with the number of samples in each.
 
-    When the device is out of memory, the batch is halved and the work goes on.
+    All batches have as many samples, so that one tape serves them: the last one begins with some
+    that the batch before has explained. When the device is out of memory, the batch is halved and
+    the work goes on.
 
     Parameters
     ----------
@@ -297,20 +284,22 @@ def explain_in_batches(
     """
     check_finite("samples", samples[: batches.engine.program.explained])
     size = 1 if batches.one_at_a_time else size or batches.batch_size(samples, columns)
-    logger.debug("explains %d samples at a time", size)
     start, total = 0, len(columns)
+    size = math.ceil(total / math.ceil(total / size)) if total else size
+    logger.debug("explains %d samples at a time", size)
     while start < total:
         stop = min(start + size, total)
+        first = max(stop - size, 0)
         try:
-            attributions = batches.explain([x[start:stop] for x in samples], columns[start:stop])
+            batch = batches.explain([x[first:stop] for x in samples], columns[first:stop])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
             size = max(size // 2, 1)
-            batches.clear()
+            batches.engine.clear_cache()
             logger.debug("out of memory: %d samples at a time", size)
             continue
-        yield stop - start, attributions
+        yield stop - start, batch.from_sample(start - first)
         start = stop
 
 

@@ -205,20 +205,42 @@ class Engine:
         return self.layout
 
     def current_references(
-        self, inputs: Sequence[Tensor], layout: BatchLayout, version: tuple[Any, ...]
+        self,
+        inputs: Sequence[Tensor],
+        layout: BatchLayout,
+        version: tuple[Any, ...],
+        rows: int | None = None,
     ) -> References:
-        """Return these references with their tape, recorded again when anything has changed."""
-        current = self.references
-        if current is None or self.references_version != version or not current.equal(inputs):
-            return self.new_references(inputs, layout, version)
-        return current
+        """Return these references with their tape, recorded again when anything has changed.
+
+        Takes the arguments of :meth:`new_references`.
+        """
+        current = self.references if self.references_version == version else None
+        if current and rows in (None, current.rows) and current.equal(inputs):
+            return current
+        return self.new_references(inputs, layout, version, rows)
 
     def new_references(
-        self, inputs: Sequence[Tensor], layout: BatchLayout, version: tuple[Any, ...]
+        self,
+        inputs: Sequence[Tensor],
+        layout: BatchLayout,
+        version: tuple[Any, ...],
+        rows: int | None = None,
     ) -> References:
-        """Record references in place of those of the call before."""
+        """Record references in place of those of the call before.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+        layout : BatchLayout
+        version : tuple
+            Of the weights, from :meth:`Program.bind_weights`.
+        rows : int, optional
+            How many of the references are on one tape; by default as many as fit.
+        """
         self.clear_cache()  # free the memory of the old ones first
-        self.references = self.record(inputs, layout, self.rows_per_tape(inputs, layout))
+        rows = self.rows_per_tape(inputs, layout) if rows is None else rows
+        self.references = self.record(inputs, layout, rows)
         self.references_version = version
         return self.references
 
