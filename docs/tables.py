@@ -6,10 +6,10 @@ from docutils import nodes
 
 #: A number with a negative exponent, or a range of numbers.
 NUMBER = re.compile(r"\(?\d[\d.,]*(?:e-\d+)?-?[\d.,]*(?:e-\d+)?\)?")
-#: Where a name may break: after an underscore, and before a capital letter.
-BREAK = re.compile(r"(?<=_)|(?<=[a-z])(?=[A-Z])")
-#: Names that are shorter do not break.
-LONG = 16
+#: Where a name may break: before a capital letter, and in the longest after an underscore.
+BREAK = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=_)(?=\w{12})")
+#: Words that are shorter do not break.
+LONG = 14
 
 
 def fit_cells(app, doctree):
