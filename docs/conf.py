@@ -51,6 +51,7 @@ exclude_patterns += [
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes_action = "qe"  # two dashes stay two, as in options
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
@@ -193,9 +194,9 @@ def keep_formulas(app, what, name, obj, options, lines):
 
 
 def keep_examples(app, context, lines):
-    """Show the commands in a help text as code, so that two dashes are not joined."""
+    """Show the commands in a help text as code."""
     for at, line in enumerate(lines):
-        if line.startswith("|   fxshap "):
+        if line.startswith("|   "):
             lines[at] = f"|   ``{line.removeprefix('|').strip()}``"
 
 

@@ -1,4 +1,4 @@
-"""Cells of tables: numbers stay on one line, and long names break only between their words."""
+"""Cells of tables: numbers stay whole, long names break between words, sentences have room."""
 
 import re
 
@@ -10,13 +10,17 @@ NUMBER = re.compile(r"\(?\d[\d.,]*(?:e-\d+)?-?[\d.,]*(?:e-\d+)?\)?")
 BREAK = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=_)(?=\w{12})")
 #: Words that are shorter do not break.
 LONG = 14
+#: A cell with more characters has sentences.
+SENTENCE = 50
 
 
 def fit_cells(app, doctree):
-    """Mark the numbers and the long names in the tables of a page."""
+    """Mark the numbers, the long names and the sentences in the tables of a page."""
     for entry in doctree.findall(nodes.entry):
+        if len(entry.astext()) > SENTENCE:
+            entry["classes"].append("sentence")
         for text in list(entry.findall(nodes.Text)):
-            if not isinstance(text.parent, nodes.literal):
+            if isinstance(text.parent, nodes.paragraph):  # not of code and formulas
                 text.parent.replace(text, marked(str(text)))
 
 

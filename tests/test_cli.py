@@ -234,7 +234,9 @@ def test_a_leaking_model_exits_with_1(monkeypatch):
 
 ERRORS = {
     "no capture": (["cli_models:Branch", "--shape", "4"], "# the branch`"),
-    "wrong shape": (["cli_models:ready", "--shape", "5"], "shapes cannot be multiplied"),
+    "wrong shape": (
+        ["cli_models:ready", "--shape", "5"], "On the command line: --shape"
+    ),
     "no output": (
         ["cli_models:Tower", "--shape", "4", "--shape", "6"], "On the command line: --output"
     ),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ADDITIVE, NOT_ADDITIVE, NOT_EXPLAINABLE = 0, 1, 2
 #: By what messages name in Python: the same on the command line.
 FLAGS = {
+    r"inputs of shapes": "--shape",
     r"output=|make_explainable\(model, output": "--output",
     r"input_names|forward takes": "--input",
     r"\.bind\b|\bbound\b|forward_kwargs|takes no '": "--bind",

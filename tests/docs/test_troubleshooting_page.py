@@ -59,6 +59,14 @@ def on_arrays(model: nn.Module) -> None:
     shap.DeepExplainer(model, BACKGROUND).shap_values(SAMPLES.numpy())
 
 
+def on_other_shapes(model: nn.Module) -> None:
+    shap.DeepExplainer(model, BACKGROUND).shap_values(torch.randn(2, 5))
+
+
+def on_one_row(model: nn.Module) -> None:
+    shap.DeepExplainer(model, BACKGROUND).shap_values(SAMPLES[0])
+
+
 CASES = {
     "sum": (
         lambda: Between(F.gelu),
@@ -92,6 +100,16 @@ CASES = {
         "Can't call numpy() on Tensor that requires grad",
     ),
     "sizes": (Reused, by_shap, "The size of tensor a"),
+    "other shapes": (
+        lambda: nn.Linear(4, 2),
+        on_other_shapes,
+        "Sizes of tensors must match except in dimension 0",
+    ),
+    "one row": (
+        lambda: nn.Linear(4, 2),
+        on_one_row,
+        "Tensors must have same number of dimensions",
+    ),
 }
 
 
