@@ -118,14 +118,16 @@ def rescale_smoothed(
     rows: tuple[int | None, ...],
     z: Tensor,
     v: Tensor,
+    shift: Tensor | None,
     target: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
 ) -> Output:
-    """Rescale an operator that receives a variance, by the function that has its rule."""
-    output = rescale(endpoints, name, taps, rows, smoothed, z, v, target, *args, **kwargs)
-    _, variance_tap = taps.values()
-    endpoints.reference[variance_tap] = no_variance(v)  # zeros, which take no memory
+    """Rescale an operator that receives moments of a sum, by the function that has its rule."""
+    output = rescale(endpoints, name, taps, rows, smoothed, z, v, shift, target, *args, **kwargs)
+    _, *moments = taps.values()
+    zeros = no_variance(v)  # they take no memory
+    endpoints.reference.update(dict.fromkeys(moments, zeros))
     return output
 
 

@@ -34,8 +34,13 @@ from fxshap.ops.frozen import (
 )
 from fxshap.ops.library import BATCH_NORM
 from fxshap.rules.core.registry import find_rule
+from fxshap.rules.smoothed_activations import mean_shift
 
 aten = torch.ops.aten
+
+
+#: Functions that are no operators and have no rule: shifts have no multipliers.
+UNRESCALED = (operator.getitem, mean_shift)
 
 
 def original_operator(node: fx.Node) -> Any:
@@ -50,7 +55,7 @@ def is_rescaled(node: fx.Node) -> bool:
 
 def needs_rule(node: fx.Node) -> bool:
     """Return True if a node is nonlinear in what depends on the input, and has a gradient."""
-    if not node.meta["varying"] or node.target is operator.getitem or not has_floating_output(node):
+    if not node.meta["varying"] or node.target in UNRESCALED or not has_floating_output(node):
         return False
     varying = varying_arguments(node)
     if not any(has_floating_output(source) for _, source in varying):

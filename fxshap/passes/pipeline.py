@@ -42,6 +42,7 @@ from fxshap.passes.propagate_variances import (
     build_variance_graph,
     propagate_variances,
     remove_variances,
+    without_shifts,
 )
 from fxshap.passes.relax_booleans import relax_booleans
 from fxshap.passes.separate_rows import separate_rows
@@ -92,9 +93,9 @@ class RewrittenModel:
         The attributes of the other graphs that store what `constants` returns.
     variance_graph : fx.GraphModule or None
         ``variance_graph(reference, sample, *inputs)`` returns, for the taps of both endpoints, the
-        variances that activations receive; ``None`` if no activation receives one.
+        variances and shifts that activations receive; ``None`` if no activation receives one.
     variance_tap_names : tuple of str
-        The names of the taps that are variances, in the order `variance_graph` returns them.
+        The names of the taps that are moments, in the order `variance_graph` returns them.
     masked_graph : fx.GraphModule or None
         The captured graph, if it computes something only where a mask that depends on the input is
         True. The other graphs compute that at all positions.
@@ -184,6 +185,7 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         tapped = remove_variances(tapped)
         graph_of_variances = build_variance_graph(rescaled, variance_tap_names)
         variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
+        rescaled = without_shifts(rescaled)
     tapped = use_frozen_kernels(tapped)
     shared_graph = None
     if context.separated:

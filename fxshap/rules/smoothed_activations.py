@@ -74,31 +74,78 @@ def finite_change(r: Tensor, x: Tensor) -> Tensor:
 
 
 def activation(
-    z: Tensor, v: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any
+    z: Tensor,
+    v: Tensor,
+    shift: Tensor | None,
+    function: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    """Return ``function(z, *args, **kwargs)``; the variance `v` matters to the rule only."""
+    """Return ``function(z, *args, **kwargs)``; the moments matter to the rule only."""
     return function(z, *args, **kwargs)
+
+
+def mean_shift(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return the shift of the mean of an activation at the reference, which is 0."""
+    return torch.zeros_like(z)
+
+
+def shift_between(
+    r: Tensor,
+    x: Tensor,
+    v: Tensor,
+    shift: Tensor | None,
+    function: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Return how far the mean of an activation is from the middle of its endpoints.
+
+    Half of the terms of its sum are switched. The mean of the sum is then that far from the middle
+    of `r` and `x`, and the variance is a quarter of `v`.
+
+    Parameters
+    ----------
+    r, x : Tensor
+        The sum at both endpoints.
+    v : Tensor
+        Its variance.
+    shift : Tensor or None
+        How far its mean is from the middle; ``None`` for 0.
+    function : callable
+        The activation is ``function(z, *args, **kwargs)``.
+    """
+    middle = torch.lerp(r, x, 0.5) if shift is None else torch.lerp(r, x, 0.5) + shift
+    deviation = (v / 2).sqrt_()  # sqrt 2 standard deviations
+    total = function(middle, *args, **kwargs) * 2
+    for z in (middle - deviation, middle + deviation):
+        total += function(z, *args, **kwargs)
+    ends = function(r, *args, **kwargs) + function(x, *args, **kwargs)
+    result: Tensor = (total / 4 - ends / 2).nan_to_num_(0.0, 0.0, 0.0)
+    return result
 
 
 def activation_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """S for the argument of the activation and T for its variance."""
-    (r, _), (x, v) = reference, sample
+    (r, *_), (x, v, *shifts) = reference, sample
     mean_slope, variance_slope = cached_between(
-        operation, r, x, lambda: multipliers(operation, r, x, v)
+        operation, r, x, lambda: multipliers(operation, r, x, v, *shifts)
     )
-    return grad * mean_slope, grad * variance_slope
+    return grad * mean_slope, grad * variance_slope, *[None] * len(shifts)
 
 
 #: How many times larger than at both endpoints, and than 1, an activation may be in between.
 MAX_RATIO = 1e4
 
 
-def multipliers(operation: Operation, r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def multipliers(
+    operation: Operation, r: Tensor, x: Tensor, v: Tensor, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return S and T of an ``activation`` node."""
     function = inner_function(operation)
-    return smoothed_multipliers(partial(function_secant, function), function, r, x, v)
+    return smoothed_multipliers(partial(function_secant, function), function, r, x, v, shift)
 
 
 def smoothed_multipliers(
@@ -107,6 +154,7 @@ def smoothed_multipliers(
     r: Tensor,
     x: Tensor,
     v: Tensor,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return S and T; the secant and 0 where `v` is too small for precise squares, or too large.
 
@@ -121,12 +169,25 @@ def smoothed_multipliers(
         The sum at both endpoints.
     v : Tensor
         Its variance.
+    shift : Tensor, optional
+        How far its mean is from the middle where half of its terms are switched.
     """
-    shift = (v / 3).sqrt_()  # sqrt 2 standard deviations
+    deviation = (v / 3).sqrt_()  # sqrt 2 standard deviations
     slope = secant(r, x)
-    smoothed = secant(r + shift, x + shift)
-    smoothed += secant(r - shift, x - shift)
-    smoothed = smoothed.add_(slope, alpha=2).div_(4)
+    if shift is None:
+        smoothed = secant(r + deviation, x + deviation)
+        smoothed += secant(r - deviation, x - deviation)
+        smoothed = smoothed.add_(slope, alpha=2).div_(4)
+    else:
+        middle = torch.lerp(r, x, 0.5).add_(shift, alpha=4 / 3)
+        smoothed = (secant(r, middle) + secant(middle, x)).mul_(2)
+        for z_r, z, z_x in (
+            (r + deviation, middle + deviation, x + deviation),
+            (r - deviation, middle - deviation, x - deviation),
+        ):
+            smoothed += secant(z_r, z)
+            smoothed += secant(z, z_x)
+        smoothed.div_(8)
     rest = (slope - smoothed).mul_(finite_change(r, x)).div_(v)
     unsmoothed = v <= 1024 * torch.finfo(v.dtype).tiny
     largest = v.amax() if v.numel() else v.new_zeros(())
@@ -134,14 +195,16 @@ def smoothed_multipliers(
         value = function(x)
         assert isinstance(value, Tensor)
         size = value.abs() + (slope * finite_change(r, x)).abs()
-        fits = (smoothed.abs() * shift <= MAX_RATIO * (1 + size)) & rest.isfinite() & v.isfinite()
+        fits = (
+            (smoothed.abs() * deviation <= MAX_RATIO * (1 + size)) & rest.isfinite() & v.isfinite()
+        )
         unsmoothed |= ~fits
     return torch.where(unsmoothed, slope, smoothed), rest.masked_fill_(unsmoothed, 0.0)
 
 
 def inner_function(operation: Operation) -> Operation:
     """Return the operation whose activation an ``activation`` node computes."""
-    (_, _, function, *args), kwargs = pytree.tree_unflatten(
+    (_, _, _, function, *args), kwargs = pytree.tree_unflatten(
         list(operation.arguments), operation.structure
     )
     return Operation.bind(function, (None, *args), kwargs, slots=(0,))[0]

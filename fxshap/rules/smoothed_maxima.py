@@ -51,8 +51,15 @@ MAX_SIZE = 32
 NORMAL_POINTS = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
 
 
-def maximum(z: Tensor, v: Tensor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return ``function(z, *args, **kwargs)``; the variance `v` matters to the rule only."""
+def maximum(
+    z: Tensor,
+    v: Tensor,
+    shift: Tensor | None,
+    function: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Return ``function(z, *args, **kwargs)``; the moments matter to the rule only."""
     return function(z, *args, **kwargs)
 
 
@@ -60,38 +67,44 @@ def maximum_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
     """S for the argument of the maximum and T for its variance."""
-    (r, _), (x, v), function = reference, sample, inner_function(operation)
+    (r, *_), (x, v, *shifts), function = reference, sample, inner_function(operation)
     x, v = x.expand_as(r), v.expand_as(r)
+    shift = shifts[0].expand_as(r) if shifts else torch.zeros_like(r)
     sign, grad = REDUCTIONS.get(function.target), values_grad(grad)
     if sign is None:
         windows = windows_of(function, r, grad)
 
         def of_windows() -> tuple[Tensor, Tensor]:
             r_w, x_w = (windows.gather(value, -math.inf) for value in (r, x))
-            return smoothed_max_multipliers(r_w, x_w, windows.gather(v, 0.0))
+            v_w, shift_w = (windows.gather(value, 0.0) for value in (v, shift))
+            return smoothed_max_multipliers(r_w, x_w, v_w, shift_w)
 
         slopes = cached_between(operation, reference[0], sample[0], of_windows)
-        return tuple(windows.backward(slope, grad, r.shape) for slope in slopes)
+        grads = [windows.backward(slope, grad, r.shape) for slope in slopes]
+        return (*grads, *[None] * len(shifts))
     dims = reduced_dims(function, r)
     last = list(range(r.dim() - len(dims), r.dim()))
     shape = r.movedim(dims, last).shape
 
     def of_dims() -> tuple[Tensor, Tensor]:
-        r_s, x_s, v_s = (
-            value.movedim(dims, last).flatten(last[0]) for value in (sign * r, sign * x, v)
+        of_slices = (
+            value.movedim(dims, last).flatten(last[0])
+            for value in (sign * r, sign * x, v, sign * shift)
         )
         of_mean, of_variance = (
             slope.reshape(shape).movedim(last, dims)
-            for slope in smoothed_max_multipliers(r_s, x_s, v_s)
+            for slope in smoothed_max_multipliers(*of_slices)
         )
         return of_mean, sign * of_variance
 
     slopes = cached_between(operation, reference[0], sample[0], of_dims)
     grad = restore_dims(function, grad, dims)
-    return tuple(grad * slope for slope in slopes)
+    return (*(grad * slope for slope in slopes), *[None] * len(shifts))
 
 
-def smoothed_max_multipliers(r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def smoothed_max_multipliers(
+    r: Tensor, x: Tensor, v: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return S and T of the maximum over the last dimension.
 
     Parameters
@@ -100,13 +113,15 @@ def smoothed_max_multipliers(r: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, T
         The arguments at both endpoints; -inf stands for padding.
     v : Tensor
         Their variances, of the shape of both.
+    shift : Tensor
+        How far their means are from the straight line where half of the terms are switched.
     """
     game = max_multiplier(r, x)
     if r.shape[-1] > MAX_SIZE:
         return game, torch.zeros_like(game)
     change, slopes = finite_change(r, x), torch.zeros_like(game)
     for t, weight in GAUSS_LEGENDRE:
-        mean = torch.where(r == x, r, torch.lerp(r, x, t))
+        mean = torch.where(r == x, r, torch.lerp(r, x, t)) + 4 * t * (1 - t) * shift
         slopes += weight * chances(mean, t * (1 - t) * v)
     parts, y_r, y_x = slopes * change, r.amax(-1, keepdim=True), x.amax(-1, keepdim=True)
     required = torch.where(y_r == y_x, 0.0, y_x - y_r)
