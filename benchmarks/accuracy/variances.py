@@ -9,8 +9,9 @@ variances). The library's rule for ``rule="variance"`` (:mod:`fxshap.rules.smoot
     m_j = w_j (S + T u_j),    S = secant of z -> E f(z + N(0, sum u^2 / 6)),
     T = (f(z_x) - f(z_r) - S (z_x - z_r)) / sum u^2,
 
-with three points for the mean. Here it is compared with others, for perceptrons of many depths, and
-with nine points.
+with three points for the mean, and with the secants from z_r to the mean of z over the coalitions
+and on to z_x. Here it is compared with others, for perceptrons of many depths: with straight
+secants from z_r to z_x, and with nine points.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ FEATURES, WIDTH, OUTPUTS, PAIRS, SEEDS = 10, 24, 3, 16, 6
 DEPTHS = (1, 2, 4, 8)
 
 Function = Callable[[Tensor], Tensor]
-#: Maps the function of a layer, both endpoints and u, of shape (rows, units, inputs), to slopes.
-Rule = Callable[[Function, Tensor, Tensor, Tensor], Tensor]
+#: Maps the function of a layer, both endpoints, u, of shape (rows, units, inputs), and the shift of
+#: the mean to slopes.
+Rule = Callable[[Function, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Function] = {
     "ReLU": torch.relu,
@@ -50,12 +52,12 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-def secant(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
+def secant(f: Function, r: Tensor, x: Tensor, u: Tensor, shift: Tensor) -> Tensor:
     """One slope for all inputs of a unit (the rescale rule)."""
     return ((f(x) - f(r)) / (x - r)).unsqueeze(-1).expand_as(u)
 
 
-def reveal_cancel(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
+def reveal_cancel(f: Function, r: Tensor, x: Tensor, u: Tensor, shift: Tensor) -> Tensor:
     """One slope for what raises the unit and one for the rest (Shrikumar et al. 2017, 3.5.3)."""
     up, down = u.clamp(min=0).sum(-1), u.clamp(max=0).sum(-1)
     raised = (f(r + up) - f(r) + f(x) - f(r + down)) / 2
@@ -67,17 +69,33 @@ def reveal_cancel(f: Function, r: Tensor, x: Tensor, u: Tensor) -> Tensor:
     return torch.where(u > 0, slopes[0].unsqueeze(-1), slopes[1].unsqueeze(-1))
 
 
-def smoothed(
-    points: Tensor, weights: Tensor, f: Function, r: Tensor, x: Tensor, u: Tensor
+def mean_over_normal(
+    points: Tensor, weights: Tensor, f: Function, z: Tensor, variance: Tensor
 ) -> Tensor:
-    """S + T u, with the mean over a normal number taken at some points."""
+    """The mean of f(z + N(0, variance)), taken at some points."""
+    return f(z.unsqueeze(-1) + variance.sqrt().unsqueeze(-1) * points) @ weights
+
+
+def smoothed(
+    points: Tensor,
+    weights: Tensor,
+    shifted: bool,
+    f: Function,
+    r: Tensor,
+    x: Tensor,
+    u: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """S + T u, with the mean over a normal number taken at some points, and with shifts or not."""
     square = u.square().sum(-1)
-    spread = (square / 6).sqrt()
-
-    def mean(z: Tensor) -> Tensor:
-        return f(z.unsqueeze(-1) + spread.unsqueeze(-1) * points) @ weights
-
-    slope = (mean(x) - mean(r)) / (x - r)
+    mean = partial(mean_over_normal, points, weights, f)
+    start, end = mean(r, square / 6), mean(x, square / 6)
+    if shifted:
+        z = (r + x) / 2 + shift * 4 / 3
+        middle = mean(z, square / 6)
+        slope = ((middle - start) / (z - r) + (end - middle) / (x - z)) / 2
+    else:
+        slope = (end - start) / (x - r)
     rest = (f(x) - f(r) - slope * (x - r)) / square
     return slope.unsqueeze(-1) + rest.unsqueeze(-1) * u
 
@@ -89,8 +107,9 @@ NINE = tuple(torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(9))
 RULES: dict[str, Rule] = {
     "secant": secant,
     "RevealCancel": reveal_cancel,
-    "S + T u (the library's)": partial(smoothed, *THREE),
-    "S + T u, nine points": partial(smoothed, NINE[0], NINE[1] / NINE[1].sum()),
+    "S + T u, straight secants": partial(smoothed, *THREE, False),
+    "S + T u (the library's)": partial(smoothed, *THREE, True),
+    "S + T u, nine points": partial(smoothed, NINE[0], NINE[1] / NINE[1].sum(), True),
 }
 
 
@@ -116,11 +135,13 @@ class Perceptron:
     def multipliers(self, rule: Rule, x: Tensor, r: Tensor) -> Tensor:
         """Return the multipliers of one pass, of shape (rows, outputs, features)."""
         *hidden, (last, _) = self.layers
-        found = []
+        found, shift = [], torch.zeros_like(x)
         for w, b in hidden:
-            z_x, z_r = x @ w.T + b, r @ w.T + b
-            found.append(w * rule(self.f, z_r, z_x, w * (x - r).unsqueeze(1)))
+            z_x, z_r, shift_z, u = x @ w.T + b, r @ w.T + b, shift @ w.T, w * (x - r).unsqueeze(1)
+            found.append(w * rule(self.f, z_r, z_x, u, shift_z))
             x, r = self.f(z_x), self.f(z_r)
+            half = (z_x + z_r) / 2 + shift_z, u.square().sum(-1) / 4
+            shift = mean_over_normal(*THREE, self.f, *half) - (x + r) / 2
         total = last.expand(len(x), -1, -1)
         for matrix in reversed(found):
             total = total @ matrix

@@ -1,4 +1,4 @@
-"""Rules of activations that use the variance of the sum before them: `rule="variance"`.
+"""Rules of activations that use the moments of the sum before them: `rule="variance"`.
 
 A secant gives all inputs of a unit z = sum_j w_j x_j the same slope. The Shapley value of an input
 averages over what the other inputs have already added. Let u_j = w_j (x_j - r_j), and let every
@@ -15,9 +15,20 @@ This adds up: sum_j m_j (x_j - r_j) = S (z_x - z_r) + T v. The mean over a stand
 taken at -sqrt 2, 0 and sqrt 2 with the weights 1/4, 1/2 and 1/4, which have its first three
 moments.
 
-Two functions of this file are nodes of the rewritten graph. ``variance(x)`` is 0 at the reference
-and (x - r)^2 at the sample; linear layers with squared weights turn it into v. And
-``activation(z, v, f, ...)`` is f(z), with the multipliers S and T.
+If the terms are activations themselves, their means over the coalitions are not on the straight
+line: ReLU of a sum that scatters has a mean above that of its endpoints. Let c be the shift of the
+mean of z from the middle of z_r and z_x at t = 1/2. Then S is the mean of the secants from z_r to
+(z_r + z_x) / 2 + 4 c / 3 and from there to z_x; with 4/3 both lines are on average over t as far
+from the straight line as the parabola 4 t (1 - t) c. The shift of f(z) is
+
+    E f((z_r + z_x) / 2 + c + sqrt(v / 4) xi) - (f(z_r) + f(z_x)) / 2
+
+and linear layers turn those of their inputs into c. The sum adds up for any S, and so for any c.
+
+Three functions of this file are nodes of the rewritten graph. ``variance(x)`` is 0 at the reference
+and (x - r)^2 at the sample; linear layers with squared weights turn it into v. ``mean_shift`` is
+the shift of an activation, which has no multiplier. And ``activation(z, v, c, f, ...)`` is f(z),
+with the multipliers S and T.
 """
 
 from __future__ import annotations

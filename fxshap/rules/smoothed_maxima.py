@@ -1,7 +1,8 @@
 """Rules of maxima that use the variances of their arguments: `rule="variance"`.
 
 While a share t of the terms is switched, the argument a_j of a maximum has the mean
-r_j + t (x_j - r_j) and the variance t (1 - t) v_j, like the sums of :mod:`.smoothed_activations`.
+r_j + t (x_j - r_j) + 4 t (1 - t) c_j and the variance t (1 - t) v_j, like the sums of
+:mod:`.smoothed_activations`.
 The slope of the maximum for a_j is the chance that a_j is the largest. For independent normal
 numbers with the means m and the deviations s (Clark 1961 has the case of two) it is
 

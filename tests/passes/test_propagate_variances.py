@@ -16,6 +16,7 @@ from fxshap.autograd.rescale import rescale_maximum
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
 from fxshap.rules.smoothed_maxima import chances, smoothed_max_multipliers
+from fxshap.runtime.shapley import coalitions
 from fxshap.testing.rule_check import TOLERANCE, Case
 from fxshap.verification.metrics import additivity_error
 from fxshap.verification.shapley import shapley_values
@@ -39,8 +40,8 @@ class Applied(nn.Module):
         return self.function(self.linear(x)).flatten(1)
 
 
-def variances_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
-    """The variances that the activations of a model receive between two rows."""
+def moments_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
+    """The variances and shifts that the activations of a model receive between two rows."""
     explainable = fxshap.make_explainable(model, (r,), rule="variance")
     (engine,) = explainable._calls.captures.engines.values()
     program = engine.program
@@ -73,10 +74,41 @@ LINEARS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_the_variance_of_a_sum_is_that_of_its_terms(name: str) -> None:
     linear = LINEARS[name]
     x, r = numbers(1, 2, 4, 4, seed=1), numbers(1, 2, 4, 4, seed=2)
-    (variance,) = variances_of(Applied(linear, torch.tanh), x, r)
+    (variance,) = moments_of(Applied(linear, torch.tanh), x, r)
     jacobian = torch.autograd.functional.jacobian(linear, x).flatten(x.dim())
     jacobian = jacobian.reshape(*linear(x).shape, -1)
     torch.testing.assert_close(variance, jacobian.square() @ (x - r).square().flatten())
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_the_shift_of_a_sum_is_the_sum_of_those_of_its_terms(name: str) -> None:
+    linear = LINEARS[name]
+    x, r = numbers(1, 2, 4, 4, seed=1), numbers(1, 2, 4, 4, seed=2)
+    mix = numbers(4, 4, seed=3)
+    hidden, hidden_r = x @ mix, r @ mix
+    v = (x - r).square() @ mix.square()
+    middle, deviation = (hidden + hidden_r) / 2, (v / 2).sqrt()
+    points = [middle - deviation, middle, middle, middle + deviation]
+    shift = sum(map(torch.relu, points)) / 4 - (hidden.relu() + hidden_r.relu()) / 2
+    model = Applied(lambda x: linear((x @ mix).relu()), torch.tanh)
+    first, *_, found = moments_of(model, x, r)
+    torch.testing.assert_close(first, v)
+    expected = linear(shift) - linear(torch.zeros_like(shift))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_mean_of_a_sum_is_nearer_to_that_over_the_coalitions_than_the_middle() -> None:
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 16), nn.Tanh()).double()
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    x, r = numbers(1, 10, seed=1), numbers(1, 10, seed=2)
+    *_, shift = moments_of(model, x, r)
+    present = coalitions(10)
+    halves = present[present.sum(1) == 5]
+    sums = model[:3](torch.where(halves.bool(), x, r))
+    middle = (model[:3](x) + model[:3](r)) / 2
+    exact = sums.mean(0) - middle
+    assert (shift - exact).abs().sum() < 0.3 * exact.abs().sum()
 
 
 def test_variances_match_the_formula() -> None:
@@ -101,8 +133,11 @@ SLOPES = [case for case in CURVES if case.target.overloadpacket in SMOOTHED]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", SLOPES, ids=str)
-def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torch.dtype) -> None:
-    """From denormal numbers to 1e30, close and far, with variances small and large for them."""
+@pytest.mark.parametrize("shifted", [False, True])
+def test_activations_add_up_at_any_two_ends_and_moments(
+    case: Case, dtype: torch.dtype, shifted: bool
+) -> None:
+    """From denormal numbers to 1e30, close and far, with moments small and large for them."""
     generator = torch.Generator().manual_seed(0)
     count = 4000
     # Constant arguments of a case may be tensors of its own shape.
@@ -119,8 +154,17 @@ def test_activations_add_up_at_any_two_ends_and_variance(case: Case, dtype: torc
     x[:100], r[100:200], x[200:300] = r[:100], 0.0, 0.0
     v = ((x - r).double().square() * draw(-3, 3)).to(dtype)
     rest = [a.to(dtype) if isinstance(a, Tensor) else a for a in case.args[1:]]
-    operation, _ = Operation.bind(activation, (r, v, case.target, *rest), case.kwargs, slots=(0, 1))
-    of_mean, of_variance = activation_rule(operation, (r, 0 * v), (x, v), torch.ones_like(r))
+    moments = [v]
+    if shifted:
+        moments.append((v.double().sqrt() * draw(-3, 3) * sign).to(dtype))
+    arguments = (r, v, moments[-1] if shifted else None, case.target, *rest)
+    slots = range(1 + len(moments))
+    operation, _ = Operation.bind(activation, arguments, case.kwargs, slots=slots)
+    reference, sample = (r, *(0 * moment for moment in moments)), (x, *moments)
+    of_mean, of_variance, *others = activation_rule(
+        operation, reference, sample, torch.ones_like(r)
+    )
+    assert others == [None] * shifted
     assert of_mean.isfinite().all() and of_variance.isfinite().all()
     step, v = x.double() - r.double(), v.double()
     # Where v is infinite nothing is multiplied by it.
@@ -242,7 +286,9 @@ def test_maxima_add_up_at_any_two_ends_and_variances(size: int, dtype: torch.dty
     if size > 2:
         r[500:600, -1] = x[500:600, -1] = -torch.inf
         v[500:600, -1] = 0.0
-    of_mean, of_variance = smoothed_max_multipliers(r, x, v)
+    shift = (v.double().sqrt() * draw(-3, 3)).to(dtype)
+    shift[::2] = 0.0
+    of_mean, of_variance = smoothed_max_multipliers(r, x, v, shift)
     assert of_mean.isfinite().all() and of_variance.isfinite().all()
     step = torch.where(x == r, 0.0, x.double() - r.double())
     parts = of_mean.double() * step
