@@ -131,8 +131,8 @@ def shift_between(
     total = function(middle, *args, **kwargs) * 2
     for z in (middle - deviation, middle + deviation):
         total += function(z, *args, **kwargs)
-    ends = function(r, *args, **kwargs) + function(x, *args, **kwargs)
-    result: Tensor = (total / 4 - ends / 2).nan_to_num_(0.0, 0.0, 0.0)
+    endpoints = function(r, *args, **kwargs) + function(x, *args, **kwargs)
+    result: Tensor = (total / 4 - endpoints / 2).nan_to_num_(0.0, 0.0, 0.0)
     return result
 
 
