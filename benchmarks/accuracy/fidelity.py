@@ -8,11 +8,16 @@ distance is
 
 over the pairs, the features and the outputs, in float64. A method adds up if its attributions
 sum to the difference of the outputs, to 1e-5 of the outputs.
+
+Every measurement is stored in ``build/fidelity``. A run that was stopped goes on there, if the
+commit is the same, and several runs with other networks share what they measure.
 """
 
 import argparse
+import dataclasses
 import datetime
 import fnmatch
+import json
 import math
 import platform
 import shlex
@@ -43,6 +48,7 @@ from tests.networks.reports import REPORTS
 from tests.tools.pages import COMMIT, read_section
 
 OUTPUT = Path("docs/fidelity.md")
+STORED = Path("build/fidelity")
 NO_FARTHER = 1.05
 MEDIAN_RATIO = 0.4
 TRAINED = "trained"
@@ -57,6 +63,36 @@ COMPETITORS = ("SHAP", "Captum", "tangermeme")
 
 SMALL_REPORTS = {n: report for n, report in REPORTS.items() if report.features <= MAX_FEATURES}
 """The models of reports that are measured."""
+
+
+def stored_results(file: Path) -> Results:
+    """Read what runs of the same commit have measured."""
+    results: Results = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        name, row = json.loads(line)
+        measured = {method: Measurement(**values) for method, values in row.items()}
+        results[name] = results.get(name, {}) | measured
+    return results
+
+
+def measure_all(
+    networks: dict[str, Network], names: list[str], methods: list[str], count: int
+) -> Results:
+    """Measure every network, except for what is stored."""
+    file = STORED / f"{COMMIT}-{count}.jsonl"
+    stored = stored_results(file) if not COMMIT.endswith("+") else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results: Results = {}
+    for name in tqdm(names, unit="network"):
+        row = stored.get(name, {})
+        if missing := [method for method in methods if method not in row]:
+            found = measure(networks[name], missing, count)
+            row = row | found
+            values = {method: dataclasses.asdict(each) for method, each in found.items()}
+            with file.open("a") as lines:
+                lines.write(json.dumps([name, values]) + "\n")
+        results[name] = {method: row[method] for method in methods}
+    return results
 
 
 @dataclass(frozen=True)
@@ -278,10 +314,7 @@ def main() -> int:
     names = fnmatch.filter(networks, arguments.networks)
     if not names:
         sys.exit(f"no network matches {arguments.networks!r}")
-    measured = {
-        name: measure(networks[name], methods, arguments.samples)
-        for name in tqdm(names, unit="network")
-    }
+    measured = measure_all(networks, names, methods, arguments.samples)
     results = {name: row for name, row in measured.items() if name in NETWORKS}
     of_reports = {name: row for name, row in measured.items() if name in SMALL_REPORTS}
     verdicts = judge(results, methods) if results else []
