@@ -27,7 +27,7 @@ test: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # What a contributor runs before a commit, in under a minute: a part of the tests.
-QUICK := docs/test_docs.py ops report rules/test_softmax.py test_module.py testing verification
+QUICK := docs/test_docs.py docs/test_figures.py ops report rules/test_softmax.py test_module.py testing verification
 quick: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

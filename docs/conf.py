@@ -152,6 +152,7 @@ html_title = "fxshap"
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["fxshap.css"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 html_sidebars = {"start": [], "**": ["sidebar-nav-bs"]}
 html_show_sourcelink = False
 html_copy_source = False
