@@ -24,11 +24,18 @@ from fxshap.frontend.inputs import (
     has_rows,
     name_shapes_on_failure,
 )
-from fxshap.frontend.outputs import check_output, check_rows, pick_output, select_output
+from fxshap.frontend.outputs import (
+    check_output,
+    check_output_count,
+    check_rows,
+    pick_output,
+    select_output,
+)
 from fxshap.frontend.signature import signature
 from fxshap.integrations.detect import (
     Request,
     calling_library,
+    counted_outputs,
     needs_gradient,
     requested_layer,
 )
@@ -208,7 +215,7 @@ class ModelCalls:
         return Arguments.of(call, self.expand(call, pairs), explained)
 
     def pair_batches(
-        self, samples: Call, background: Sequence[Tensor]
+        self, samples: Call, background: Sequence[Tensor], outputs: int
     ) -> tuple[PairBatches, list[Tensor]]:
         """Return what explains batches of samples, and the inputs of the program for the samples.
 
@@ -218,6 +225,8 @@ class ModelCalls:
             The samples, with arguments that have a row for each of them.
         background : sequence of Tensor
             The explained inputs of the references.
+        outputs : int
+            How many outputs the model had when the explainer was created.
         """
         check_inputs(samples.args)
         arguments = self._arguments(samples, range(len(samples.args)))
@@ -230,7 +239,7 @@ class ModelCalls:
             engine = self.captures.get(arguments, self.options)
         for part in zip(*(x.split(rows) for x in arguments.tensors), strict=True):
             engine.check_decisions(part, references.tensors, explanation)
-        return PairBatches(engine, background, explanation), arguments.tensors
+        return PairBatches(engine, background, explanation, outputs), arguments.tensors
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""
@@ -282,9 +291,9 @@ class ModelCalls:
             # The libraries register new hooks for every explanation.
             explanation = hook_keys(probe) or object()
             engine.check_decisions(samples.tensors, references.tensors, explanation)
-            backward, output = engine.explain(
-                sample, reference, explanation, averaged=calling_library() == "shap"
-            )
+            by_shap = calling_library() == "shap"
+            backward, output = engine.explain(sample, reference, explanation, averaged=by_shap)
+            check_output_count(output, counted_outputs() if by_shap else None)
             single = output.shape[1:] == (1,) and self._returns_numbers(call)
         check_rows(output, arguments.tensors)
 

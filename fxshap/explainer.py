@@ -298,7 +298,7 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         with self._explaining():
             calls, call = self._bind(samples, arguments)
             background = self._call(self._calls, self.background).args
-            batches, inputs = calls.pair_batches(call, background)
+            batches, inputs = calls.pair_batches(call, background, len(self.expected_value))
             size = None if self.batch_size == "auto" else self.batch_size
             with samples_bar(total, self.progress, leave=False, delay=DELAY) as bar:
                 for count, part in explain_in_batches(batches, inputs, columns, size):

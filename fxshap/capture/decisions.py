@@ -30,10 +30,6 @@ from fxshap.capture.readings import (
     Answers,
     EndlessTraceError,
     Trace,
-    alternative,
-    alternatives,
-    always,
-    is_truth,
 )
 from fxshap.errors import CaptureError
 
@@ -188,3 +184,43 @@ def digest(tensor: Tensor) -> tuple[Any, ...]:
     """Return what is equal for equal constants."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return tensor.shape, tensor.dtype, data
+
+
+# --- other answers --------------------------------------------------------------------------------
+
+#: The steps to other numbers, relative to the number and 1. Near ones find that a number enters the
+#: computation or is an index, far ones find a comparison with a threshold.
+STEPS = (0.1, 1.0, 1e30)
+#: The steps to other integers.
+INTEGER_STEPS = (1, 10**6)
+
+
+def alternatives(value: Any) -> list[Any]:
+    """Return other values that a reading could have: the other truth value, or other numbers."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, Tensor) and value.dtype is torch.bool:
+        return [~value]
+    if isinstance(value, int) or (isinstance(value, Tensor) and not value.is_floating_point()):
+        steps = [sign * step for step in INTEGER_STEPS for sign in (1, -1)]
+        return [value + step for step in steps]
+    size = 1 + abs(value)
+    return [value + sign * step * size for step in STEPS for sign in (1, -1)]
+
+
+def alternative(choice: int, value: Any) -> Any:
+    """Return one of the :func:`alternatives`, the last if there are fewer."""
+    others = alternatives(value)
+    return others[min(choice, len(others) - 1)]
+
+
+def always(truth: bool, value: Any) -> Any:
+    """Return the same answer to all questions for a truth value, and numbers as they are."""
+    if not is_truth(value):
+        return value
+    return torch.full_like(value, truth) if isinstance(value, Tensor) else truth
+
+
+def is_truth(value: Any) -> bool:
+    """Return True if a value is a truth value, or a tensor of them."""
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
-from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
+from fxshap.graph.provenance import Line, user_line
 
 #: The errors of torch.export for control flow that depends on values. No strategy avoids them.
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
@@ -40,9 +41,20 @@ REMEDIES = {
 }
 
 
+#: What to do about a solver that chooses its steps by the values.
+ADAPTIVE_STEPS = (
+    "the solver chooses its steps by the values, so no single graph describes it; give it fixed "
+    "steps, as in torchdiffeq.odeint(..., method='rk4', options={'step_size': 0.1})"
+)
+#: Methods of torchdiffeq's solvers with adaptive steps, which those with fixed steps have not.
+ADAPTIVE_METHODS = ("_before_integrate", "_adaptive_step")
+
+
 def explain_failure(error: BaseException) -> str:
     """Return a message that names the user's line that cannot be captured, why, and what to do."""
     line = innermost_user_line(error.__traceback__)
+    if has_adaptive_steps(error):
+        return not_one_graph(line, ADAPTIVE_STEPS)
     remedy = find_remedy(error) or f"torch.export reports: {first_line(error)}"
     return not_one_graph(line, remedy)
 
@@ -57,6 +69,13 @@ def find_remedy(error: BaseException) -> str | None:
     texts = [f"{type(cause).__name__}: {cause}" for cause in exception_chain(error)]
     remedies = (remedy for part, remedy in REMEDIES.items() if any(part in text for text in texts))
     return next(remedies, None)
+
+
+def has_adaptive_steps(error: BaseException) -> bool:
+    """Return True if control flow in a solver with adaptive steps caused an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    names = {frame.name for frame in frames if "torchdiffeq" in Path(frame.filename).parts}
+    return is_data_dependent(error) and not names.isdisjoint(ADAPTIVE_METHODS)
 
 
 def is_data_dependent(error: BaseException) -> bool:
@@ -92,10 +111,8 @@ def first_line(error: BaseException) -> str:
 
 def innermost_user_line(trace: TracebackType | None) -> str:
     """Return the innermost of the user's lines in a traceback: ``file:line (`code`)``."""
-    frames = [frame for frame in traceback.extract_tb(trace) if is_user_file(frame.filename)]
-    if not frames:
-        return UNKNOWN_LINE
-    return format_line(frames[-1].filename, frames[-1].lineno, frames[-1].line)
+    frames = reversed(traceback.extract_tb(trace))
+    return user_line(Line(f.filename, f.lineno, f.name, f.line or "") for f in frames)
 
 
 class DataDependentError(Exception):

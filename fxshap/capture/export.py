@@ -29,6 +29,7 @@ from fxshap.capture.diagnostics import (
     DataDependentError,
     explain_failure,
     first_line,
+    has_adaptive_steps,
     is_data_dependent,
     takes_values,
 )
@@ -254,6 +255,8 @@ def export(
             model.check(inputs)
             if few is not inputs and not model.accepts(few):  # it takes these rows only
                 return export(model, inputs, inputs, explained)
+        if has_adaptive_steps(failures[-1]):
+            raise CaptureError(explain_failure(failures[-1])) from failures[-1]
         if takes_values(failures[-1]):
             program = export_groups(model, trace)
             if program is not None:

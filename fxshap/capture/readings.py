@@ -7,14 +7,11 @@ Every reading is recorded, and what was read becomes one more output of the grap
 
 from __future__ import annotations
 
-import linecache
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,7 +24,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxshap.capture.real_values import RealValues, named_tensors, real_execution
-from fxshap.graph.provenance import UNKNOWN_LINE, format_line, is_user_file
+from fxshap.graph.provenance import running_line
+from fxshap.graph.symbols import depended_on_values, fix_size, free_unbacked_symbols
 
 aten = torch.ops.aten
 PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
@@ -53,8 +51,13 @@ AS_TENSOR: dict[OpOverload, Callable[..., Tensor]] = {
 #: Operators that read a tensor at indices or where a mask is True, their second argument.
 READ_AT = (aten.index, aten.masked_select)
 
+#: Operators that list the elements which are not 0.
+LISTS_OF_NONZEROS = (aten.nonzero, aten.nonzero_numpy, aten.argwhere, aten.where)
+
 #: Methods that read a tensor as a whole.
 WHOLE_TENSOR = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+#: Methods that write the values of a tensor as text, most often only to print it.
+AS_TEXT = (Tensor.__repr__, Tensor.__format__)
 
 
 def is_sized_by_values(func: Any) -> bool:
@@ -71,7 +74,7 @@ def sizing_value(func: OpOverload, tensor: Tensor) -> Tensor:
     """Return what of a sizing argument determines the size of the result."""
     if func.overloadpacket is aten.repeat_interleave:
         return tensor.sum()
-    counted = tensor.dtype is torch.bool or func.overloadpacket is aten.nonzero
+    counted = tensor.dtype is torch.bool or func.overloadpacket in LISTS_OF_NONZEROS
     return tensor.count_nonzero() if counted else tensor.clone()
 
 
@@ -180,7 +183,7 @@ class ReadingRecorder(TorchDispatchMode):
             self.read_size(func, args, kwargs)
         output = func(*args, **kwargs)
         if sized:
-            self.fix_size(func, args, kwargs, output)
+            self.fix_sizes(func, args, kwargs, output)
         self.values.record(func, args, kwargs, output)
         return output
 
@@ -190,13 +193,28 @@ class ReadingRecorder(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.read(partial(sizing_value, func, tensor), ((tensor,), {}), torch.clone)
 
-    def fix_size(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Give a result the size that it has, which does not depend on the explained inputs."""
+    def fix_sizes(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Give a result the sizes that it has, which do not depend on the explained inputs."""
         real = self.values.compute(func, args, kwargs, by_shape=True)
         pairs = zip(pytree.tree_leaves(output), pytree.tree_leaves(real), strict=True)
         for fake, value in pairs:
             for size, number in zip(fake.shape, value.shape, strict=True):
-                torch._check(size == number)
+                if free_unbacked_symbols(size):
+                    fix_size(size, number)
+
+    def with_known_sizes(self, tensor: Tensor) -> Tensor:
+        """Return a tensor with sizes that are numbers, if it depends on no explained input.
+
+        Elements are selected by their number, because a decomposition forgets what is asserted.
+        """
+        dims = [dim for dim, size in enumerate(tensor.shape) if depended_on_values(size)]
+        if not dims or self.is_varying(tensor):
+            return tensor
+        shape = self.values.compute(torch.clone, (tensor,), {}).shape
+        for dim in dims:
+            numbers = torch.arange(shape[dim], device=tensor.device)
+            tensor = tensor.index_select(dim, numbers)
+        return tensor
 
     def answers_to(self, arguments: Any) -> bool:
         """Return True if a reading of these arguments is to be answered."""
@@ -219,7 +237,7 @@ class ReadingRecorder(TorchDispatchMode):
             Returns the answer for real arguments.
         """
         value = self.values.compute(func, *arguments)
-        line, varying = user_line(), self.is_varying(arguments)
+        line, varying = running_line(), self.is_varying(arguments)
         if varying and line in self.answers.altered:
             with real_execution():  # a tensor that is altered in the trace would be a fake one
                 value = self.answers.altered[line](value)
@@ -296,7 +314,10 @@ class Trace:
 
 
 class ReadWholeTensors(TorchFunctionMode):
-    """Has ``tolist`` and ``numpy`` answered as one reading."""
+    """Has ``tolist``, ``numpy`` and ``str`` answered as one reading.
+
+    What has a size that depends on values, and on no explained input, gets the size that it has.
+    """
 
     def __init__(self, recorder: ReadingRecorder) -> None:
         super().__init__()
@@ -306,51 +327,29 @@ class ReadWholeTensors(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in WHOLE_TENSOR:
-            if self.recorder.answers_to(args[0]):
+        as_text = func in AS_TEXT
+        if as_text or func in WHOLE_TENSOR:
+            varying = self.recorder.is_varying(args[0])
+            if not varying or (self.recorder.answers.varying and not as_text):
                 real = self.recorder.read_whole(args[0])
                 with real_execution():
                     return func(real, *args[1:], **kwargs)
-            self.recorder.left_out += 1
-        return func(*args, **kwargs)
+            self.recorder.left_out += not as_text
+        if lists_dimensions(func, args, kwargs):
+            listed = self.recorder.with_known_sizes(torch.nonzero(*args[:1]))
+            return listed.unbind(1)
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor | list | tuple):
+            return pytree.tree_map_only(Tensor, self.recorder.with_known_sizes, output)
+        return output
 
 
-#: The steps to other numbers, relative to the number and 1. Near ones find that a number enters the
-#: computation or is an index, far ones find a comparison with a threshold.
-STEPS = (0.1, 1.0, 1e30)
-#: The steps to other integers.
-INTEGER_STEPS = (1, 10**6)
-
-
-def alternatives(value: Any) -> list[Any]:
-    """Return other values that a reading could have: the other truth value, or other numbers."""
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, Tensor) and value.dtype is torch.bool:
-        return [~value]
-    if isinstance(value, int) or (isinstance(value, Tensor) and not value.is_floating_point()):
-        steps = [sign * step for step in INTEGER_STEPS for sign in (1, -1)]
-        return [value + step for step in steps]
-    size = 1 + abs(value)
-    return [value + sign * step * size for step in STEPS for sign in (1, -1)]
-
-
-def alternative(choice: int, value: Any) -> Any:
-    """Return one of the :func:`alternatives`, the last if there are fewer."""
-    others = alternatives(value)
-    return others[min(choice, len(others) - 1)]
-
-
-def always(truth: bool, value: Any) -> Any:
-    """Return the same answer to all questions for a truth value, and numbers as they are."""
-    if not is_truth(value):
-        return value
-    return torch.full_like(value, truth) if isinstance(value, Tensor) else truth
-
-
-def is_truth(value: Any) -> bool:
-    """Return True if a value is a truth value, or a tensor of them."""
-    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool)
+def lists_dimensions(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return True for functions that list the elements which are not 0 by dimension."""
+    if func is torch.where:
+        return len(args) == 1 and not kwargs
+    as_tuple = func in (torch.nonzero, Tensor.nonzero) and kwargs.get("as_tuple", False)
+    return bool(as_tuple and args and args[0].dim())
 
 
 @contextmanager
@@ -366,14 +365,3 @@ def recorded_by(proxy_mode: Any) -> Iterator[None]:
             yield
     finally:
         torch._C._dispatch_tls_set_dispatch_key_excluded(PRE_DISPATCH, before)
-
-
-def user_line() -> str:
-    """Return the innermost of the user's lines that run now: ``file:line (`code`)``."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back
-    if frame is None:
-        return UNKNOWN_LINE
-    file, number = frame.f_code.co_filename, frame.f_lineno
-    return format_line(file, number, linecache.getline(file, number))

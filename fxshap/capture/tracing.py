@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxshap._compat import deny_exporting
 
@@ -59,8 +60,31 @@ class RecordOwnOperators(TorchFunctionMode):
             return grouped_mm_as_operator(func, *args, **kwargs)
         if func in SUMS:
             return sum_as_scatter_add(func, *args, **kwargs)
+        if func in MASK_ARGUMENTS:
+            return with_boolean_masks(func, args, kwargs)
         recorded = batch_norm_as_operator if func is functional.batch_norm else func
         return recorded(*args, **kwargs)
+
+
+#: For functions that take masks, their position among the arguments.
+MASK_ARGUMENTS = {torch.where: 0, Tensor.where: 1, Tensor.__getitem__: 1, Tensor.__setitem__: 1}
+
+
+def with_boolean_masks(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """Call a function with masks that are boolean: bytes are deprecated, and fail in a trace."""
+    position, own = MASK_ARGUMENTS[function], list(args)
+    if position < len(own):
+        own[position] = pytree.tree_map_only(Tensor, bytes_as_boolean, own[position])
+    if "condition" in kwargs:
+        kwargs = {**kwargs, "condition": bytes_as_boolean(kwargs["condition"])}
+    return function(*own, **kwargs)
+
+
+def bytes_as_boolean(mask: Tensor) -> Tensor:
+    """Return a mask of bytes as a boolean one, and any other tensor as it is."""
+    return mask.bool() if mask.dtype is torch.uint8 else mask
 
 
 #: For each function that reduces, the one that sums.

@@ -128,6 +128,29 @@ def check_two_dimensional(output: Tensor) -> None:
             "shape (rows, outputs). Reshape it with make_explainable(model, output=...), for "
             "example output=lambda y: y.flatten(1)"
         )
+    if not output.shape[1]:
+        raise OutputError(
+            f"the model returns a tensor of shape {tuple(output.shape)}, which has no outputs to "
+            "explain (as `h[:, mask]` with a mask that selects nothing)"
+        )
+
+
+def check_output_count(output: Tensor, counted: int | None) -> None:
+    """Raise an OutputError unless a model has as many outputs as when its explainer was made.
+
+    Parameters
+    ----------
+    output : Tensor
+        Of shape (rows, outputs).
+    counted : int or None
+        How many outputs the explainer counted; ``None`` if it counts none.
+    """
+    if counted is not None and output.shape[1] != counted:
+        raise OutputError(
+            f"the model returns {output.shape[1]} outputs, and returned {counted} when the "
+            "explainer was created (as after a change of a mask that selects outputs); create "
+            "another explainer"
+        )
 
 
 def check_rows(output: Tensor, inputs: Sequence[Tensor]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import re
+import sys
 import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -42,11 +46,55 @@ def resolve_slices(path: str) -> str:
     return re.sub(pattern, index_into_list, path)
 
 
+class Line(NamedTuple):
+    """A line of code that was running, and the name of its function."""
+
+    file: str
+    number: int | None
+    function: str
+    code: str
+
+
 def source_line(node: fx.Node) -> str:
     """Return the user's line that a node came from: ``file:line (`code`)``."""
-    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
-    of_user = [(file, int(line), code) for file, line, code in lines if is_user_file(file)]
-    return format_line(*of_user[-1]) if of_user else UNKNOWN_LINE
+    frames = re.findall(r'File "(.+?)", line (\d+), in (.*)\n\s*(.*)', node.stack_trace or "")
+    lines = (Line(file, int(number), *rest) for file, number, *rest in reversed(frames))
+    return user_line(lines)
+
+
+def running_line() -> str:
+    """Return the user's line that runs now."""
+    return user_line(running_lines(sys._getframe(1)))
+
+
+def running_lines(frame: FrameType | None) -> Iterator[Line]:
+    """Iterate over the lines that run now, the innermost first."""
+    while frame is not None:
+        code = frame.f_code
+        text = linecache.getline(code.co_filename, frame.f_lineno)
+        yield Line(code.co_filename, frame.f_lineno, code.co_name, text)
+        frame = frame.f_back
+
+
+def user_line(lines: Iterable[Line]) -> str:
+    """Return the innermost of the user's lines, and the line of ``forward`` that led there.
+
+    Parameters
+    ----------
+    lines : iterable of Line
+        The innermost first.
+    """
+    of_user = (line for line in lines if is_user_file(line.file))
+    innermost = next(of_user, None)
+    if innermost is None:
+        return UNKNOWN_LINE
+    own = format_line(innermost.file, innermost.number, innermost.code)
+    if innermost.function == "forward":
+        return own
+    caller = next((line for line in of_user if line.function == "forward"), None)
+    if caller is None:
+        return own
+    return f"{own}, called at {format_line(caller.file, caller.number, caller.code)}"
 
 
 def format_line(file: str, line: int | None, code: str | None) -> str:

@@ -186,6 +186,14 @@ def calling_library(directly: bool = False) -> str | None:
     return None
 
 
+def counted_outputs() -> int | None:
+    """Return how many outputs the explainer of SHAP counted that is running, if one is."""
+    for frame in enclosing_frames(sys._getframe(1)):
+        if is_from(frame_module(frame), LIBRARIES["shap"].explaining_modules):
+            return getattr(frame.f_locals.get("self"), "num_outputs", None)
+    return None
+
+
 def requested_layer(model: nn.Module, library: str) -> LayerHook | None:
     """Return a library's hook on the layer of the user's model that it explains, if any.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fxshap.autograd.tape import Tangents
 from fxshap.errors import RuleError
 from fxshap.frontend.inputs import check_finite
-from fxshap.frontend.outputs import check_finite_outputs
+from fxshap.frontend.outputs import check_finite_outputs, check_output_count
 from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
@@ -71,13 +71,18 @@ class PairBatches:
         The explained inputs of the program for the background, one tensor per input.
     explanation : object
         Identifies the explanation.
+    outputs : int
+        How many outputs the model had when the explainer was created.
     """
 
-    def __init__(self, engine: Engine, references: Sequence[Tensor], explanation: object) -> None:
+    def __init__(
+        self, engine: Engine, references: Sequence[Tensor], explanation: object, outputs: int
+    ) -> None:
         self.engine = engine
         self.references = references
         self.count = len(references[0])
         self.explanation = explanation
+        self.outputs = outputs
 
     @property
     def one_at_a_time(self) -> bool:
@@ -143,6 +148,7 @@ class PairBatches:
         references = self.engine.current_references(inputs, layout, version, rows)
         pairs = self.engine.pairs(samples, references, layout, averaged=True)
         output = pairs.output()
+        check_output_count(output, self.outputs)
         output = output[:: len(output) // len(columns)]  # one row per sample, if they were tiled
         paired = references.output.unflatten(0, (-1, self.count))
         self._check_outputs(output, columns, paired)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxshap.capture.captured import Captured
-from fxshap.capture.readings import AS_TENSOR, user_line
+from fxshap.capture.readings import AS_TENSOR
 from fxshap.errors import InputError
+from fxshap.graph.provenance import running_line
 from fxshap.runtime.batching import allclose_to_largest
 
 
@@ -126,5 +127,5 @@ class TruthRecorder(TorchDispatchMode):
     ) -> Any:
         value = func(*args, **(kwargs or {}))
         if func in AS_TENSOR and isinstance(value, bool):
-            self.truths[user_line()].append(value)
+            self.truths[running_line()].append(value)
         return value

@@ -13,6 +13,7 @@ from captum.attr import DeepLift
 from torch import Tensor, nn
 
 import fxshap
+from fxshap.errors import OutputError
 from tests.helpers import assert_exact
 
 
@@ -92,7 +93,32 @@ CHANGES: dict[str, tuple[Callable[[], Held], Callable[[Held], Any]]] = {
         lambda: Held(lambda m, h: (h * torch.from_numpy(m.a)).exp(), a=np.ones(6, dtype="float32")),
         lambda m: m.a.fill(2.0),
     ),
+    "text": (
+        lambda: Held(lambda m, h: {"1": h, "2": h.exp()}[f"{m.a}"], a=torch.tensor(1)),
+        lambda m: m.a.add_(1),
+    ),
+    "its printed form": (
+        lambda: Held(lambda m, h: h if str(m.a) == "tensor(1)" else h.exp(), a=torch.tensor(1)),
+        lambda m: m.a.add_(1),
+    ),
+    "the only selected element": (
+        lambda: Held(lambda m, h: sum(h[:, i].exp()[:, None] for i in m.mask.nonzero()[:, 0]),
+                     mask=torch.tensor([True, True, False, False, True, False])),
+        lambda m: m.mask.copy_(torch.arange(6) == 3),
+    ),
 }  # fmt: skip
+
+
+#: Ways to list the elements that are not 0.
+LISTS: dict[str, Callable[[Tensor], Any]] = {
+    "nonzero": lambda mask: mask.nonzero()[:, 0],
+    "a list": lambda mask: mask.nonzero().flatten().tolist(),
+    "nonzero of all dimensions": lambda mask: mask.nonzero(as_tuple=True)[0],
+    "where": lambda mask: torch.where(mask)[0].tolist(),
+    "argwhere": lambda mask: torch.argwhere(mask > 0.5).squeeze(1),
+    "repeated": lambda mask: torch.arange(6).repeat_interleave(mask.long()),
+    "selected": lambda mask: torch.arange(6).masked_select(mask.bool()).tolist(),
+}
 
 
 @pytest.mark.parametrize(("build", "change"), CHANGES.values(), ids=CHANGES)
@@ -107,6 +133,39 @@ def test_what_a_decision_reads_may_change(
     change(model)
     is_exact(explainable)
     assert captures(explainable) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 6])
+@pytest.mark.parametrize("list_selected", LISTS.values(), ids=LISTS)
+def test_a_loop_over_what_a_mask_selects(
+    list_selected: Callable[[Tensor], Any], count: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def body(model: Held, h: Tensor) -> Tensor:
+        selected = [h[:, int(i)].exp() for i in list_selected(model.mask)]
+        return torch.stack([h.sum(1), *selected], 1).sum(1, keepdim=True)
+
+    model = Held(body, mask=torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0]))
+    explainable = fxshap.make_explainable(model)
+    is_exact(explainable)
+    model.mask.copy_(torch.arange(6) < count)
+    is_exact(explainable)
+    assert "FX-traced" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("explainer", [shap.DeepExplainer, fxshap.DeepExplainer])
+def test_another_number_of_outputs_needs_another_explainer(explainer: Any) -> None:
+    model = Held(lambda m, h: h[:, m.mask.bool()].exp(), mask=torch.tensor([1.0, 1, 0, 0, 1, 0]))
+    explainable = fxshap.make_explainable(model)
+    before = explainer(explainable, REFERENCES[0])
+    before.shap_values(SAMPLES[0])
+    for count in (1, 2, 5):
+        model.mask.copy_(torch.arange(6) < count)
+        with pytest.raises(OutputError, match=rf"{count} outputs, and returned 3 .* another expl"):
+            before.shap_values(SAMPLES[0])
+        is_exact(explainable)
+    model.mask.zero_()
+    with pytest.raises(OutputError, match="has no outputs to explain"):
+        explainer(explainable, REFERENCES[0])
 
 
 def test_a_parameter_that_is_not_read_needs_no_new_capture() -> None:
