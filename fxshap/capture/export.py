@@ -96,6 +96,7 @@ def capture(
     with dense_constants(model):
         captured = capture_decisions(selected, own, few, count)
         if captured.rows not in (None, len(own[0])):
+            selected.runs_twice = len(own[0]) == 1 and hook_point is None
             fewer, captured = captured, capture_decisions(selected, own, own, count)
             check_fixed_number(captured, fewer)
     check_any_number(captured)
@@ -258,7 +259,7 @@ def export(
         if has_adaptive_steps(failures[-1]):
             raise CaptureError(explain_failure(failures[-1])) from failures[-1]
         if takes_values(failures[-1]):
-            program = export_groups(model, trace)
+            program = export_groups(model, trace, inputs)
             if program is not None:
                 return Exported(program, EXPORT_STRATEGIES[0], trace)
         if is_data_dependent(failures[-1]):
@@ -272,15 +273,30 @@ def export(
     raise CaptureError(explain_failure(failures[0])) from failures[0]
 
 
-def export_groups(model: SelectedOutput, trace: Trace) -> ExportedProgram | None:
+def export_groups(
+    model: SelectedOutput, trace: Trace, inputs: Sequence[Tensor]
+) -> ExportedProgram | None:
     """Export the graph of inputs that leave no group empty; return ``None`` if that fails too."""
     model.groups.enumerates = True
     try:  # sizes that Python reads would fix the number of rows
-        return export_with_strategy(model, ExportStrategy(reads=False), trace)
+        program = export_with_strategy(model, ExportStrategy(reads=False), trace)
+        if model.groups.counted:
+            check_counts_unused(program, model, inputs)
+        return program
     except Exception as error:  # the first failure names the line
         logger.debug("not captured with all groups: %s", first_line(error))
-        model.groups.enumerates = model.groups.assumed = False
+        model.groups.enumerates = model.groups.assumed = model.groups.counted = False
         return None
+
+
+@torch.no_grad()
+def check_counts_unused(
+    program: ExportedProgram, model: SelectedOutput, inputs: Sequence[Tensor]
+) -> None:
+    """Raise if a graph depends on a number of rows that Python has read, as on a size."""
+    output, expected = program.module()(*inputs)[0], model.select(inputs)[0]
+    if not torch.allclose(output, expected, rtol=0.01, atol=0.01 * float(expected.abs().amax())):
+        raise CaptureError("a number of rows is used as a size")
 
 
 def export_with_strategy(

@@ -71,10 +71,13 @@ class GroupChoice:
         Whether to take every group that rows are routed to as one with rows.
     assumed : bool
         Whether any group was.
+    counted : bool
+        Whether Python has read how many rows a group has, as a number.
     """
 
     enumerates: bool = False
     assumed: bool = False
+    counted: bool = False
 
 
 class EnumerateGroups(TorchFunctionMode):
@@ -102,6 +105,7 @@ class EnumerateGroups(TorchFunctionMode):
             answered = answer(args[0], node, *args[1:], **kwargs)
             if answered is not None:
                 self.choice.assumed = True
+                self.choice.counted |= func is Tensor.__int__
                 return answered
         output = func(*args, **kwargs)
         if func in SELECTIONS:
@@ -217,6 +221,11 @@ def one_size(count: Tensor, node: fx.Node) -> Any:
     return number
 
 
+def some_count(count: Tensor, node: fx.Node) -> int | None:
+    """``int``, which must be a number: how many rows a group has is often compared only with 0."""
+    return SOME if is_count(node) else None
+
+
 def occupied_or_none(tensor: Tensor, node: fx.Node) -> bool | None:
     """``bool``: whether a group has rows."""
     return occupied(node)
@@ -239,6 +248,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.item: one_size,
     Tensor.__bool__: occupied_or_none,
     Tensor.__len__: some_rows,
+    Tensor.__int__: some_count,
 }
 
 

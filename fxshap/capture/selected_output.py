@@ -40,6 +40,9 @@ class SelectedOutput(nn.Module):
         Whether to take every group that rows are routed to as one with rows.
     trace : Trace or None
         How readings are answered, if they are.
+    runs_twice : bool
+        Whether a single row is run twice, because models treat one in their own way:
+        ``squeeze()`` removes it.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class SelectedOutput(nn.Module):
         self.explained = explained
         self.groups = GroupChoice()
         self.trace: Trace | None = None
+        self.runs_twice = False
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensor to explain, those at the hook point, and those that Python reads."""
@@ -104,6 +108,9 @@ class SelectedOutput(nn.Module):
         A model that differentiates inside returns tensors that require a gradient. torch.export
         takes none, so they are detached.
         """
+        if self.runs_twice:
+            inputs = [torch.cat([x, x]) for x in inputs]
+            return (select_output(self.call(self.model, inputs), self.output)[:1].detach(),)
         if self.hook_point is None:
             return (select_output(self.call(self.model, inputs), self.output).detach(),)
         with record_tensors(self.model, self.hook_point) as calls:

@@ -231,7 +231,10 @@ class MaskDensifier:
         else:
             target: Any = node.target
             args, kwargs = self.dense_argument((node.args, node.kwargs))
-            dense = insert_call(self.graph, node, target, args, kwargs)
+            try:
+                dense = insert_call(self.graph, node, target, args, kwargs)
+            except RuntimeError:  # it takes this number of elements only, and stays
+                return
         self.record(node, masks.pop(), dense)
 
     def write_by_where(self, node: fx.Node, write: Write, positions: MaskPositions) -> None:

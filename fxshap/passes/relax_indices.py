@@ -18,7 +18,14 @@ from torch import Tensor, fx
 from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
-from fxshap.graph.nodes import arguments_by_name, call_args, is_operator, nodes_in, op_packet
+from fxshap.graph.nodes import (
+    arguments_by_name,
+    call_args,
+    is_operator,
+    nodes_in,
+    op_packet,
+    size_key,
+)
 from fxshap.passes.relaxation import Relaxation, RelaxFn
 
 aten = torch.ops.aten
@@ -281,10 +288,15 @@ def relax_scatter(*, adds: bool) -> RelaxFn:
         one_hot = one_hot_into(relaxation, index, before, dim)
         if one_hot is None:
             return None
+        sizes = values.meta["val"].shape or index_shape
+        used = tuple(
+            slice(None) if size_key(size) == size_key(own) else slice(size)
+            for size, own in zip(index_shape, sizes, strict=True)
+        )
 
         def write(ones: Tensor, before: Tensor, values: Tensor) -> Tensor:
             if values.dim():
-                values = values[tuple(slice(size) for size in index_shape)].unsqueeze(-1)
+                values = values[used].unsqueeze(-1)
             staying = ones if adds else ones - is_overwritten(ones, dim)
             written = (staying * values).sum(dim).movedim(-1, dim)
             if adds:

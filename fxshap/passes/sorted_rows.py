@@ -101,13 +101,25 @@ def group_number(node: fx.Node) -> int | None:
 def position_of_size(start: Any) -> int | None:
     """Return the number of the group that starts where others end, from where their sizes are read.
 
-    ``sizes.tolist()`` reads element 0, 1, ...; a group starts after the last that its start needs.
+    ``sizes.tolist()`` reads element 0, 1, ..., and ``(group == 1).sum().item()`` the size of group
+    1. A group starts after the last that its start needs.
     """
     if not isinstance(start, fx.Node):
         return 0 if start in (None, 0) else None
     read = [node for node in inputs_of(start) if op_packet(node) is aten.item]
-    positions = [call_args(call_args(node)[0])[-1] for node in read]
-    return max(positions) + 1 if positions else None
+    positions = [position_of_count(call_args(node)[0]) for node in read]
+    known = [position for position in positions if position is not None]
+    return max(known) + 1 if known and len(known) == len(positions) else None
+
+
+def position_of_count(count: fx.Node) -> int | None:
+    """Return the number of the group whose rows a node counts."""
+    number: Any = None
+    if op_packet(count) is aten.select:
+        number = call_args(count)[-1]
+    elif op_packet(count) is aten.sum and op_packet(call_args(count)[0]) is aten.eq:
+        number = call_args(call_args(count)[0])[1]
+    return number if isinstance(number, int) else None
 
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:

@@ -260,8 +260,9 @@ def check_assumed(output: Tensor, plain: Tensor) -> None:
     if not allclose_to_largest(output, plain.detach(), DENSIFIED_TOLERANCE):
         raise CaptureError(
             "the model computes something else where no element is selected, as after "
-            "`if not mask.any():` or `if len(tokens) == 0:`, and for these inputs none is, so no "
-            "single graph describes it; choose with torch.where"
+            "`if not mask.any():` or `if len(tokens) == 0:`, and for these inputs none is, or uses "
+            "their number, as in `tokens[: int(mask.sum())]`, so no single graph describes it; "
+            "choose with torch.where, or take a size by .item() instead of int()"
         )
 
 

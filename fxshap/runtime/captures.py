@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -160,6 +161,11 @@ def capture_engine(
 
     def plain(tensors: Sequence[Tensor]) -> Tensor:
         own = [x.detach().clone() for x in tensors]  # a model may change its inputs
+        if len(own[0]) == 1:  # `squeeze()` removes a single row
+            with suppress(Exception), restore_state(model):  # of a model for a single row
+                twice = select_output(call(model, list(map(with_two_rows, own))), options.output)
+                if len(twice) == 2:
+                    return twice[:1]
         return select_output(call(model, own), options.output)
 
     name = type(model).__name__

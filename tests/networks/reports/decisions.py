@@ -128,6 +128,19 @@ def crf_score(model: Habit, h: Tensor, mask: Tensor) -> Tensor:
     return torch.logsumexp(score, 1, keepdim=True)
 
 
+def named_by_number(model: Habit, h: Tensor) -> Tensor:
+    """The head of a task, by a name that is made of its number."""
+    return {"task0": model.out(h), "task1": model.out(h).exp()}[f"task{model.task}"]
+
+
+def at_only_one(model: Habit, h: Tensor) -> Tensor:
+    """A loop over the elements that a mask selects, of which there is one."""
+    y = model.out(h)
+    for index in torch.where(model.used)[0]:
+        y = y * h[:, index].exp()[:, None]
+    return y
+
+
 class Codebook(nn.Module):
     """Distances to a codebook whose used entries are counted."""
 
@@ -211,6 +224,12 @@ REPORTS = [
          "torchdiffeq", {}),
         ("crf_score", lambda: Habit(crf_score, transitions=nn.Parameter(torch.rand(3, 3))),
          "pytorch-crf", {"mask": MASK[:, :4]}),
+        ("crf_score_of_bytes", lambda: Habit(crf_score, transitions=nn.Parameter(torch.rand(3, 3))),
+         "pytorch-crf, whose masks are bytes", {"mask": MASK[:, :4].byte()}),
+        ("named_by_number", lambda: Habit(named_by_number, task=torch.tensor(1)),
+         "heads by task", {}),
+        ("at_only_one", lambda: Habit(at_only_one, used=torch.arange(8) == 3),
+         "pruned features", {}),
         ("codebook", Codebook, "vector-quantize-pytorch", {}),
     )
 ] + [

@@ -90,6 +90,24 @@ def joined(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -
     return torch.zeros_like(x).index_add(0, torch.cat([at for at, _ in found]), torch.cat(rows))
 
 
+def counted(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Skip the experts whose number of tokens is 0, as a Python number."""
+    y = torch.zeros_like(x)
+    for number, expert in enumerate(experts):
+        if int((chosen == number).sum()) == 0:
+            continue
+        at, slot = torch.where(chosen == number)
+        y[at] += weights[at, slot, None] * expert(x[at])
+    return y
+
+
+def noisy(experts: nn.ModuleList, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Scatter the gates of the chosen experts into zeros, and multiply all experts by them."""
+    gates = torch.zeros_like(x[:, : len(experts)]).scatter(1, chosen, weights)
+    rows = [gates[:, k : k + 1] * expert(x) for k, expert in enumerate(experts)]
+    return torch.stack(rows).sum(0)
+
+
 REPORTS = [
     report("experts_with_tokens", architecture=partial(Experts, with_tokens), source="Mixtral"),
     report("experts_hit", architecture=partial(Experts, hit), source="Mixtral in transformers"),
@@ -99,5 +117,7 @@ REPORTS = [
         architecture=partial(Experts, dispatcher),
         source="davidmrau/mixture-of-experts, SparseDispatcher",
     ),
+    report("experts_counted", architecture=partial(Experts, counted), source="a habit"),
+    report("experts_noisy", architecture=partial(Experts, noisy), source="noisy top-k gating"),
     report("experts_joined", architecture=partial(Experts, joined), source="a habit"),
 ]

@@ -81,6 +81,24 @@ class RestoredBatch(nn.Module):
         return self.head(h)
 
 
+def log_sum(y: Tensor) -> Tensor:
+    """Reduce all numbers of a row to one."""
+    return y.exp().sum().log()
+
+
+class RowByRow(nn.Module):
+    """A loop over the rows, whose results are stacked and squeezed."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.hidden, self.head, self.end = nn.Linear(10, 6), nn.Linear(6, 3), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (batch, 10)."""
+        rows = [self.end(self.head(torch.tanh(self.hidden(row[None])))) for row in x]
+        return torch.stack(rows).squeeze()
+
+
 def number(name: str, end: Callable[[Tensor], Tensor]) -> Report:
     """A regression with one output."""
     return report(
@@ -95,6 +113,15 @@ REPORTS = [
     report("last_state", architecture=LastState, shapes=((5, 2),), source="recurrent tutorials"),
     report("skipped_norm", architecture=SkippedNorm, source="training loops"),
     report("restored_batch", architecture=RestoredBatch, shapes=((2, 5),), source="signal models"),
+    report(
+        "squeezed_row_by_row", architecture=partial(RowByRow, torch.exp), source="loops over rows"
+    ),
+    report(
+        "number_row_by_row",
+        architecture=partial(RowByRow, log_sum),
+        outputs=1,
+        source="loops over rows",
+    ),
     number("squeezed_number", lambda y: y.squeeze()),
     number("squeezed_last", lambda y: y.squeeze(-1)),
     number("viewed_number", lambda y: y.view(-1)),
