@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,37 @@ CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_a_choice_by_the_input_is_refused(choose: Callable[[Tensor], Any], message: str) -> None:
     found = assert_raises(Chooses(choose), CaptureError, message)
     assert f"{__file__}:" in found
+
+
+def test_a_choice_in_a_helper_names_the_line_of_forward_too() -> None:
+    message = assert_raises(Chooses(loop), CaptureError, DECIDES)
+    assert "while not (h.abs() < 0.1).all()" in message
+    assert f"called at {__file__}:" in message
+    assert "return self.head(self.choose(h))" in message
+
+
+def test_a_solver_that_chooses_its_steps_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "torchdiffeq" / "solver.py"
+    file.parent.mkdir()
+    file.write_text(
+        "def _adaptive_step(h):\n"
+        "    step = 0.1 if h.norm() < 1 else 0.01\n"
+        "    return h + step * h.sin()\n"
+    )
+    solver: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), solver)
+    message = assert_raises(Chooses(solver["_adaptive_step"]), CaptureError, "chooses its steps")
+    assert f"at {file}:2 (`step = 0.1 if" in message and f"called at {__file__}:" in message
+    assert "method='rk4'" in message
+
+
+def test_a_number_of_rows_as_a_size_is_refused_with_its_line() -> None:
+    def sliced(h: Tensor) -> Tensor:
+        order = (h[:, 0] > 0).int().argsort(descending=True)
+        count = int((h[:, 0] > 0).sum())
+        return torch.cat([h[order[:count]].exp(), h[order[count:]]])
+
+    assert "count = int(" in assert_raises(Chooses(sliced), CaptureError, DECIDES)
 
 
 def test_the_branch_beside_the_output_is_not_refused() -> None:
