@@ -125,7 +125,7 @@ def skips_contexts() -> bool:
 
 @contextmanager
 def export_workarounds(model: nn.Module, strict: bool) -> Iterator[None]:
-    """Work around the faults of older releases while a model is exported.
+    """Work around the faults of releases while a model is exported.
 
     Parameters
     ----------
@@ -134,13 +134,12 @@ def export_workarounds(model: nn.Module, strict: bool) -> Iterator[None]:
         Whether the model's Python is interpreted instead of run.
     """
     with ExitStack() as workarounds:
+        workarounds.enter_context(restore_attributes(model))
         if TORCH < (2, 13):
             workarounds.enter_context(restore_final_states())
             workarounds.enter_context(infer_division_dtypes())
-        if TORCH < (2, 11):
-            workarounds.enter_context(restore_attributes(model))
-            if not strict:
-                workarounds.enter_context(run_compiled_eagerly())
+        if TORCH < (2, 11) and not strict:
+            workarounds.enter_context(run_compiled_eagerly())
         if TORCH < (2, 9):
             workarounds.enter_context(infer_softmax_of_any_size())
         if TORCH < (2, 7):

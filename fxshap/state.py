@@ -27,7 +27,8 @@ def restore_attributes(model: nn.Module) -> Iterator[set[Attribute]]:
 
     The context is a set to which these attributes are added at the end.
 
-    Export of torch 2.6 and 2.9 leaves them changed. Only what has changed is written, because other
+    Export up to torch 2.10 leaves them changed, and later releases leave the lists of weights that
+    recurrent layers keep (``_flat_weights``). Only what has changed is written, because other
     threads may read the attributes.
     """
     before = [

@@ -49,6 +49,17 @@ def test_it_adds_up(name: str, variant: str, dtype: torch.dtype) -> None:
     assert error_in_units(model, NETWORKS[name], dtype) <= LIMIT
 
 
+def test_a_capture_in_autocast_leaves_the_weights_of_recurrent_layers() -> None:
+    name = "gru_stacked_bidirectional_projected"
+    model = build(name, "autocast", torch.bfloat16)
+    assert model is not None
+    layers = [module for module in model.modules() if isinstance(module, nn.GRU)]
+    before = [weight for layer in layers for weight in layer._flat_weights]
+    assert error_in_units(model, NETWORKS[name], torch.bfloat16) <= LIMIT
+    after = [weight for layer in layers for weight in layer._flat_weights]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+
+
 #: Functions of six numbers whose squares, or sums of them, are more than float16 holds.
 LARGE = {
     "layer_norm": lambda h: F.layer_norm(2000 * h, (6,)),
