@@ -45,6 +45,7 @@ from fxshap.ops.dtypes import is_floating
 from fxshap.passes.split_at_layer import check_tensor_count
 from fxshap.runtime.attributions import PairBatches
 from fxshap.runtime.captures import CaptureCache
+from fxshap.runtime.engine import Engine
 from fxshap.runtime.locks import explanation_lock
 from fxshap.runtime.options import Options
 from fxshap.state import restore_state
@@ -214,32 +215,61 @@ class ModelCalls:
     def _arguments(self, call: Call, explained: Sequence[int], pairs: bool = False) -> Arguments:
         return Arguments.of(call, self.expand(call, pairs), explained)
 
-    def pair_batches(
-        self, samples: Call, background: Sequence[Tensor], outputs: int
-    ) -> tuple[PairBatches, list[Tensor]]:
-        """Return what explains batches of samples, and the inputs of the program for the samples.
+    def sample_arguments(self, samples: Call) -> Arguments:
+        """Return the arguments of a call for samples, all of whose own tensors are explained."""
+        check_inputs(samples.args)
+        return self._arguments(samples, range(len(samples.args)))
+
+    def alike(self, samples: Arguments, background: Sequence[Tensor]) -> list[list[int]]:
+        """Return the rows of samples that one graph explains, in a list for each graph.
+
+        Those are all rows, unless Python code reads their bound arguments and computes something
+        else for the samples together than for each of them.
 
         Parameters
         ----------
-        samples : Call
-            The samples, with arguments that have a row for each of them.
+        samples : Arguments
+        background : sequence of Tensor
+            The explained inputs of the references.
+        """
+        groups = samples.rows_by_bound()
+        firsts = samples.take([rows[0] for rows in groups])
+        engine = self._sample_engine(samples, self._references(samples, background))
+        if len(groups) == 1 or engine.computes_each_row(firsts.tensors):
+            return [list(range(len(samples.tensors[0])))]
+        return groups
+
+    def _references(self, samples: Arguments, background: Sequence[Tensor]) -> Arguments:
+        """Return the arguments of the references of the first sample."""
+        rows = len(background[0])
+        bound = [x[:1].expand(rows, *x.shape[1:]) for x in samples.tensors[samples.explained :]]
+        return replace(samples, tensors=[*background, *bound])
+
+    def _sample_engine(self, samples: Arguments, references: Arguments) -> Engine:
+        engine = self.captures.get(references, self.options)
+        if not engine.holds(samples.tensors):  # a decision depends on what only some samples bind
+            engine = self.captures.get(samples, self.options)
+        return engine
+
+    def pair_batches(
+        self, samples: Arguments, background: Sequence[Tensor], outputs: int
+    ) -> PairBatches:
+        """Return what explains batches of samples.
+
+        Parameters
+        ----------
+        samples : Arguments
+            Those of rows that one graph explains, from :meth:`alike`.
         background : sequence of Tensor
             The explained inputs of the references.
         outputs : int
             How many outputs the model had when the explainer was created.
         """
-        check_inputs(samples.args)
-        arguments = self._arguments(samples, range(len(samples.args)))
-        count = arguments.explained
-        rows = len(background[0])
-        bound = [x[:1].expand(rows, *x.shape[1:]) for x in arguments.tensors[count:]]
-        references = replace(arguments, tensors=[*background, *bound])
-        engine, explanation = self.captures.get(references, self.options), object()
-        if not engine.holds(arguments.tensors):  # a decision depends on what only some samples bind
-            engine = self.captures.get(arguments, self.options)
-        for part in zip(*(x.split(rows) for x in arguments.tensors), strict=True):
+        references, explanation = self._references(samples, background), object()
+        engine = self._sample_engine(samples, references)
+        for part in zip(*(x.split(len(background[0])) for x in samples.tensors), strict=True):
             engine.check_decisions(part, references.tensors, explanation)
-        return PairBatches(engine, background, explanation, outputs), arguments.tensors
+        return PairBatches(engine, background, explanation, outputs)
 
     def prepare_for_shap(self, call: Call) -> Tensor:
         """Return the output for the background, checked, when SHAP creates an explainer."""

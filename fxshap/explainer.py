@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import shap
@@ -298,13 +299,18 @@ class DeepExplainer(shap.Explainer):  # type: ignore[misc]  # SHAP has no types
         with self._explaining():
             calls, call = self._bind(samples, arguments)
             background = self._call(self._calls, self.background).args
-            batches, inputs = calls.pair_batches(call, background, len(self.expected_value))
+            inputs = calls.sample_arguments(call)
+            groups = calls.alike(inputs, background)
             size = None if self.batch_size == "auto" else self.batch_size
             with samples_bar(total, self.progress, leave=False, delay=DELAY) as bar:
-                for count, part in explain_in_batches(batches, inputs, columns, size):
-                    parts.append(part)
-                    bar.update(count)
-        result = concatenate_batches(parts, columns)
+                for rows in groups:
+                    alike = inputs if len(groups) == 1 else inputs.take(rows)
+                    batches = calls.pair_batches(alike, background, len(self.expected_value))
+                    chosen = columns[rows]
+                    for count, part in explain_in_batches(batches, alike.tensors, chosen, size):
+                        parts.append(part)
+                        bar.update(count)
+        result = concatenate_batches(parts, columns, list(chain(*groups)))
         if check_additivity:
             check_sums(result, batches.engine.program.rewritten.compute_dtype)
         return result

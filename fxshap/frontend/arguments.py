@@ -9,11 +9,13 @@ the graph.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -205,6 +207,18 @@ class Arguments:
         specs = map(hashable_spec, (template.spec, template.bound_spec))
         return (*specs, self.explained, *slots, *facts)
 
+    def take(self, rows: Sequence[int]) -> Arguments:
+        """Return the arguments of some rows."""
+        return replace(self, tensors=[x[list(rows)] for x in self.tensors])
+
+    def rows_by_bound(self) -> list[list[int]]:
+        """Return the rows that have equal bound arguments, in a list for each of their values."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        numbers = [number_rows(x).tolist() for x in self.tensors[self.explained :]]
+        for row in range(len(self.tensors[0])):
+            groups[tuple(values[row] for values in numbers)].append(row)
+        return list(groups.values())
+
     def halves(self) -> tuple[Arguments, Arguments]:
         """Split rows into those of the samples and those of the references.
 
@@ -230,6 +244,13 @@ class Arguments:
                 )
         samples, references = ([pair[half] for pair in pairs] for half in (0, 1))
         return replace(self, tensors=samples), replace(self, tensors=references)
+
+
+def number_rows(x: Tensor) -> Tensor:
+    """Return a number for each row of a tensor, which is the same for equal rows."""
+    rows = x.detach().contiguous().reshape(len(x), x[:1].numel(), 1).view(torch.uint8)
+    _, numbers = torch.unique(rows, dim=0, return_inverse=True)
+    return cast(Tensor, numbers)
 
 
 def arguments_key(leaves: Sequence[Any], spec: pytree.TreeSpec, first_dim: int) -> tuple[Any, ...]:

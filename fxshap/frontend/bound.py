@@ -169,10 +169,13 @@ def match_rows(name: str, value: Tensor, rows: int, pairs: bool) -> Tensor:
         return torch.cat([value, value])
     if len(value) == rows and not pairs:
         return value
+    of_each_baseline = pairs and rows % (2 * len(value)) == 0
+    captum = " (with Captum's DeepLiftShap in additional_forward_args)" if of_each_baseline else ""
     raise InputError(
         f"{name} is bound with {len(value)} rows, but this call has {rows // (1 + pairs)}; bind "
-        "one row, which is used for all, or a row for every sample. A tensor without rows, which "
-        f"all samples share, is bound as fxshap.Shared(...), if the model takes {name} so"
+        f"one row, which is used for all, or a row for every sample{captum}. A tensor without "
+        f"rows, which all samples share, is bound as fxshap.Shared(...), if the model takes {name} "
+        "so"
     )
 
 

@@ -9,14 +9,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from fxshap.capture.captured import Captured
 from fxshap.graph.dataflow import mark_varying
+from fxshap.graph.nodes import row_sizes
+from fxshap.graph.symbols import free_symbols
 from fxshap.passes.batch_norm import unify_batch_norms
 from fxshap.passes.canonicalize import (
     drop_identities,
@@ -117,6 +121,14 @@ class RewrittenModel:
     masked_graph: fx.GraphModule | None
     shared_graph: fx.GraphModule | None
     compute_dtype: torch.dtype
+
+    @cached_property
+    def has_ragged_taps(self) -> bool:
+        """Whether a tap has other numbers of elements for some rows, as ``h[bound_mask]`` has."""
+        graph = self.tapped_graph.graph
+        sizes = {free for size in row_sizes(graph) for free in free_symbols(size)}
+        _, taps = cast("tuple[fx.Node, Sequence[fx.Node]]", graph.output_node().args[0])
+        return not all(sizes & free_symbols(tap.meta["val"].shape) for tap in taps)
 
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Point all graphs at these weights and compute the constants again."""

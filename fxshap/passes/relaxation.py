@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxshap.graph.insertion import insert_call, insert_function
 from fxshap.graph.nodes import is_floating_node, nodes_in
+from fxshap.ops.dtypes import differentiable
 
 aten = torch.ops.aten
 
@@ -45,10 +47,12 @@ class Relaxation:
     def call(self, like: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call that gives floats of the shape of another node.
 
-        Their type is the first of: the argument `dtype`, that of a floating-point argument, and
-        that of the relaxation.
+        Their type is the first of: the argument `dtype`, that of a complex argument, that of a
+        floating-point argument, and that of the relaxation.
         """
-        dtypes = [n.meta["val"].dtype for n in nodes_in((args, kwargs)) if is_floating_node(n)]
+        given = pytree.tree_leaves([n.meta["val"] for n in nodes_in((args, kwargs))])
+        floats = [v for v in given if isinstance(v, Tensor) and differentiable(v)]
+        dtypes = [v.dtype for v in sorted(floats, key=is_real)]
         dtype = kwargs.get("dtype", dtypes[0] if dtypes else self.dtype)
         meta = {"val": like.meta["val"].to(dtype)}
         return insert_call(self.graph, like, target, args, kwargs, meta=meta)
@@ -87,6 +91,11 @@ class Relaxation:
         if value.meta["varying"]:
             return None
         return self.call(value, aten._to_copy.default, value, dtype=self.dtype)
+
+
+def is_real(value: Tensor) -> bool:
+    """Return True unless a tensor is complex."""
+    return not value.is_complex()
 
 
 #: Takes a node that depends on a boolean or an integer that is relaxed, or makes one. Returns its

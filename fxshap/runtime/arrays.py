@@ -52,11 +52,27 @@ def additivity_errors(values: Sequence[Array], expected: Array, output: Array) -
     return errors
 
 
-def concatenate_batches(parts: Sequence[Attributions], columns: Tensor) -> ArrayAttributions:
-    """Return the attributions of all batches."""
-    values = [torch.cat(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
-    expected = torch.cat([p.expected.expand(len(p.output), -1) for p in parts])
-    output = torch.cat([p.output for p in parts])
+def concatenate_batches(
+    parts: Sequence[Attributions], columns: Tensor, samples: Sequence[int]
+) -> ArrayAttributions:
+    """Return the attributions of all batches.
+
+    Parameters
+    ----------
+    parts : sequence of Attributions
+    columns : Tensor
+        The outputs explained of each sample, of shape (samples, outputs explained).
+    samples : sequence of int
+        Which sample each row of the batches is.
+    """
+    order = torch.tensor(samples).argsort()
+
+    def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))[order.to(tensors[0].device)]
+
+    values = [concatenate(x).cpu().numpy() for x in zip(*(p.values for p in parts), strict=True)]
+    expected = concatenate([p.expected.expand(len(p.output), -1) for p in parts])
+    output = concatenate([p.output for p in parts])
     at_columns = [x.gather(1, columns).cpu().numpy() for x in (expected, output)]
     return ArrayAttributions(values, at_columns[0], at_columns[1], columns.cpu().numpy())
 

@@ -86,9 +86,17 @@ class PairBatches:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether samples cannot be stacked: in a graph of fixed rows, or between coalitions."""
-        engine = self.engine
-        return engine.program.rows is not None or engine.options.refinement.coalitions != 0
+        """Whether samples cannot be stacked.
+
+        That is in a graph of fixed rows, between coalitions, and where a bound mask selects another
+        number of elements for each sample.
+        """
+        program, refinement = self.engine.program, self.engine.options.refinement
+        return (
+            program.rows is not None
+            or refinement.coalitions != 0
+            or program.rewritten.has_ragged_taps
+        )
 
     def batch_size(self, samples: Sequence[Tensor], columns: Tensor) -> int:
         """Return how many samples to stack in one batch, by the largest tensor of a pair.

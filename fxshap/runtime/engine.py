@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxshap.autograd.tape import BackwardFn
+from fxshap.errors import BatchMixingError, CaptureError
 from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.passes.split_at_layer import ModelPrefix
@@ -100,6 +101,31 @@ class Engine:
         if self.program.rows not in (None, len(inputs[0])):
             return True  # they are run in batches of another size
         return self.program.captured.guards.hold(self.program.model, inputs)
+
+    @torch.no_grad()
+    def computes_each_row(self, inputs: Sequence[Tensor]) -> bool:
+        """Return True if the graph computes for every row what the model does for that row alone.
+
+        Python code may read the bound arguments of all rows, as ``int(lengths.max())`` and
+        ``lengths.tolist()`` do. Then a row may be computed otherwise next to others.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+            One tensor per input of the model.
+        """
+        if self.output is None or not self.program.captured.guards.expected:
+            return True
+        count = self.program.rows or 2
+        copies = [
+            [x[row : row + 1].expand(count, *x.shape[1:]) for x in inputs]
+            for row in range(len(inputs[0]))
+        ]
+        with restore_state(self.program.model):
+            alone = torch.cat([self.output(rows)[:1] for rows in copies])
+        if self.program.rows is None:
+            return allclose_to_largest(self.run_graph(inputs), alone)
+        return allclose_to_largest(torch.cat([self.run_graph(x)[:1] for x in copies]), alone)
 
     def has_state(self, state: dict[Any, Any], inputs: Sequence[Tensor]) -> bool:
         """Return True if the graph computes what the model does in its present state.
@@ -192,17 +218,35 @@ class Engine:
     def find_layout(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
         """Return the batch dimension of every tap, probed at the first explanation."""
         if self.layout is None:
-            rewritten, rows = self.program.rewritten, self.program.rows
-            if rewritten.masked_graph is not None:
-                few = [r[: rows or COMPARED_ROWS] for r in references]
-                check_densified(rewritten.tapped_graph, rewritten.masked_graph, few)
-            pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
-            if rewritten.shared_graph is not None:
-                probe_layout(rewritten.shared_graph, pairs, rows, self.program.explained)
-            self.layout = probe_layout(rewritten.tapped_graph, pairs, rows, self.program.explained)
+            try:
+                self.layout = self._probe_layout(samples, references)
+            except (BatchMixingError, CaptureError) as error:
+                self._check_bound_rows(samples, error)
+                raise
             how = "as many copies of itself" if self.layout.tile else "as one row"
             logger.debug("a sample is run %s", how)
         return self.layout
+
+    def _probe_layout(self, samples: Sequence[Tensor], references: Sequence[Tensor]) -> BatchLayout:
+        rewritten, rows = self.program.rewritten, self.program.rows
+        if rewritten.masked_graph is not None:
+            few = [r[: rows or COMPARED_ROWS] for r in references]
+            check_densified(rewritten.tapped_graph, rewritten.masked_graph, few)
+        pairs = [torch.cat([r[:1], x[:1]]) for r, x in zip(references, samples, strict=True)]
+        if rewritten.shared_graph is not None:
+            probe_layout(rewritten.shared_graph, pairs, rows, self.program.explained)
+        return probe_layout(rewritten.tapped_graph, pairs, rows, self.program.explained)
+
+    def _check_bound_rows(self, samples: Sequence[Tensor], error: Exception) -> None:
+        """Raise if the rows are computed otherwise because Python reads what is bound of each."""
+        differ = any(bool((x != x[:1]).any()) for x in samples[self.program.explained :])
+        if differ and self.program.rows is not None and self.program.captured.guards.expected:
+            raise BatchMixingError(
+                "the model reads in Python what is bound for each row (as in `lengths.tolist()`), "
+                "and computes something else for every row of this batch; explain one sample in "
+                "each call, or all samples with fxshap.DeepExplainer, whose shap_values takes such "
+                "arguments by their names"
+            ) from error
 
     def current_references(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 #: Activations, and functions that compute the same.
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
@@ -45,6 +46,41 @@ FLATTENED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+#: What people do with the input before the first layer.
+BEFORE = (
+    "nothing", "standardized", "asserted", "recorded", "sliced", "noise in training",
+    "cloned in place",
+)  # fmt: skip
+
+#: What they do with the hidden layer, of 5 features.
+HIDDEN = (
+    "nothing", "residual", "added in place", "functional dropout", "weight norm", "old weight norm",
+    "spectral norm", "own parametrization", "observed by a hook", "changed by a hook",
+)  # fmt: skip
+
+#: How the outputs are put together.
+OUTPUTS = ("head", "head", "heads", "dict of heads", "flattened", "squeezed")
+
+
+class Doubled(nn.Module):
+    """A parametrization of a weight."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight that the layer uses."""
+        return 2 * weight
+
+
+#: How the weight of a layer is parametrized.
+PARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "old weight norm": nn.utils.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "own parametrization": lambda layer: parametrize.register_parametrization(
+        layer, "weight", Doubled()
+    ),
+}
+
+
 class Drawn(nn.Module):
     """A network that is drawn from a seed.
 
@@ -61,15 +97,27 @@ class Drawn(nn.Module):
         self.names: set[str] = set()
         self.dims = self.draw.choice((0, 1, 1, 2, 2, 3))
         self.written = self.pick(WRITTEN)
+        self.before, self.between = self.pick(BEFORE), self.pick(HIDDEN)
         self.shared = nn.ReLU()
         layers = list(self.body())
         chained = self.draw.random() < 0.5
         self.body_layers = nn.Sequential(*layers) if chained else nn.ModuleList(layers)
         self.flat = self.pick(list(FLATTENED))
+        self.register_buffer("mean", torch.tensor(0.1))
+        self.register_buffer("deviation", torch.tensor(1.5))
+        self.largest, self.seen = 0.0, torch.empty(0)
         with torch.no_grad():
             width = self.features(torch.zeros(2, *SHAPES[self.dims])).shape[1]
         self.hidden, self.act = nn.Linear(width, 5), self.activation()
-        self.head = nn.Linear(5, self.draw.choice((1, 2, 3)))
+        if self.between in PARAMETRIZED:
+            self.hidden = PARAMETRIZED[self.between](self.hidden)
+        elif self.between == "observed by a hook":
+            self.hidden.register_forward_hook(self.observe)
+        elif self.between == "changed by a hook":
+            self.hidden.register_forward_hook(lambda module, args, output: output * 0.5)
+        self.outputs, sizes = self.pick(OUTPUTS), self.draw.choice(((1,), (2,), (1, 2)))
+        self.heads = nn.ModuleList(nn.Linear(5, size) for size in sizes)
+        self.named_heads = nn.ModuleDict({f"task_{k}": head for k, head in enumerate(self.heads)})
         self.last = self.draw.choice((nn.Identity, nn.Identity, lambda: nn.Softmax(dim=1)))()
         self.names.add(type(self.last).__name__)
         self.eval()
@@ -89,6 +137,8 @@ class Drawn(nn.Module):
     def body(self) -> Iterator[nn.Module]:
         """Draw the layers before the head."""
         channels = SHAPES[self.dims][0]
+        if self.before == "sliced" and not self.dims:
+            channels //= 2
         for _ in range(self.draw.randint(1, 2)):
             wider = self.draw.choice((2, 3))
             if self.dims:
@@ -121,8 +171,54 @@ class Drawn(nn.Module):
         module_type, function = ACTIVATIONS[self.pick(list(ACTIVATIONS))]
         return module_type() if self.written == "modules" else Function(function)
 
+    def observe(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Store what a layer returns, as hooks of users do."""
+        self.seen = output.detach()
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Return the input of the first layer."""
+        match self.before:
+            case "standardized":
+                return (x - self.mean) / self.deviation
+            case "asserted":
+                assert x.shape[1:] == SHAPES[self.dims], x.shape
+                assert not torch.isnan(x).any()
+            case "recorded":
+                self.largest = x.abs().max().item()
+            case "sliced":
+                return x[..., : x.shape[-1] // 2]
+            case "noise in training" if self.training:
+                return x + torch.randn_like(x)
+            case "cloned in place":
+                out = x.clone()
+                out *= 2
+                return out
+        return x
+
+    def activated(self, h: Tensor) -> Tensor:
+        """Return the input of the heads."""
+        out: Tensor = self.act(h)
+        match self.between:
+            case "residual":
+                return out + h
+            case "added in place":
+                out += h
+            case "functional dropout":
+                return F.dropout(out, 0.5, self.training)
+        return out
+
+    def joined(self, h: Tensor) -> Tensor:
+        """Return the outputs of all heads."""
+        if self.outputs == "dict of heads":
+            return torch.cat([head(h) for head in self.named_heads.values()], -1)
+        y = torch.cat([head(h) for head in self.heads], 1)
+        if self.outputs == "flattened":
+            return y.flatten(0).view(-1, y.shape[1])
+        return y.squeeze().view(len(h), -1) if self.outputs == "squeezed" else y
+
     def features(self, x: Tensor) -> Tensor:
-        """Return the input of the head."""
+        """Return the input of the hidden layer."""
+        x = self.prepared(x)
         if isinstance(self.body_layers, nn.Sequential):
             x = self.body_layers(x)
         else:
@@ -132,7 +228,7 @@ class Drawn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (batch, *SHAPES[dims])."""
-        return self.last(self.head(self.act(self.hidden(self.features(x)))))
+        return self.last(self.joined(self.activated(self.hidden(self.features(x)))))
 
 
 class Function(nn.Module):

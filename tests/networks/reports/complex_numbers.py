@@ -270,6 +270,24 @@ def norms(h: Tensor) -> Tensor:
     return torch.stack([*sizes, z.abs().amax(-1)], 1)
 
 
+def loudest(h: Tensor) -> Tensor:
+    """Keep the frequencies that are louder than their median (a gate of FEDformer and FreTS)."""
+    z = torch.fft.rfft(h)
+    size = z.abs()
+    kept = z * (size >= size.median(-1, keepdim=True).values)
+    return torch.view_as_real(kept).flatten(1)
+
+
+def qubits(h: Tensor) -> Tensor:
+    """The chances of two qubits after rotations, phases, a controlled phase and a Hadamard gate."""
+    half, phases = h[:, :2] / 2, torch.exp(1j * h[:, 2:6]).unflatten(1, (2, 2))
+    first, second = (torch.stack([half.cos(), half.sin()], -1) * phases).unbind(1)
+    hadamard = torch.tensor([[1, 1], [1, -1]]).to(phases) / 2**0.5
+    state = torch.einsum("bi,bj->bij", first, second) * torch.sgn(hadamard)
+    chances = (hadamard @ state).abs() ** 2
+    return torch.cat([chances.sum(2), chances.sum(1)], 1)
+
+
 def hermitian(h: Tensor) -> Tensor:
     return torch.fft.hfft(complex_of(torch.tanh(h)), n=9).sin()
 
@@ -314,5 +332,7 @@ REPORTS = [
     report("complex_attention", architecture=lambda: Between(complex_attention), source="DCNs"),
     report("holomorphic", architecture=lambda: Between(holomorphic), source="functions of z"),
     report("complex_norms", architecture=lambda: Between(norms), source="sizes of z"),
+    report("loudest", architecture=lambda: Between(loudest), source="FEDformer, FreTS"),
+    report("qubits", architecture=lambda: Between(qubits), source="TorchQuantum"),
     report("hermitian", architecture=lambda: Between(hermitian), source="torch.fft.hfft"),
 ]
