@@ -245,15 +245,14 @@ def export(
         try:
             return Exported(export_with_strategy(model, strategy, trace), strategy, trace)
         except FxshapError:
-            model.check(inputs)
+            check_accepted(model, inputs, few)
             raise
         except Exception as error:
             failures.append(error)
         left_out += trace.left_out
         logger.debug("not captured (%s): %s", strategy, first_line(failures[-1]))
         if len(failures) == 1:
-            # If the model itself fails on these inputs, its own error is more helpful than ours.
-            model.check(inputs)
+            check_accepted(model, inputs, few)
             if few is not inputs and not model.accepts(few):  # it takes these rows only
                 return export(model, inputs, inputs, explained)
         if has_adaptive_steps(failures[-1]):
@@ -271,6 +270,15 @@ def export(
         except Exception as error:
             logger.debug("not captured with all readings (%s): %s", strategy, first_line(error))
     raise CaptureError(explain_failure(failures[0])) from failures[0]
+
+
+def check_accepted(model: SelectedOutput, inputs: Sequence[Tensor], few: Sequence[Tensor]) -> None:
+    """Raise if the model itself fails: its own error is more helpful than that of an export.
+
+    Some models take a single row only among others, as ``squeeze()`` removes its dimension.
+    """
+    if len(inputs[0]) > 1 or not model.accepts(few):
+        model.check(inputs)
 
 
 def export_groups(

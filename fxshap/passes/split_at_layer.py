@@ -165,6 +165,6 @@ def check_tensor_count(
     if len(passing) > len(inputs):
         raise InputError(
             f"{hook_point} is {len(passing)} tensors, and SHAP keeps attributions of layers for as "
-            f"many tensors as the model has inputs, here {len(inputs)}; explain from there on "
-            "instead, with explainable.split_at(...), which gives a model with that many inputs"
+            f"many tensors as the model has inputs, here {len(inputs)}; use fxshap.DeepExplainer, "
+            "which takes the same arguments and has no such limit"
         )

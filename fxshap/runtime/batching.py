@@ -85,7 +85,7 @@ class BatchLayout:
             [tap] * count if dim is None else tap.chunk(count, dim)
             for tap, dim in zip(taps, self.dims, strict=True)
         ]
-        return [list(batch) for batch in zip(*pieces, strict=True)]
+        return [[piece[batch] for piece in pieces] for batch in range(count)]
 
 
 def repeat_samples(tap: Tensor, dim: int, samples: int, count: int) -> Tensor:

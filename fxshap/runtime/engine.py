@@ -164,10 +164,11 @@ class Engine:
             Identifies one explanation, of many calls.
         """
         if self.decisions is not None and self.decisions.is_needed:
-            fixed = self.program.rows is not None
+            if self.program.rows is None:
+                references = with_two_rows_at_least(references)
+                samples = with_two_rows_at_least(without_repetitions(samples))
             self.decisions("references", references, explanation)
-            few = samples if fixed else without_repetitions(samples)
-            self.decisions("sample", few, explanation)
+            self.decisions("sample", samples, explanation)
 
     def explain(
         self,
@@ -368,6 +369,11 @@ def without_repetitions(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     if all(bool((x == x[:1]).all()) for x in inputs):
         return [x[:1] for x in inputs]
     return inputs
+
+
+def with_two_rows_at_least(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return a single row twice: models treat it in their own way, as ``squeeze()`` does."""
+    return [torch.cat([x, x]) for x in inputs] if len(inputs[0]) == 1 else inputs
 
 
 def backward_of_halves(

@@ -379,3 +379,30 @@ def test_attributes_of_the_model_are_reachable():
     with pytest.raises(AttributeError, match="'Block' object has no attribute 'nothing'"):
         _ = explainable.nothing
     assert list(as_list(explainable.first(data(2, 4)).shape)) == [2, 6]
+
+
+class Gate(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(a) * b
+
+
+class Gated(nn.Module):
+    """A layer that takes two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.head = nn.Linear(4, 4), Gate(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gate(self.first(x), 2 * x))
+
+
+def test_two_tensors_of_a_layer_are_refused_with_a_remedy_that_works():
+    model, references, samples = built(Gated()), data(5, 4), data(2, 4, seed=1)
+    explainable = fxshap.make_explainable(model)
+    with pytest.raises(InputError, match=r"is 2 tensors, .*; use fxshap\.DeepExplainer, which"):
+        shap.DeepExplainer((explainable, model.gate), references).shap_values(samples)
+    values = fxshap.DeepExplainer((explainable, model.gate), references).shap_values(samples)
+    change = (model(samples) - model(references).mean(0)).detach()
+    total = sum(v.sum(1) for v in values)
+    np.testing.assert_allclose(total, change, rtol=0, atol=EXACT * change.abs().max())

@@ -90,6 +90,13 @@ def test_no_pairs_are_one_pass() -> None:
     assert torch.equal(explain(model, x, r), explain(model, x, r, refine=fxshap.Refinement(0)))
 
 
+@pytest.mark.parametrize("coalitions", [4, "auto", "exact"])
+def test_a_linear_model_has_the_same_attributions(coalitions: object) -> None:
+    model, x, r = nn.Linear(4, 2), torch.randn(2, 4), torch.randn(5, 4)
+    expected = explain(model, [x], [r])
+    assert torch.allclose(explain(model, [x], [r], refine=coalitions), expected, atol=1e-6)
+
+
 def test_a_seed_without_coalitions_is_refused() -> None:
     with pytest.raises(OptionError, match="seed has no effect without coalitions"):
         fxshap.Refinement(0, seed=5)

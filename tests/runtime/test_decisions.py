@@ -21,6 +21,13 @@ class Asserts(Model):
         return super().forward(x)
 
 
+class AssertsAndSqueezes(Asserts):
+    """Takes no single row, as ``squeeze`` removes the dimension of the rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, None].squeeze()[:, :2]
+
+
 class Validates(Model):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -84,3 +91,12 @@ def test_a_number_that_matters_for_one_sample_only_is_found_there() -> None:
     sample[0, 0] = 7.2
     with pytest.raises(InputError, match=r"computes something else for the sample.*7\.0 < float"):
         explainer.shap_values(sample)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_models_that_take_no_single_row_are_checked_in_batches(rows):
+    model, references = AssertsAndSqueezes(), REFERENCES[:rows]
+    explainable = fxshap.make_explainable(model)
+    values = shap.DeepExplainer(explainable, references).shap_values(SAMPLES)
+    change = model(SAMPLES) - model(REFERENCES)[:rows].mean(0)
+    np.testing.assert_allclose(values.sum(1), change.detach(), atol=1e-6)

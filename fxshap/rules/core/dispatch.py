@@ -131,8 +131,9 @@ def check_differentiable(operation: Operation, values: Tensors) -> None:
     except Exception as error:
         cause = error
     raise RuleError(
-        f"{operation.target} ({operation.name}) has no derivative and no rule; give it one, "
-        "with torch.library.register_autograd or with a maker of fxshap.rules"
+        f"{operation.target} ({operation.name}) has no derivative and no rule; give it a "
+        "derivative with torch.library.register_autograd, or a rule with fxshap.rules.rule or "
+        "fxshap.rules.elementwise(operator, secant=...)"
     ) from cause
 
 
