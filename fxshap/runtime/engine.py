@@ -104,7 +104,7 @@ class Engine:
 
     @torch.no_grad()
     def computes_each_row(self, inputs: Sequence[Tensor]) -> bool:
-        """Return True if the graph computes for every row what the model does for that row alone.
+        """Return True if the graph computes every row as the model does that row separately.
 
         Python code may read the bound arguments of all rows, as ``int(lengths.max())`` and
         ``lengths.tolist()`` do. Then a row may be computed otherwise next to others.
@@ -122,10 +122,10 @@ class Engine:
             for row in range(len(inputs[0]))
         ]
         with restore_state(self.program.model):
-            alone = torch.cat([self.output(rows)[:1] for rows in copies])
+            separate = torch.cat([self.output(rows)[:1] for rows in copies])
         if self.program.rows is None:
-            return allclose_to_largest(self.run_graph(inputs), alone)
-        return allclose_to_largest(torch.cat([self.run_graph(x)[:1] for x in copies]), alone)
+            return allclose_to_largest(self.run_graph(inputs), separate)
+        return allclose_to_largest(torch.cat([self.run_graph(x)[:1] for x in copies]), separate)
 
     def has_state(self, state: dict[Any, Any], inputs: Sequence[Tensor]) -> bool:
         """Return True if the graph computes what the model does in its present state.
