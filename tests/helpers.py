@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxshap
-from fxshap.autograd.rescale import rescale, rescale_activation, rescale_maximum
+from fxshap.autograd.rescale import RESCALES_OF_SUMS, rescale
 from fxshap.integrations.libraries import belongs_to_library
 from fxshap.verification.metrics import additivity_error
 
@@ -129,7 +129,7 @@ def assert_no_shap_hooks(explainable: nn.Module) -> None:
 def rewritten(explainable: nn.Module) -> list[fx.Node]:
     """The nodes of the rescaled graph that have a rule, without those of variances."""
     nodes = explainable.rescaled_graph.graph.nodes
-    return [node for node in nodes if node.target in (rescale, rescale_activation, rescale_maximum)]
+    return [node for node in nodes if node.target in (rescale, *RESCALES_OF_SUMS)]
 
 
 def multipliers(

@@ -24,6 +24,7 @@ from fxshap.rules.core.dispatch import (
 from fxshap.rules.core.operation import Operation, Output
 from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.rules.smoothed_activations import activation, no_variance, variance
+from fxshap.rules.smoothed_logsumexp import of_logits
 from fxshap.rules.smoothed_maxima import maximum
 
 
@@ -141,11 +142,19 @@ def rescale_maximum(*args: Any, **kwargs: Any) -> Output:
     return rescale_smoothed(maximum, *args, **kwargs)
 
 
+def rescale_of_logits(*args: Any, **kwargs: Any) -> Output:
+    """Rescale :func:`fxshap.rules.smoothed_logsumexp.of_logits` of an operator."""
+    return rescale_smoothed(of_logits, *args, **kwargs)
+
+
+#: What rescales operators that receive moments of a sum.
+RESCALES_OF_SUMS = (rescale_activation, rescale_maximum, rescale_of_logits)
 #: For functions that are no operators, what rescales them.
 RESCALES: dict[Callable[..., Any], Callable[..., Output]] = {
     variance: rescale_variance,
     activation: rescale_activation,
     maximum: rescale_maximum,
+    of_logits: rescale_of_logits,
 }
 
 

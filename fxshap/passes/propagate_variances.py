@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxshap.autograd.rescale import rescale_activation, rescale_maximum, rescale_variance
+from fxshap.autograd.rescale import RESCALES_OF_SUMS, rescale_variance
 from fxshap.autograd.tape import Taps
 from fxshap.graph.nodes import call_args, call_nodes, op_packet, varying_arguments
 from fxshap.ops.dtypes import is_floating
@@ -33,6 +33,7 @@ from fxshap.rules.smoothed_activations import (
     shift_between,
     variance,
 )
+from fxshap.rules.smoothed_logsumexp import OF_LOGITS, of_logits
 from fxshap.rules.smoothed_maxima import MAXIMA, maximum
 
 aten = torch.ops.aten
@@ -41,6 +42,7 @@ aten = torch.ops.aten
 SMOOTHED_BY: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(SMOOTHED, activation),
     **dict.fromkeys(MAXIMA, maximum),
+    **dict.fromkeys(OF_LOGITS, of_logits),
 }
 #: Operators with rules that compute the variances of their own sums.
 RECURRENT = frozenset(OPERATORS.values())
@@ -134,7 +136,7 @@ def without_shifts(rescaled: fx.Graph) -> fx.Graph:
     On a tape both are 0, and there is no multiplier of the shift.
     """
     for node in call_nodes(rescaled):
-        if node.target in (rescale_activation, rescale_maximum):
+        if node.target in RESCALES_OF_SUMS:
             *before, variance_node, shift = node.args[:7]
             if shift is not None:
                 node.args = (*before, variance_node, variance_node, *node.args[7:])

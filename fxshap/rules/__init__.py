@@ -67,6 +67,7 @@ from fxshap.rules import (  # noqa: F401
     recurrent,
     recurrent_steps,
     smoothed_activations,
+    smoothed_logsumexp,
     smoothed_maxima,
     softmax,
     sorting,

@@ -124,15 +124,34 @@ def smoothed_max_multipliers(
     for t, weight in GAUSS_LEGENDRE:
         mean = torch.where(r == x, r, torch.lerp(r, x, t)) + 4 * t * (1 - t) * shift
         slopes += weight * chances(mean, t * (1 - t) * v)
-    parts, y_r, y_x = slopes * change, r.amax(-1, keepdim=True), x.amax(-1, keepdim=True)
+    y_r, y_x = r.amax(-1, keepdim=True), x.amax(-1, keepdim=True)
     required = torch.where(y_r == y_x, 0.0, y_x - y_r)
+    largest = MAX_RATIO * (1 + torch.maximum(y_r.abs(), y_x.abs()))
+    return with_rest(slopes, game, change, v, required, largest)
+
+
+def with_rest(
+    slopes: Tensor, plain: Tensor, change: Tensor, v: Tensor, required: Tensor, largest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return slopes and the multipliers of `v` that give the rest of a required change.
+
+    Parameters
+    ----------
+    slopes, plain : Tensor
+        Multipliers of the arguments, in the last dimension; those that add up without a rest are
+        used where the rest has no digits.
+    change, v : Tensor
+        The changes of the arguments, and their variances.
+    required, largest : Tensor
+        The change of the output, and the largest size of the attributions.
+    """
+    parts = slopes * change
     spread = (slopes * v).sum(-1, keepdim=True)
     rest = slopes * ((required - parts.sum(-1, keepdim=True)) / spread)
     size = parts.abs().sum(-1, keepdim=True)
-    largest = MAX_RATIO * (1 + torch.maximum(y_r.abs(), y_x.abs()))
     usable = (spread > 1024 * torch.finfo(v.dtype).tiny) & spread.isfinite() & (size <= largest)
     usable = usable & rest.isfinite().all(-1, keepdim=True)
-    return torch.where(usable, slopes, game), torch.where(usable, rest, 0.0)
+    return torch.where(usable, slopes, plain), torch.where(usable, rest, 0.0)
 
 
 def chances(

@@ -15,6 +15,7 @@ import fxshap
 from fxshap.autograd.rescale import rescale_maximum
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.smoothed_activations import SMOOTHED, activation, activation_rule
+from fxshap.rules.smoothed_logsumexp import mean_softmax, of_logits, of_logits_rule
 from fxshap.rules.smoothed_maxima import chances, smoothed_max_multipliers
 from fxshap.runtime.shapley import coalitions
 from fxshap.testing.rule_check import TOLERANCE, Case
@@ -302,6 +303,84 @@ def test_maxima_add_up_at_any_two_ends_and_variances(size: int, dtype: torch.dty
     smoothed = (of_variance != 0).any(1)
     bound = 2e4 * (1 + y_x.abs() + y_r.abs())
     assert ((of_mean.double() * step).abs().sum(1) <= bound)[smoothed].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 40])
+@pytest.mark.parametrize("target", [torch.logsumexp, torch.log_softmax], ids=lambda f: f.__name__)
+def test_functions_of_logits_add_up_at_any_two_ends_and_moments(
+    target: Callable[..., Tensor], size: int, dtype: torch.dtype
+) -> None:
+    """Close and far, at equal logits, with masked ones and with moments small and large."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2000, size)
+
+    def draw(low: float, high: float) -> Tensor:
+        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return 10**exponents * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+
+    r, x = draw(-12, 2), draw(-12, 2)
+    x[:100], x[100:400] = r[:100], r[100:400] + draw(-12, 2)[100:400]
+    r[400:500], x[400:500] = r[400:500, :1], x[400:500, :1]
+    r, x = r.to(dtype), x.to(dtype)
+    v = ((x - r).double().square() * draw(-3, 3).abs()).to(dtype)
+    shift = (v.double().sqrt() * draw(-3, 1)).to(dtype)
+    v[500:600] = 0.0
+    if size > 2:
+        r[600:700, -1] = x[600:700, -1] = -torch.inf
+        r[700:750, -1] = x[750:800, -1] = -torch.inf
+        v[600:800, -1] = shift[600:800, -1] = 0.0
+    overload = {"logsumexp": torch.ops.aten.logsumexp.default}
+    inner = overload.get(target.__name__, torch.ops.aten.log_softmax.int)
+    arguments = (r, v, shift, inner, [1] if inner in overload.values() else 1)
+    operation, _ = Operation.bind(of_logits, arguments, slots=(0, 1, 2))
+    y_x, y_r = (target(value.double(), 1) for value in (x, r))
+    grad = numbers(*y_x.shape, seed=4).to(dtype).masked_fill(y_x == -torch.inf, 0.0)
+    weights, y_x, y_r = (value.double().reshape(2000, -1) for value in (grad, y_x, y_r))
+    of_mean, of_variance, none = of_logits_rule(operation, (r, 0 * v, 0 * v), (x, v, shift), grad)
+    assert none is None and of_mean.isfinite().all() and of_variance.isfinite().all()
+    step = torch.where(x == r, 0.0, x.double() - r.double())
+    usual = step.isfinite().all(1)
+    parts = of_mean.double() * step + of_variance.double() * v.double()
+    change = torch.where(y_x == y_r, 0.0, y_x - y_r) * weights
+    error = (parts.sum(1) - change.sum(1)).abs()
+    values = [torch.where(y.isfinite(), y, 0.0).abs().sum(1) for y in (y_x, y_r, x, r)]
+    size_of_terms = parts.abs().sum(1) + sum(values)
+    assert (error <= 10 * TOLERANCE[dtype] * size_of_terms)[usual].all()
+    assert usual.sum() > 1800
+
+
+def test_the_mean_of_softmax_is_near_that_of_drawn_logits() -> None:
+    mean, variance = numbers(50, 5, seed=1), torch.sigmoid(numbers(50, 5, seed=2)) * 2
+    drawn = mean + variance.sqrt() * numbers(20000, 50, 5, seed=3)
+    exact = drawn.softmax(-1).mean(0)
+    error = (mean_softmax(mean, variance) - exact).abs().sum()
+    assert error < 0.6 * (mean.softmax(-1) - exact).abs().sum()
+
+
+@pytest.mark.parametrize("depth, most", [(0, 0.5), (1, 0.7), (2, 0.95)])
+@pytest.mark.parametrize("target", [torch.logsumexp, torch.log_softmax], ids=lambda f: f.__name__)
+def test_functions_of_logits_are_nearer_to_the_exact_values(
+    target: Callable[..., Tensor], depth: int, most: float
+) -> None:
+    torch.manual_seed(0)
+    sizes = [8, *[16] * depth]
+    layers = [Applied(nn.Linear(*pair), torch.tanh) for pair in zip(sizes, sizes[1:], strict=False)]
+    model = nn.Sequential(
+        *layers, Applied(nn.Linear(sizes[-1], 4), lambda z: target(z, 1)[:, None])
+    )
+    model = model.double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.5)
+    x, r = numbers(6, 8, seed=1), numbers(6, 8, seed=2)
+    with torch.no_grad():
+        exact = exact_values(model, x, r).numpy()
+    distances = []
+    for rule in ("rescale", "variance"):
+        (values,) = assert_exact(model, fxshap.make_explainable(model, rule=rule), [r], [x], 1e-12)
+        distances.append(np.abs(values - exact).sum())
+    assert distances[1] < most * distances[0]
 
 
 def test_chances_are_those_of_independent_normal_numbers() -> None:

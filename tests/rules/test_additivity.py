@@ -8,6 +8,7 @@ import torch
 from fxshap.rules.core.dispatch import apply_rule
 from fxshap.rules.core.registry import RULES
 from fxshap.rules.smoothed_activations import activation, variance
+from fxshap.rules.smoothed_logsumexp import of_logits
 from fxshap.rules.smoothed_maxima import maximum
 from fxshap.testing.rule_check import Case, check, cotangents
 from tests.rules.cases import ALL
@@ -22,7 +23,7 @@ def test_every_rule_has_a_case() -> None:
     # The result of masked_select has no fixed size where its mask varies. The other two are no
     # operators, and their variance is 0 at the reference: tests/passes/test_propagate_variances.py
     # tests them.
-    assert missing == {torch.ops.aten.masked_select, variance, activation, maximum}
+    assert missing == {torch.ops.aten.masked_select, variance, activation, maximum, of_logits}
 
 
 @FLOATS
