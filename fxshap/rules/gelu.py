@@ -15,10 +15,11 @@ import math
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.blocks import in_blocks
 from fxshap.rules.core.caching import cached
 from fxshap.rules.core.secants import replace_where_close
 from fxshap.rules.elementwise import elementwise
-from fxshap.rules.piecewise import relu_secant
+from fxshap.rules.piecewise import relu_minus_moment_secant
 
 aten = torch.ops.aten
 
@@ -101,8 +102,8 @@ def gelu_erf_secant(r: Tensor, x: Tensor) -> Tensor:
         cdf = cached(x, "normal cdf", normal_cdf) + cached(r, "normal cdf", normal_cdf)
         return cdf / 2 + (x + r) / 2 * mean_density(r, x)
 
-    change = cached(x, "normal moment", moment) - cached(r, "normal moment", moment)
-    far = relu_secant(r, x).sub_(change.div_(x - r))
+    moments = (cached(value, "normal moment", moment) for value in (r, x))
+    far = in_blocks(relu_minus_moment_secant, r, x, *moments)
     return replace_where_close(far, r, x, close)
 
 

@@ -35,6 +35,15 @@ def relu_secant(r: Tensor, x: Tensor) -> Tensor:
     return positive.div_(torch.sub(positive, negative, out=negative))
 
 
+def relu_minus_moment_secant(r: Tensor, x: Tensor, moment_r: Tensor, moment_x: Tensor) -> Tensor:
+    """Secant of relu(x) - moment(x), by its quotient.
+
+    The difference of relu is exactly x - r where both are positive.
+    """
+    change = x.clamp(min=0) - r.clamp(min=0)
+    return change.sub_(moment_x - moment_r).div_(x - r)
+
+
 def abs_secant(r: Tensor, x: Tensor) -> Tensor:
     """(|x| - |r|) / (x - r) = (x + r) / (|x| + |r|); 0 where both are 0."""
     return (x + r) / (x.abs() + r.abs()).clamp_min(torch.finfo(x.dtype).tiny)

@@ -77,14 +77,18 @@ def matrix_product(*targets: Target) -> Callable[[ProductVjp], RuleFn]:
         ) -> tuple[Tensor | None, ...]:
             if grad.is_complex():  # a real factor of a complex product has a real gradient
                 return midpoint(operation, reference, sample, grad)
-            a, b, *limit = cached_between(
-                operation, reference[0], sample[0], lambda: endpoint_sums(reference, sample)
-            )
+            # The factor 1/2 of the midpoints goes into the sums or into the cotangent, whichever
+            # are smaller.
+            halves_sums = sum(r.numel() for r in reference) < grad.numel()
+
+            def scaled_sums() -> tuple[Tensor, ...]:
+                a, b, *limit = endpoint_sums(reference, sample)
+                return (a.mul_(0.5), b.mul_(0.5), *limit) if halves_sums else (a, b, *limit)
+
+            a, b, *limit = cached_between(operation, reference[0], sample[0], scaled_sums)
             if limit:
                 return matmul_grads_termwise(reference, sample, grad, *limit)
-            # a and b are sums of both endpoints. The factor 1/2 of their midpoints goes into the
-            # cotangent, which is often smaller.
-            return function(a, b, grad * 0.5)
+            return function(a, b, grad if halves_sums else grad * 0.5)
 
         rule(*targets, linear_in=((0,), (1,)), name="product")(multiply)
         return multiply

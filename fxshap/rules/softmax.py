@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.blocks import in_blocks
 from fxshap.rules.core.caching import cached, cached_between, multiply_in_place
 from fxshap.rules.core.correction import restore_along
 from fxshap.rules.core.generic import generic
@@ -70,8 +71,11 @@ def change_of_logsumexp(r: SoftmaxTerms, x: SoftmaxTerms) -> Tensor:
 
 def softmax_secant(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:
     """l_i = dy_i / du_i, with u_x - u_r = (x - r) - (L_x - L_r)."""
-    change = change_of_logsumexp(terms_r, terms_x)
-    return mean_decay(r + change, x).mul_(torch.maximum(terms_r.y, terms_x.y))
+
+    def secant(r: Tensor, x: Tensor, y_r: Tensor, y_x: Tensor, change: Tensor) -> Tensor:
+        return mean_decay(r + change, x).mul_(torch.maximum(y_r, y_x))
+
+    return in_blocks(secant, r, x, terms_r.y, terms_x.y, change_of_logsumexp(terms_r, terms_x))
 
 
 def logsumexp_secant(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:
@@ -80,8 +84,15 @@ def logsumexp_secant(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: Softm
     # e = y S, and S is 1 at the endpoint with the larger L.
     s_r, s_x = (-change).clamp_(max=0).exp_(), change.clamp(max=0).exp_()
     decay = mean_decay(torch.zeros_like(change), change)
-    # The division comes last: a logit that dominates its slice has a multiplier of exactly 1 then.
-    return mean_decay(r, x).mul_(torch.maximum(terms_r.y * s_r, terms_x.y * s_x)).div_(decay)
+
+    def secant(
+        r: Tensor, x: Tensor, y_r: Tensor, y_x: Tensor, s_r: Tensor, s_x: Tensor, decay: Tensor
+    ) -> Tensor:
+        # The division comes last: a logit that dominates its slice has a multiplier of exactly 1
+        # then.
+        return mean_decay(r, x).mul_(torch.maximum(y_r * s_r, y_x * s_x)).div_(decay)
+
+    return in_blocks(secant, r, x, terms_r.y, terms_x.y, s_r, s_x, decay)
 
 
 def largest_change(r: Tensor, x: Tensor, terms_r: SoftmaxTerms, terms_x: SoftmaxTerms) -> Tensor:

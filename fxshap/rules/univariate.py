@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.blocks import in_blocks
 from fxshap.rules.core.caching import cached
 from fxshap.rules.core.generic import generic
 from fxshap.rules.core.operation import Operation
@@ -34,7 +35,7 @@ from fxshap.rules.core.secants import (
 )
 from fxshap.rules.core.tracing import any_or_tracing
 from fxshap.rules.elementwise import elementwise
-from fxshap.rules.piecewise import relu_secant
+from fxshap.rules.piecewise import relu_minus_moment_secant
 
 aten = torch.ops.aten
 
@@ -134,8 +135,8 @@ def silu_secant(r: Tensor, x: Tensor) -> Tensor:
         s = (torch.sigmoid(x) + torch.sigmoid(r)) / 2
         return s + (x + r) / 2 * sigmoid_secant(r, x)
 
-    change = cached(x, "logistic moment", moment) - cached(r, "logistic moment", moment)
-    far = relu_secant(r, x).sub_(change.div_(x - r))
+    moments = (cached(value, "logistic moment", moment) for value in (r, x))
+    far = in_blocks(relu_minus_moment_secant, r, x, *moments)
     return replace_where_close(far, r, x, close)
 
 
@@ -204,8 +205,8 @@ def mish_secant(r: Tensor, x: Tensor) -> Tensor:
         t = (torch.tanh(s_r) + torch.tanh(s_x)) / 2
         return t + (x + r) / 2 * tanh_secant(s_r, s_x) * softplus_secant(r, x)
 
-    change = cached(x, "mish moment", moment) - cached(r, "mish moment", moment)
-    far = relu_secant(r, x).sub_(change.div_(x - r))
+    moments = (cached(value, "mish moment", moment) for value in (r, x))
+    far = in_blocks(relu_minus_moment_secant, r, x, *moments)
     return replace_where_close(far, r, x, close)
 
 

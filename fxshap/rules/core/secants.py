@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.blocks import in_blocks
 from fxshap.rules.core.caching import multiply_in_place
 from fxshap.rules.core.generic import GAUSS_LEGENDRE
 from fxshap.rules.core.operation import Operation, vjp
@@ -132,8 +134,7 @@ def replace_where_close(
 
     Few elements are that close, so `close` is computed for those only.
     """
-    size = (x + r).abs_().mul_(0.5).add_(1).mul_((x - r).abs_())
-    is_close = size < CLOSE
+    is_close = in_blocks(are_close, r, x, dtype=torch.bool)
     if is_tracing_rules():
         return torch.where(is_close, close(r, x), slope)
     slope = slope.contiguous()
@@ -142,13 +143,32 @@ def replace_where_close(
     index = (
         indices_of_few(is_close, math.ceil(len(flat) * MAX_CLOSE_SHARE))
         if padded
-        else is_close.nonzero().squeeze(1)
+        else indices_where(is_close)
     )
     if len(index):
-        close_r, close_x = (value.expand_as(slope).reshape(-1)[index] for value in (r, x))
-        values = close(close_r, close_x)
+        values = close(*(take_broadcast(value, slope.shape, index) for value in (r, x)))
         flat[index] = torch.where(is_close[index], values, flat[index]) if padded else values
     return slope
+
+
+def are_close(r: Tensor, x: Tensor) -> Tensor:
+    """Return whether |d| (1 + |c|) is less than :data:`CLOSE`."""
+    return (x + r).abs_().add_(2).mul_(x - r).abs_() < 2 * CLOSE
+
+
+def indices_where(condition: Tensor) -> Tensor:
+    """Return the indices where a condition of shape (n,) holds."""
+    if condition.is_cpu:  # NumPy is faster where it holds rarely
+        return torch.from_numpy(np.flatnonzero(condition.numpy()))
+    return condition.nonzero().squeeze(1)
+
+
+def take_broadcast(value: Tensor, shape: torch.Size, index: Tensor) -> Tensor:
+    """Return the elements of a value at indices of the flattened shape to which it broadcasts."""
+    size = value.numel()
+    if value.dim() and value.shape[1:] == shape[1:] and value.dim() == len(shape):
+        return value.reshape(-1)[index if size == shape.numel() else index % size]
+    return value.expand(shape).reshape(-1)[index]
 
 
 def indices_of_few(condition: Tensor, most: int) -> Tensor:
