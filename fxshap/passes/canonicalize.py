@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxshap.graph.dataflow import IDENTITIES
 from fxshap.graph.insertion import insert_call
-from fxshap.graph.nodes import call_args, call_nodes, op_packet
+from fxshap.graph.nodes import arguments_by_name, call_args, call_nodes, op_packet
 from fxshap.passes.context import Context
 
 aten = torch.ops.aten
@@ -25,16 +27,28 @@ VIEWS = (aten.view, aten._unsafe_view)
 
 
 def drop_identities(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Remove copies, detachments and assertions, which change nothing in a functional graph."""
+    """Remove copies, detachments and assertions, which change nothing in a functional graph.
+
+    So do slices of all entries: ``x[:, 0]`` is a slice and a selection.
+    """
     for node in call_nodes(graph):
         unfold_copy(node)
-        if op_packet(node) in IDENTITIES and "keep" not in node.meta:
+        if (op_packet(node) in IDENTITIES and "keep" not in node.meta) or is_full_slice(node):
             node.replace_all_uses_with(call_args(node)[0])
             graph.erase_node(node)
         elif op_packet(node) in ASSERTIONS and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def is_full_slice(node: fx.Node) -> bool:
+    """Return True for ``x[:]`` along a dimension."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    given = arguments_by_name(node)
+    ends = given["start"] in (0, None) and given["end"] in (sys.maxsize, None)
+    return ends and given["step"] == 1
 
 
 def unfold_copy(node: fx.Node) -> None:

@@ -41,6 +41,7 @@ from fxshap.passes.insert_rescale import (
     use_frozen_linears,
     without_taps,
 )
+from fxshap.passes.join_selects import join_selects
 from fxshap.passes.promote_float64 import promote_to_float64, record_compute_dtype
 from fxshap.passes.propagate_variances import (
     build_variance_graph,
@@ -199,13 +200,14 @@ def build_graphs(root: fx.GraphModule, graph: fx.Graph, context: Context) -> Rew
         variance_graph = fx.GraphModule(root, graph_of_variances, "Variances")
         rescaled = without_shifts(rescaled)
     tapped = use_frozen_kernels(tapped)
+    rescaled = join_selects(use_frozen_linears(rescaled))
     shared_graph = None
     if context.separated:
         shared_graph = fx.GraphModule(root, return_taps(root.graph, ()), "Shared")
     rewritten = RewrittenModel(
         tapped_graph=fx.GraphModule(root, tapped, "Tapped"),
         output_graph=fx.GraphModule(root, without_taps(tapped), "Output"),
-        rescaled_graph=fx.GraphModule(root, use_frozen_linears(rescaled), "Rescaled"),
+        rescaled_graph=fx.GraphModule(root, rescaled, "Rescaled"),
         tap_names=tap_names,
         constants=fx.GraphModule(root, constants, "Constants"),
         folded=folded,

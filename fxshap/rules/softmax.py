@@ -216,9 +216,12 @@ def softmax(
         operation, reference, sample, grad.dtype, softmax_secant, logsumexp_secant, largest_change
     )
     dims = reduced_dims(operation, m)
-    weighted = multiply_in_place(dy_du, grad)
-    total = weighted.sum(dims, keepdim=True)
-    out = weighted.sub_(multiply_in_place(m, total))
+
+    def backward(grad: Tensor, dy_du: Tensor, m: Tensor) -> Tensor:
+        weighted = grad * dy_du
+        return weighted.addcmul_(m, weighted.sum(dims, keepdim=True), value=-1)
+
+    out = backward(grad, dy_du, m) if 0 in dims else in_blocks(backward, grad, dy_du, m)
     # m of a logit that dominates its slice is so near to 1 that the difference loses its digits.
     if any_unless_tracing(change_of_l > LARGE_CHANGE):
         r, x = reference[0].to(grad.dtype), sample[0].to(grad.dtype)

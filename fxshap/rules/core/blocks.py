@@ -15,7 +15,7 @@ from torch import Tensor
 from fxshap.rules.core.tracing import is_tracing_rules
 
 #: Elements of the largest tensor of a block.
-BLOCK_ELEMENTS = 2**16
+BLOCK_ELEMENTS = 2**18
 
 
 def in_blocks(
