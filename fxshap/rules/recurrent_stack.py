@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fxshap.rules.core.blocks import BLOCK_ELEMENTS
 from fxshap.rules.recurrent_cells import (
     Cell,
     State,
@@ -121,10 +122,6 @@ def stack_forward(stack: Stack, sequence: Tensor, state: State) -> StackOutput:
     return StackOutput(activations, sequence, states)
 
 
-#: Elements of the largest activation in one block of steps and pairs, which the caches of a
-#: processor can hold.
-BLOCK_ELEMENTS = 2**16
-
 #: The multipliers of a layer in one direction: blocks of consecutive steps, the last block first.
 Blocks = Iterable[StepValues]
 
@@ -171,7 +168,7 @@ class StackPairs(NamedTuple):
         """
         samples, largest = len(next(iter(self.sample[0].values()))[0]), self.largest()
         each = largest.shape[2]
-        size = max(BLOCK_ELEMENTS // largest[0, 0].numel(), 1) if largest.is_cpu else samples
+        size = max(BLOCK_ELEMENTS.get() // largest[0, 0].numel(), 1) if largest.is_cpu else samples
         parts = []
         for start in range(0, samples, size):
             part = slice(start, min(start + size, samples))
@@ -202,7 +199,7 @@ def layer_multipliers(
     largest = max(reference.values(), key=Tensor.numel)
     steps, samples = len(largest), len(next(iter(sample.values()))[0])
     elements = largest[0, 0].numel() * samples
-    size = max(BLOCK_ELEMENTS // elements, 1) if largest.is_cpu else steps
+    size = max(BLOCK_ELEMENTS.get() // elements, 1) if largest.is_cpu else steps
     valid = stack.before_padding(steps)
     for stop in range(steps, 0, -size):
         block = slice(max(stop - size, 0), stop)

@@ -21,6 +21,7 @@ from fxshap.autograd.tape import Tangents
 from fxshap.errors import RuleError
 from fxshap.frontend.inputs import check_finite
 from fxshap.frontend.outputs import check_finite_outputs, check_output_count
+from fxshap.rules.core.blocks import smallest_blocks
 from fxshap.rules.core.tracing import any_unless_tracing
 from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
@@ -130,7 +131,7 @@ class PairBatches:
         if self.engine.program.compiled is not None:  # compiled code is not measured
             return 0
         self.explain(sample, column)  # computes what depends on the references only
-        with LargestTensor() as largest:
+        with smallest_blocks(), LargestTensor() as largest:
             self.explain(sample, column)
         size: int = largest.size // self.count
         return size

@@ -32,7 +32,7 @@ DENSIFIED_TOLERANCE = 0.01
 
 #: Bytes of the largest gradient of a batched backward pass of several outputs. Small operations are
 #: faster on all outputs together; large ones take more memory and hardly less time.
-MAX_BATCHED = 2**22
+MAX_BATCHED = 2**23
 #: The same for compiled backward passes, which compute the slopes again in each.
 MAX_BATCHED_COMPILED = 2**24
 #: The same on an accelerator, which needs large batches to be busy.

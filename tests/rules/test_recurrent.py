@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import replace
 
 import pytest
@@ -251,7 +252,8 @@ def test_samples_with_references_are_computed_as_each_pair(
 
     Samples of different lengths do not share the activations of their references.
     """
-    monkeypatch.setattr(recurrent_stack, "BLOCK_ELEMENTS", elements)
+    blocks = ContextVar("elements", default=elements)
+    monkeypatch.setattr(recurrent_stack, "BLOCK_ELEMENTS", blocks)
     layer = recurrent_layer(kind, variant)
     r, x = [torch.cat([t] * 3, 1) for t in drawn(layer, 1)], drawn(layer, 2)
     if not shared:

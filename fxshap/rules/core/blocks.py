@@ -7,15 +7,27 @@ used again. Only the result is as large as the arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from fxshap.rules.core.tracing import is_tracing_rules
 
-#: Elements of the largest tensor of a block.
-BLOCK_ELEMENTS = 2**18
+#: Elements of the largest tensor of a block. In float32 it is as large as the cache of a core.
+BLOCK_ELEMENTS = ContextVar("block elements", default=2**18)
+
+
+@contextmanager
+def smallest_blocks() -> Iterator[None]:
+    """Make blocks of one row, to measure the tensors that are not computed in blocks."""
+    token = BLOCK_ELEMENTS.set(1)
+    try:
+        yield
+    finally:
+        BLOCK_ELEMENTS.reset(token)
 
 
 def in_blocks(
@@ -35,7 +47,7 @@ def in_blocks(
     """
     shape = torch.broadcast_shapes(*(value.shape for value in values))
     rows = shape[0] if shape else 1
-    size = BLOCK_ELEMENTS * rows // max(shape.numel(), 1)
+    size = BLOCK_ELEMENTS.get() * rows // max(shape.numel(), 1)
     if size >= rows or not values[0].is_cpu or is_tracing_rules():
         return function(*values)
     size = max(size, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import pytest
 import torch
 from torch import Tensor
 
 from fxshap.rules.core import blocks
-from fxshap.rules.core.blocks import in_blocks
+from fxshap.rules.core.blocks import in_blocks, smallest_blocks
 from fxshap.rules.core.tracing import tracing_rules
 
 SHAPES = [
@@ -21,7 +23,7 @@ SHAPES = [
 def test_blocks_of_broadcast_values(
     first: tuple[int, ...], second: tuple[int, ...], elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", ContextVar("elements", default=elements))
     a, b = torch.randn(first), torch.randn(second)
     largest = []
 
@@ -37,9 +39,8 @@ def test_blocks_of_broadcast_values(
     assert less.dtype == torch.bool and torch.equal(less, a < b)
 
 
-def test_traced_rules_compute_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1)
+def test_traced_rules_compute_all_at_once() -> None:
     sizes = []
-    with tracing_rules():
+    with smallest_blocks(), tracing_rules():
         in_blocks(lambda a: sizes.append(len(a)) or a, torch.randn(5, 2))
     assert sizes == [5]
