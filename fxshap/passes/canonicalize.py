@@ -47,8 +47,8 @@ def is_full_slice(node: fx.Node) -> bool:
     if node.target is not aten.slice.Tensor:
         return False
     given = arguments_by_name(node)
-    ends = given["start"] in (0, None) and given["end"] in (sys.maxsize, None)
-    return ends and given["step"] == 1
+    whole = given["start"] in (0, None) and given["end"] in (sys.maxsize, None)
+    return whole and given["step"] == 1
 
 
 def unfold_copy(node: fx.Node) -> None:
