@@ -114,11 +114,10 @@ def position_of_size(start: Any) -> int | None:
 
 def position_of_count(count: fx.Node) -> int | None:
     """Return the number of the group whose rows a node counts."""
-    number: Any = None
-    if op_packet(count) is aten.select:
-        number = call_args(count)[-1]
-    elif op_packet(count) is aten.sum and op_packet(call_args(count)[0]) is aten.eq:
-        number = call_args(call_args(count)[0])[1]
+    number = call_args(count)[-1]  # of an element of all counts
+    if op_packet(count) is aten.sum:
+        compared = call_args(count)[0]
+        number = call_args(compared)[1] if op_packet(compared) is aten.eq else None
     return number if isinstance(number, int) else None
 
 
