@@ -77,7 +77,8 @@ class BatchLayout:
         Copies of the rows must be contiguous in every tap, as repetitions of one row are.
         """
         limit = batched_bytes(device, compiled)
-        return 1 if self.tile else max(limit // max(self.largest * rows, 1), 1)
+        fit = limit // max(self.largest * rows, 1)
+        return 1 if self.tile or fit <= 2 else fit  # two large ones take longer together
 
     def split_batches(self, taps: Sequence[Tensor], count: int) -> list[list[Tensor]]:
         """Split the taps of `count` batches of equal size that were run as one."""
