@@ -247,7 +247,8 @@ class ModelCalls:
 
     def _sample_engine(self, samples: Arguments, references: Arguments) -> Engine:
         engine = self.captures.get(references, self.options)
-        if not engine.holds(samples.tensors):  # a decision depends on what only some samples bind
+        alike = len(samples.rows_by_bound()) == 1  # they bind what the references do
+        if not alike and not engine.holds(samples.tensors):
             engine = self.captures.get(samples, self.options)
         return engine
 

@@ -309,8 +309,10 @@ class Recurrent(nn.Module):
         return self.head(out[:, 0] + out[:, -1])
 
 
-@pytest.mark.parametrize("rule", ["rescale", "variance"])
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "layer, rule",
+    [(nn.LSTM, "rescale"), (nn.LSTM, "variance"), (nn.GRU, "rescale"), (nn.RNN, "rescale")],
+)
 def test_stacked_series_of_different_lengths_are_those_of_one_at_a_time(layer, rule):
     torch.manual_seed(0)
     model = Recurrent(layer)

@@ -335,7 +335,7 @@ class ReadWholeTensors(TorchFunctionMode):
                 with real_execution():
                     return func(real, *args[1:], **kwargs)
             self.recorder.left_out += not as_text
-        if lists_dimensions(func, args, kwargs):
+        if lists_dimensions(func, args, kwargs) and not self.recorder.is_varying(args):
             listed = self.recorder.with_known_sizes(torch.nonzero(*args[:1]))
             return listed.unbind(1)
         output = func(*args, **kwargs)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from fxshap.runtime.batching import batched_bytes
 from fxshap.runtime.engine import Engine
 from fxshap.runtime.memory import LargestTensor
 from fxshap.runtime.pairs import SampleReferencePairs
-from fxshap.runtime.references import rows_that_fit
+from fxshap.runtime.references import References, rows_that_fit
 
 logger = logging.getLogger("fxshap")
 
@@ -84,6 +85,7 @@ class PairBatches:
         self.count = len(references[0])
         self.explanation = explanation
         self.outputs = outputs
+        self._shared: References | None = None  # those of the last batch, if all batches share them
 
     @property
     def one_at_a_time(self) -> bool:
@@ -151,10 +153,8 @@ class PairBatches:
     def _explain(self, samples: Sequence[Tensor], columns: Tensor) -> Attributions:
         program = self.engine.program
         version = program.bind_weights(self.explanation)
-        inputs = self._inputs(samples)
-        layout = self.engine.find_layout(samples, inputs)
-        rows = None if len(columns) == 1 else len(inputs[0])  # stacked pairs are on one tape
-        references = self.engine.current_references(inputs, layout, version, rows)
+        references = self._references_of(samples, version)
+        layout = self.engine.find_layout(samples, references.inputs)
         pairs = self.engine.pairs(samples, references, layout, averaged=True)
         output = pairs.output()
         check_output_count(output, self.outputs)
@@ -166,6 +166,20 @@ class PairBatches:
         values = explain(pairs, differences, columns, paired)
         bound = len(samples) > program.explained
         return Attributions(values, output, (paired if bound else paired[:1]).mean(1))
+
+    def _references_of(self, samples: Sequence[Tensor], version: tuple[Any, ...]) -> References:
+        """Return the references of a batch: those of the background, for every sample."""
+        engine, shared = self.engine, self._shared
+        rows = len(samples[0]) * self.count
+        if shared is not None and engine.has_references(shared, version):
+            if len(shared.inputs[0]) == rows:
+                return shared
+        inputs = self._inputs(samples)
+        layout = engine.find_layout(samples, inputs)
+        on_tape = None if len(samples[0]) == 1 else rows  # stacked pairs are on one tape
+        references = engine.current_references(inputs, layout, version, on_tape)
+        self._shared = references if len(samples) == engine.program.explained else None
+        return references
 
     def _by_output(
         self,

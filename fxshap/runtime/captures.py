@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -82,7 +82,7 @@ class CaptureCache:
     def _model_key(self) -> tuple[Any, ...]:
         """Return what the model is captured again for: modes, constants and settings."""
         modes = tuple((module, module.training) for module in self.model.modules())
-        return modes, constants_of(self.model), settings_of(self.model, self.state)
+        return modes, constants_of(self.model, self.state), settings_of(self.model, self.state)
 
     def _find(self, kind: Any, tensors: Sequence[Tensor]) -> Any:
         """Return the key of the capture of this kind that holds for the present values."""
@@ -115,17 +115,19 @@ class CaptureCache:
             engine.clear_cache()
 
 
-def constants_of(model: nn.Module) -> tuple[Any, ...]:
+def constants_of(model: nn.Module, state: Set[Attribute]) -> tuple[Any, ...]:
     """Return what identifies the arrays and sparse tensors that modules hold.
 
-    A graph has copies of them.
+    A graph has copies of them. What ``forward`` itself assigns, `state`, does not belong to them.
     """
     keys = []
     for module in model.modules():
         for values in (vars(module), module._buffers, module._parameters):
-            for value in values.values():
+            for name, value in values.items():
                 kind = type(value)
-                if kind not in PLAIN and kind is not dict and is_held(value):
+                if kind in PLAIN or kind is dict or not is_held(value):
+                    continue
+                if not state or (module, name) not in state:
                     keys.append(array_key(value))
     return tuple(keys)
 

@@ -110,6 +110,18 @@ def alike(truths: Sequence[bool], captured: Sequence[bool]) -> bool:
     return set(truths) <= set(captured)
 
 
+def without_repetitions(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the first row if all rows are the same, and otherwise all."""
+    if all(bool((x == x[:1]).all()) for x in inputs):
+        return [x[:1] for x in inputs]
+    return inputs
+
+
+def with_two_rows_at_least(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return a single row twice: models treat it in their own way, as ``squeeze()`` does."""
+    return [torch.cat([x, x]) for x in inputs] if len(inputs[0]) == 1 else inputs
+
+
 class TruthRecorder(TorchDispatchMode):
     """Records the truth values that Python reads, by the user's line.
 

@@ -18,7 +18,11 @@ from fxshap.frontend.outputs import check_finite_outputs
 from fxshap.passes.split_at_layer import ModelPrefix
 from fxshap.runtime.batching import BatchLayout, allclose_to_largest, check_densified, probe_layout
 from fxshap.runtime.budget import Speed, measure_speed, refinement_within_budget
-from fxshap.runtime.decisions import DecisionCheck
+from fxshap.runtime.decisions import (
+    DecisionCheck,
+    with_two_rows_at_least,
+    without_repetitions,
+)
 from fxshap.runtime.exact import ExactGame
 from fxshap.runtime.options import Options
 from fxshap.runtime.pairs import SampleReferencePairs
@@ -249,6 +253,10 @@ class Engine:
                 "arguments by their names"
             ) from error
 
+    def has_references(self, references: References, version: tuple[Any, ...]) -> bool:
+        """Return True if these references are recorded, with the weights as they are."""
+        return self.references is references and self.references_version == version
+
     def current_references(
         self,
         inputs: Sequence[Tensor],
@@ -362,18 +370,6 @@ class Engine:
     def clear_cache(self) -> None:
         """Free the tape and what was computed with it."""
         self.references, self.cache, self.games, self.speed = None, EMPTY_CACHE, {}, None
-
-
-def without_repetitions(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the first row if all rows are the same, and otherwise all."""
-    if all(bool((x == x[:1]).all()) for x in inputs):
-        return [x[:1] for x in inputs]
-    return inputs
-
-
-def with_two_rows_at_least(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return a single row twice: models treat it in their own way, as ``squeeze()`` does."""
-    return [torch.cat([x, x]) for x in inputs] if len(inputs[0]) == 1 else inputs
 
 
 def backward_of_halves(

@@ -89,6 +89,28 @@ def test_calls_of_the_model_change_no_setting():
     assert len(explainable._calls.captures.engines) == 1
 
 
+class Stored(nn.Module):
+    """Activations that are kept as an array, to look at them later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        self.activations = y.detach().numpy()
+        return y
+
+
+def test_arrays_that_the_model_stores_are_no_constants():
+    model = Stored().eval()
+    explainable = fxshap.make_explainable(model)
+    for _ in range(2):
+        model(torch.randn(7, 4))
+        assert_adds_up(model, explainable)
+    assert len(explainable._calls.captures.engines) == 1
+
+
 class Hidden(nn.Module):
     """A hidden state that is kept from call to call."""
 
