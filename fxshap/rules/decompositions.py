@@ -66,6 +66,16 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return product
 
 
+@decomposition(aten.hinge_embedding_loss.default)
+def hinge_embedding_loss(
+    self: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 1
+) -> Tensor:
+    """self where the target is not -1, plus max(margin - self, 0) where it is not 1."""  # noqa: D403
+    near = torch.where(target != -1, self, 0)
+    loss = near + torch.where(target != 1, (margin - self).clamp_min(0), 0)
+    return (loss, loss.mean(), loss.sum())[reduction]
+
+
 @decomposition(aten.cdist.default, aten._cdist_forward.default)
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """The p-norms of the differences of all pairs of points from two sets."""

@@ -27,6 +27,8 @@ INDEX = torch.arange(3 * ROWS).reshape(ROWS, 3) * 5 % 4
 DECOMPOSED = [
     (aten.glu.default, (v(6),), {}),
     (aten.cosine_similarity.default, (v(5), v(5)), {}),
+    (aten.hinge_embedding_loss.default, (v(5), v(5), 0.5, 2), {}),
+    (aten.hinge_embedding_loss.default, (v(3), torch.tensor([1.0, -1.0, 0.5]), 1.0, 0), {}),
     (aten.cdist.default, (v(3, 4), v(2, 4), 1.0, None), {}),
     (aten._cdist_forward.default, (v(3, 4), v(2, 4), 2.0, None), {}),
     (aten.addcdiv.default, (v(5), v(5), v(5, low=0.5)), {"value": 0.3}),
