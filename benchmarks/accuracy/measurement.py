@@ -217,6 +217,8 @@ def measure(
     for name in methods:
         try:
             values = explain(METHODS[name], network, samples, references)
+            if values.shape != exact.shape:
+                raise ValueError(f"attributions of {values.shape[-1]} of {exact.shape[-1]} outputs")
             seconds = (
                 seconds_of_one_more(METHODS[name], network, samples, references)
                 if timed
