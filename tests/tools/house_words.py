@@ -93,7 +93,7 @@ ALLOWED_PROSE = {
     r"tak(?:e|es|ing) (?:place|(?:\S+ ){1,3}?place)|last places?|decimal places?": "idioms",
     r"ends (?:with|there|at)": "the verb",
     r"everywhere and|defined everywhere": "at every point of a function's domain",
-    r"packed sequences?|packed quantized": "kinds of tensors in torch",
+    r"packed (?:sequences?|series|quantized)": "kinds of tensors in torch",
     r"torch says|fxshap \{\w+\} knows": "in messages, of programs",
     r"twins(?:_\w+)?(?=\s+\|)": "networks of timm",
     r"walked, ran|\"Walking\"": "what people do",
