@@ -25,12 +25,17 @@ import torch
 from torch import Tensor
 
 from fxshap.rules.core.caching import cached_between
-from fxshap.rules.core.generic import GAUSS_LEGENDRE
 from fxshap.rules.core.operation import Operation
 from fxshap.rules.core.registry import RULES, Rule, Tensors, find_rule
 from fxshap.rules.core.shapes import reduced_dims, restore_dims
 from fxshap.rules.smoothed_activations import MAX_RATIO, finite_change, inner_function
-from fxshap.rules.smoothed_maxima import MAX_SIZE, with_rest
+from fxshap.rules.smoothed_maxima import (
+    MAX_SIZE,
+    mean_slopes,
+    over_dims,
+    with_moments,
+    with_rest,
+)
 from fxshap.rules.softmax import (
     LARGE_CHANGE,
     change_of_logsumexp,
@@ -62,26 +67,19 @@ def of_logits_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """logsumexp: S and T; log_softmax: g - S sum(g) and -T sum(g)."""
-    (r, *_), (x, v, *shifts), function = reference, sample, inner_function(operation)
-    x, v = x.expand_as(r), v.expand_as(r)
-    shift = shifts[0].expand_as(r) if shifts else torch.zeros_like(r)
+    r, x, v, shift = with_moments(reference, sample)
+    function, no_multipliers = inner_function(operation), [None] * (len(sample) - 2)
     dims = reduced_dims(function, r)
-    last = list(range(r.dim() - len(dims), r.dim()))
-    shape = r.movedim(dims, last).shape
-
-    def of_dims() -> tuple[Tensor, Tensor]:
-        of_slices = (value.movedim(dims, last).flatten(last[0]) for value in (r, x, v, shift))
-        of_mean, of_variance = (
-            slope.reshape(shape).movedim(last, dims)
-            for slope in smoothed_logsumexp_multipliers(*of_slices)
-        )
-        return of_mean, of_variance
-
-    of_mean, of_variance = cached_between(operation, reference[0], sample[0], of_dims)
+    of_mean, of_variance = cached_between(
+        operation,
+        reference[0],
+        sample[0],
+        lambda: over_dims(smoothed_logsumexp_multipliers, dims, r, x, v, shift),
+    )
     target: Any = function.target
     if target.overloadpacket in LOGSUMEXP:
         grad = restore_dims(function, grad, dims)
-        return (grad * of_mean, grad * of_variance, *[None] * len(shifts))
+        return (grad * of_mean, grad * of_variance, *no_multipliers)
     rule = find_rule(target)
     assert rule is not None and rule.backward is not None
     (plain,) = rule.backward(function, (r,), (x,), grad)
@@ -89,7 +87,7 @@ def of_logits_rule(
     total = grad.sum(dims, keepdim=True)
     smoothed = (of_variance != 0).any(dims[0], keepdim=True)
     of_sum = torch.where(smoothed, (grad - of_mean * total).to(r.dtype), plain)
-    return (of_sum, (-of_variance * total).to(r.dtype), *[None] * len(shifts))
+    return (of_sum, (-of_variance * total).to(r.dtype), *no_multipliers)
 
 
 def smoothed_logsumexp_multipliers(
@@ -110,10 +108,7 @@ def smoothed_logsumexp_multipliers(
     plain, required = logsumexp_secant(r, x, *terms), change_of_logsumexp(*terms)
     if r.shape[-1] > MAX_SIZE:
         return plain, torch.zeros_like(plain)
-    change, slopes = finite_change(r, x), torch.zeros_like(plain)
-    for t, weight in GAUSS_LEGENDRE:
-        mean = torch.where(r == x, r, torch.lerp(r, x, t)) + 4 * t * (1 - t) * shift
-        slopes += weight * mean_softmax(mean, t * (1 - t) * v)
+    change, slopes = finite_change(r, x), mean_slopes(mean_softmax, r, x, v, shift)
     near = (required.abs() <= LARGE_CHANGE) & (v.amax(-1, keepdim=True) <= LARGE_CHANGE**2)
     largest = torch.where(near, MAX_RATIO * (1 + required.abs()), -1.0)
     return with_rest(slopes, plain, change, v, required, largest)

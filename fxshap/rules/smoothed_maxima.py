@@ -68,9 +68,8 @@ def maximum_rule(
     operation: Operation, reference: Tensors, sample: Tensors, grad: Any
 ) -> tuple[Tensor | None, ...]:
     """S for the argument of the maximum and T for its variance."""
-    (r, *_), (x, v, *shifts), function = reference, sample, inner_function(operation)
-    x, v = x.expand_as(r), v.expand_as(r)
-    shift = shifts[0].expand_as(r) if shifts else torch.zeros_like(r)
+    r, x, v, shift = with_moments(reference, sample)
+    function, no_multipliers = inner_function(operation), [None] * (len(sample) - 2)
     sign, grad = REDUCTIONS.get(function.target), values_grad(grad)
     if sign is None:
         windows = windows_of(function, r, grad)
@@ -82,25 +81,49 @@ def maximum_rule(
 
         slopes = cached_between(operation, reference[0], sample[0], of_windows)
         grads = [windows.backward(slope, grad, r.shape) for slope in slopes]
-        return (*grads, *[None] * len(shifts))
+        return (*grads, *no_multipliers)
     dims = reduced_dims(function, r)
-    last = list(range(r.dim() - len(dims), r.dim()))
-    shape = r.movedim(dims, last).shape
 
     def of_dims() -> tuple[Tensor, Tensor]:
-        of_slices = (
-            value.movedim(dims, last).flatten(last[0])
-            for value in (sign * r, sign * x, v, sign * shift)
-        )
-        of_mean, of_variance = (
-            slope.reshape(shape).movedim(last, dims)
-            for slope in smoothed_max_multipliers(*of_slices)
-        )
+        values = sign * r, sign * x, v, sign * shift
+        of_mean, of_variance = over_dims(smoothed_max_multipliers, dims, *values)
         return of_mean, sign * of_variance
 
     slopes = cached_between(operation, reference[0], sample[0], of_dims)
     grad = restore_dims(function, grad, dims)
-    return (*(grad * slope for slope in slopes), *[None] * len(shifts))
+    return (*(grad * slope for slope in slopes), *no_multipliers)
+
+
+def with_moments(reference: Tensors, sample: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both endpoints of an argument, its variance and its shift, in one shape."""
+    (r, *_), (x, v, *shifts) = reference, sample
+    shift = shifts[0].expand_as(r) if shifts else torch.zeros_like(r)
+    return r, x.expand_as(r), v.expand_as(r), shift
+
+
+def over_dims(
+    multipliers: Callable[..., tuple[Tensor, Tensor]], dims: list[int], *values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return S and T over some dimensions, by a function of the last dimension of values."""
+    count = values[0].dim()
+    last = list(range(count - len(dims), count))
+    shape = values[0].movedim(dims, last).shape
+    slices = (value.movedim(dims, last).flatten(last[0]) for value in values)
+    of_mean, of_variance = (
+        slope.reshape(shape).movedim(last, dims) for slope in multipliers(*slices)
+    )
+    return of_mean, of_variance
+
+
+def mean_slopes(
+    slopes: Callable[[Tensor, Tensor], Tensor], r: Tensor, x: Tensor, v: Tensor, shift: Tensor
+) -> Tensor:
+    """Return ``slopes(mean, variance)``, averaged over the share t of the terms switched."""
+    total = torch.zeros_like(r)
+    for t, weight in GAUSS_LEGENDRE:
+        mean = torch.where(r == x, r, torch.lerp(r, x, t)) + 4 * t * (1 - t) * shift
+        total += weight * slopes(mean, t * (1 - t) * v)
+    return total
 
 
 def smoothed_max_multipliers(
@@ -120,10 +143,7 @@ def smoothed_max_multipliers(
     game = max_multiplier(r, x)
     if r.shape[-1] > MAX_SIZE:
         return game, torch.zeros_like(game)
-    change, slopes = finite_change(r, x), torch.zeros_like(game)
-    for t, weight in GAUSS_LEGENDRE:
-        mean = torch.where(r == x, r, torch.lerp(r, x, t)) + 4 * t * (1 - t) * shift
-        slopes += weight * chances(mean, t * (1 - t) * v)
+    change, slopes = finite_change(r, x), mean_slopes(chances, r, x, v, shift)
     y_r, y_x = r.amax(-1, keepdim=True), x.amax(-1, keepdim=True)
     required = torch.where(y_r == y_x, 0.0, y_x - y_r)
     largest = MAX_RATIO * (1 + torch.maximum(y_r.abs(), y_x.abs()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import captum.attr
 import numpy as np
@@ -39,6 +40,20 @@ class Applied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.linear(x)).flatten(1)
+
+
+def powers(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:
+    """Draw numbers from 10^low to 10^high, in float64."""
+    exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return 10**exponents
+
+
+def signed_powers(
+    shape: tuple[int, ...], generator: torch.Generator, low: float, high: float
+) -> Tensor:
+    """Draw such numbers with random signs."""
+    sizes = powers(shape, generator, low, high)
+    return sizes * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
 
 
 def moments_of(model: nn.Module, x: Tensor, r: Tensor) -> list[Tensor]:
@@ -143,11 +158,7 @@ def test_activations_add_up_at_any_two_ends_and_moments(
     count = 4000
     # Constant arguments of a case may be tensors of its own shape.
     shape = (count, *case.args[0].shape)
-
-    def draw(low: float, high: float) -> Tensor:
-        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-        return 10**exponents
-
+    draw = partial(powers, shape, generator)
     sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
     r = (sign * draw(-42, 30)).to(dtype)
     x = torch.where(torch.rand(shape, generator=generator) < 0.5, r, -r / 3)
@@ -272,10 +283,7 @@ def test_maxima_add_up_at_any_two_ends_and_variances(size: int, dtype: torch.dty
     """From denormal numbers to 1e30, close and far, at ties, with padding and without variance."""
     generator = torch.Generator().manual_seed(0)
     shape = (2000, size)
-
-    def draw(low: float, high: float) -> Tensor:
-        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-        return 10**exponents * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+    draw = partial(signed_powers, shape, generator)
 
     r, x = draw(-42, 30), draw(-42, 30)
     r[:1000], x[:1000] = draw(-3, 3)[:1000], draw(-3, 3)[:1000]
@@ -314,10 +322,7 @@ def test_functions_of_logits_add_up_at_any_two_ends_and_moments(
     """Close and far, at equal logits, with masked ones and with moments small and large."""
     generator = torch.Generator().manual_seed(0)
     shape = (2000, size)
-
-    def draw(low: float, high: float) -> Tensor:
-        exponents = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-        return 10**exponents * (torch.randint(0, 2, shape, generator=generator) * 2 - 1)
+    draw = partial(signed_powers, shape, generator)
 
     r, x = draw(-12, 2), draw(-12, 2)
     x[:100], x[100:400] = r[:100], r[100:400] + draw(-12, 2)[100:400]
