@@ -233,9 +233,11 @@ class ModelCalls:
             The explained inputs of the references.
         """
         groups = samples.rows_by_bound()
+        if len(groups) == 1:
+            return groups
         firsts = samples.take([rows[0] for rows in groups])
         engine = self._sample_engine(samples, self._references(samples, background))
-        if len(groups) == 1 or engine.computes_each_row(firsts.tensors):
+        if engine.computes_each_row(firsts.tensors):
             return [list(range(len(samples.tensors[0])))]
         return groups
 
